@@ -1,0 +1,212 @@
+from generated.understudy.wal.v1 import entry_pb2 as _entry_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Completeness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPLETENESS_UNSPECIFIED: _ClassVar[Completeness]
+    COMPLETENESS_EMPTY: _ClassVar[Completeness]
+    COMPLETENESS_HYDRATING: _ClassVar[Completeness]
+    COMPLETENESS_COMPLETE: _ClassVar[Completeness]
+    COMPLETENESS_STALE: _ClassVar[Completeness]
+COMPLETENESS_UNSPECIFIED: Completeness
+COMPLETENESS_EMPTY: Completeness
+COMPLETENESS_HYDRATING: Completeness
+COMPLETENESS_COMPLETE: Completeness
+COMPLETENESS_STALE: Completeness
+
+class AttachRequest(_message.Message):
+    __slots__ = ("last_seq", "log_id")
+    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    last_seq: int
+    log_id: str
+    def __init__(self, last_seq: _Optional[int] = ..., log_id: _Optional[str] = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("applied_seq", "rewound")
+    APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    REWOUND_FIELD_NUMBER: _ClassVar[int]
+    applied_seq: int
+    rewound: bool
+    def __init__(self, applied_seq: _Optional[int] = ..., rewound: _Optional[bool] = ...) -> None: ...
+
+class PrepareRequest(_message.Message):
+    __slots__ = ("method", "request")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    request: bytes
+    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class PrepareResponse(_message.Message):
+    __slots__ = ("code", "details", "resolved")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    details: str
+    resolved: _containers.RepeatedCompositeFieldContainer[_entry_pb2.Operation]
+    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., resolved: _Optional[_Iterable[_Union[_entry_pb2.Operation, _Mapping]]] = ...) -> None: ...
+
+class ApplyRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ...) -> None: ...
+
+class LogEntry(_message.Message):
+    __slots__ = ("seq", "synced", "entry")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    SYNCED_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    synced: bool
+    entry: _entry_pb2.Entry
+    def __init__(self, seq: _Optional[int] = ..., synced: _Optional[bool] = ..., entry: _Optional[_Union[_entry_pb2.Entry, _Mapping]] = ...) -> None: ...
+
+class ApplyResponse(_message.Message):
+    __slots__ = ("results", "applied_seq")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[Applied]
+    applied_seq: int
+    def __init__(self, results: _Optional[_Iterable[_Union[Applied, _Mapping]]] = ..., applied_seq: _Optional[int] = ...) -> None: ...
+
+class Applied(_message.Message):
+    __slots__ = ("seq", "code", "details", "reply")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    code: int
+    details: str
+    reply: bytes
+    def __init__(self, seq: _Optional[int] = ..., code: _Optional[int] = ..., details: _Optional[str] = ..., reply: _Optional[bytes] = ...) -> None: ...
+
+class ImportCatalogueRequest(_message.Message):
+    __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole")
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    collections: _containers.RepeatedCompositeFieldContainer[RemoteCollection]
+    aliases: _containers.RepeatedCompositeFieldContainer[RemoteAlias]
+    remote_version: str
+    since_seq: int
+    whole: bool
+    def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ...) -> None: ...
+
+class RemoteCollection(_message.Message):
+    __slots__ = ("name", "info")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    info: bytes
+    def __init__(self, name: _Optional[str] = ..., info: _Optional[bytes] = ...) -> None: ...
+
+class RemoteAlias(_message.Message):
+    __slots__ = ("alias", "collection")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    collection: str
+    def __init__(self, alias: _Optional[str] = ..., collection: _Optional[str] = ...) -> None: ...
+
+class ImportCatalogueResponse(_message.Message):
+    __slots__ = ("wanted",)
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    wanted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, wanted: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ImportPageRequest(_message.Message):
+    __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SINGLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    page: bytes
+    first: bytes
+    after: bytes
+    since_seq: int
+    single_ids: bool
+    absent: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ImportPageResponse(_message.Message):
+    __slots__ = ("imported", "removed", "skipped")
+    IMPORTED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    imported: int
+    removed: int
+    skipped: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, imported: _Optional[int] = ..., removed: _Optional[int] = ..., skipped: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SetCompletenessRequest(_message.Message):
+    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESUME_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    completeness: Completeness
+    as_of_seq: int
+    resume_at: bytes
+    expected_points: int
+    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ...) -> None: ...
+
+class SetCompletenessResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("applied_seq", "collections", "catalogue_known", "remote_version", "pid")
+    APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    applied_seq: int
+    collections: _containers.RepeatedCompositeFieldContainer[CollectionState]
+    catalogue_known: bool
+    remote_version: str
+    pid: int
+    def __init__(self, applied_seq: _Optional[int] = ..., collections: _Optional[_Iterable[_Union[CollectionState, _Mapping]]] = ..., catalogue_known: _Optional[bool] = ..., remote_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class CollectionState(_message.Message):
+    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
+    INDEX_LAG_FIELD_NUMBER: _ClassVar[int]
+    RESUME_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    completeness: Completeness
+    points: int
+    as_of_seq: int
+    index_lag: int
+    resume_at: bytes
+    expected_points: int
+    index_state: str
+    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ...) -> None: ...

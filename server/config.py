@@ -1,0 +1,343 @@
+"""Every setting and every limit, frozen, with its unit in the name.
+
+Promises: defaults < YAML file < environment < flags, each value with the place it came from; an unknown key or a value
+out of range is a `ConfigError` that names the key and the place. Does not promise to re-read anything while running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from server.errors import ConfigError
+
+MIB = 1024 * 1024
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """`30s`, `500ms`, `5m`, `2h`, `7d` or a plain number of seconds."""
+    if isinstance(value, str):
+        text = value.strip()
+        for unit in sorted(_UNITS, key=len, reverse=True):
+            number = text.removesuffix(unit)
+            if number != text:
+                try:
+                    return float(number) * _UNITS[unit]
+                except ValueError:
+                    break
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=10 * 365 * 86400)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LocalReads(Enum):
+    """What a read offline gets when the replica does not hold the whole collection."""
+
+    BEST_EFFORT = "best_effort"
+    COMPLETE_ONLY = "complete_only"
+
+
+class StaleWarning(Enum):
+    """Where the warning of a local answer goes: trailing metadata only, or into each payload as well."""
+
+    METADATA = "metadata"
+    PAYLOAD = "payload"
+
+
+class QuarantinePolicy(Enum):
+    """What happens to later entries that touch a quarantined point."""
+
+    CAUSAL = "causal"
+    SKIP = "skip"
+    HALT = "halt"
+
+
+class Compression(Enum):
+    """How answers to clients are compressed, when the client accepts it."""
+
+    NONE = "none"
+    GZIP = "gzip"
+
+
+class Fallback(Section):
+    """The local side: replica and log."""
+
+    enabled: bool = Field(True, description="Step in when Qdrant is away; off = a plain proxy")
+    local_path: Path = Field(Path(".understudy/store"), description="Directory of the replica")
+    wal_path: Path = Field(Path(".understudy/wal"), description="Directory of the write-ahead log")
+    health_check_interval: Seconds = Field(30.0, description="The slow, periodic ping of Qdrant")
+    sync_on_connect: bool = Field(True, description="Replay as soon as Qdrant is back; off = `understudy sync` does it")
+    wal_retention_days: float = Field(7.0, ge=0, description="Synced entries are kept this many days")
+
+
+class VectorStore(Section):
+    """Qdrant, and what stands in for it."""
+
+    provider: str = Field("qdrant", pattern="^qdrant$", description="Only qdrant")
+    url: str | None = Field(None, description="Qdrant's gRPC address; none = a local store that syncs once one is set")
+    api_key: SecretStr | None = Field(None, description="Key for Understudy's own calls: probe, hydration, replay")
+    ca_path: Path | None = Field(None, description="CA file for https:// upstreams; none = the system's")
+    fallback: Fallback = Fallback()
+
+
+class Edge(Section):
+    """The gRPC port that clients see."""
+
+    max_message_bytes: int = Field(-1, ge=-1, description="Largest message either way; -1 = unlimited, as Qdrant")
+    compression: Compression = Field(Compression.NONE, description="Compression of answers")
+    shutdown_grace_seconds: Seconds = Field(10.0, description="Calls in flight get this long at SIGTERM")
+    tls_cert_path: Path | None = Field(None, description="Certificate chain (PEM); none = plain text")
+    tls_key_path: Path | None = Field(None, description="Private key (PEM) of the certificate")
+
+
+class Health(Section):
+    """How Understudy decides that Qdrant is up."""
+
+    probe_interval_seconds: Seconds = Field(1.0, gt=0, description="Time between fast probes")
+    probe_timeout_seconds: Seconds = Field(1.0, gt=0, description="A probe that takes longer has failed")
+    fall: PositiveInt = Field(3, description="Failed probes in a row until Qdrant counts as down")
+    rise: PositiveInt = Field(2, description="Good probes in a row until it counts as up again")
+    dwell_seconds: Seconds = Field(
+        1.0, description="Least time between coming up and the last change, against flapping"
+    )
+    backoff_max_seconds: Seconds = Field(5.0, le=5, description="Longest pause between attempts to reconnect")
+    lag_tolerance_seconds: Seconds = Field(0.5, description="A probe that failed while we ran this late does not count")
+
+
+class Wal(Section):
+    """Limits of the log."""
+
+    segment_bytes: PositiveInt = Field(64 * MIB, description="A segment is closed past this size")
+    total_bytes: PositiveInt = Field(4096 * MIB, description="Past this size new offline writes are refused")
+    entry_bytes: PositiveInt = Field(10_000_000, description="Largest entry")
+    entry_points: PositiveInt = Field(10_000, description="Most points in one entry")
+    queue_entries: PositiveInt = Field(4096, description="Most writers waiting for one fsync")
+
+
+class Replay(Section):
+    """Bringing the log to Qdrant."""
+
+    breaker_failures: PositiveInt = Field(5, description="Transient failures in a row that open the breaker")
+    breaker_open_seconds: Seconds = Field(300.0, description="How long it stays open")
+    retry_initial_seconds: Seconds = Field(0.2, gt=0, description="First pause after a transient failure")
+    retry_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause after a transient failure")
+    call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One replayed entry may take this long")
+    queue_limit: PositiveInt = Field(100, description="Sync requests that may wait")
+    quarantine_policy: QuarantinePolicy = Field(QuarantinePolicy.CAUSAL, description="Followers of a refused entry")
+    barrier_seconds: Seconds = Field(0.1, gt=0, le=1, description="Longest pause of writes at the end of a drain")
+
+
+class Replica(Section):
+    """The stand-in for Qdrant."""
+
+    local_reads: LocalReads = Field(LocalReads.BEST_EFFORT, description="Answers from an incomplete collection")
+    exact_below_bytes: int = Field(10_000_000, ge=0, description="Vectors of a collection below this: exact search")
+    index: bool = Field(True, description="Keep a Chroma index for larger collections")
+    index_batch_points: PositiveInt = Field(200, le=5000, description="Points per write into the index")
+    restart_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause between restarts of the process")
+    mirror_queue_entries: PositiveInt = Field(10_000, description="Entries the replica may lag behind the log")
+    apply_batch_entries: PositiveInt = Field(256, description="Entries applied in one transaction")
+    response_max_points: PositiveInt = Field(1_000_000, description="Most points in one local answer")
+
+
+class Hydrate(Section):
+    """Copying what was in Qdrant before."""
+
+    enabled: bool = Field(True, description="Copy in the background")
+    collections: tuple[str, ...] = Field((), description="Only these; empty = all")
+    max_points: int = Field(5_000_000, ge=0, description="Collections with more points are left out and say so")
+    page_points: PositiveInt = Field(256, le=10_000, description="Points per page")
+    points_per_second: int = Field(5000, ge=0, description="Rate limit; 0 = none")
+
+
+class Tenancy(Section):
+    """Many tenants behind one proxy."""
+
+    enabled: bool = Field(False, description="Demand a tenant on every call and confine the call to it")
+    metadata_key: str = Field("x-tenant-id", description="Metadata key that names the tenant")
+    payload_key: str = Field("tenant_id", min_length=1, description="Payload key that holds the tenant")
+    max_length: PositiveInt = Field(128, description="Longest tenant name")
+
+
+class Scrub(Section):
+    """Secrets that must not reach the disk."""
+
+    enabled: bool = Field(True, description="Redact what the rules find")
+    rules_path: Path | None = Field(None, description="More rules, in gitleaks' TOML format")
+
+
+class Keys(Section):
+    """Who may call while Qdrant cannot check."""
+
+    api_key: SecretStr | None = Field(None, description="Key that Understudy accepts offline")
+    read_only_api_key: SecretStr | None = Field(None, description="Key that may only read offline")
+
+
+class Responses(Section):
+    """What local answers carry."""
+
+    stale_warning: StaleWarning = Field(StaleWarning.METADATA, description="Where the stale warning goes")
+
+
+class LogFormat(Enum):
+    """Shape of log lines."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class Logs(Section):
+    """Log lines on stderr."""
+
+    level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level shown")
+    format: LogFormat = Field(LogFormat.CONSOLE, description="For people or for machines")
+
+
+class Tracing(Section):
+    """OpenTelemetry traces; where they go is set by the standard OTEL_* variables."""
+
+    enabled: bool = Field(True, description="Make spans when an OTLP endpoint is set")
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of traces kept; a sampled caller is always followed"
+    )
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    listen: str = Field("127.0.0.1:6334", description="HOST:PORT for Qdrant clients; port 0 picks one")
+    admin: str | None = Field("127.0.0.1:6335", description="HOST:PORT of status page and metrics; none = off")
+    vectorstore: VectorStore = VectorStore()
+    edge: Edge = Edge()
+    health: Health = Health()
+    wal: Wal = Wal()
+    replay: Replay = Replay()
+    replica: Replica = Replica()
+    hydrate: Hydrate = Hydrate()
+    tenancy: Tenancy = Tenancy()
+    scrub: Scrub = Scrub()
+    keys: Keys = Keys()
+    responses: Responses = Responses()
+    logs: Logs = Logs()
+    tracing: Tracing = Tracing()
+
+
+# Names of the seed product, read as aliases of ours.
+SEED_NAMES: Mapping[str, str] = {
+    "CONTEXTD_FALLBACK_ENABLED": "vectorstore.fallback.enabled",
+    "CONTEXTD_FALLBACK_LOCAL_PATH": "vectorstore.fallback.local_path",
+    "CONTEXTD_FALLBACK_WAL_PATH": "vectorstore.fallback.wal_path",
+    "CONTEXTD_FALLBACK_HEALTH_INTERVAL": "vectorstore.fallback.health_check_interval",
+    "CONTEXTD_FALLBACK_SYNC_ON_CONNECT": "vectorstore.fallback.sync_on_connect",
+    "CONTEXTD_FALLBACK_WAL_RETENTION_DAYS": "vectorstore.fallback.wal_retention_days",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and, for each key path, where its value came from: `default`, `file F`, `environment V` or `flag`."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key as (path, description), such as `wal.segment_bytes`."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from key_paths(field.annotation, f"{path}.")
+        else:
+            yield path, field.description or ""
+
+
+def environment_name(path: str) -> str:
+    """The environment variable of a key: `wal.segment_bytes` → `UNDERSTUDY_WAL_SEGMENT_BYTES`."""
+    return "UNDERSTUDY_" + path.replace(".", "_").upper()
+
+
+def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    """Merge the four layers. `flags` maps key paths to values; None means that the flag was not given.
+
+    Raises ConfigError for an unreadable file, an unknown key or a bad value, naming key and place.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {path: "default" for path, _ in key_paths()}
+    for path, value, source in _layers(file, environment, flags):
+        if path not in sources:
+            raise ConfigError(f"unknown setting `{path}` ({source})")
+        values[path] = value
+        sources[path] = source
+    try:
+        settings = Settings.model_validate(_nested(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"bad value for `{path}` ({sources.get(path, 'file')}): {first['msg']}") from error
+    return Loaded(settings, sources)
+
+
+def _layers(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, str]]:
+    if file is not None:
+        yield from ((path, value, f"file {file}") for path, value in _flat(_read_yaml(file)))
+    known = {environment_name(path): path for path, _ in key_paths()}
+    for name, path in {**SEED_NAMES, **known}.items():
+        if name in environment:
+            yield path, _from_environment(path, environment[name]), f"environment {name}"
+    yield from ((path, value, "flag") for path, value in flags.items() if value is not None)
+
+
+def _from_environment(path: str, text: str) -> Any:
+    if path == "hydrate.collections":
+        return tuple(name for name in text.split(",") if name)
+    return None if text == "" else text
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration file {file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {file} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration file {file} must hold a mapping, got {type(content).__name__}")
+    return content
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
