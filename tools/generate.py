@@ -15,6 +15,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE_IMPORT = re.compile(r"^import (\w+_pb2) as (\S+)$", re.MULTILINE)
+# An enum value of Qdrant's is called `None`, which no stub file can declare.
+UNDECLARABLE = re.compile(r"^ *None: .*\n", re.MULTILINE)
 UNDERSTUDY_IMPORT = re.compile(r"^from understudy\.", re.MULTILINE)
 UNDERSTUDY_MODULE = re.compile(r"^import understudy\.", re.MULTILINE)
 WELL_KNOWN = str(Path(grpc_tools.__file__).parent / "_proto")
@@ -33,6 +35,7 @@ def relative_imports(out: Path) -> None:
     for path in sorted([*out.rglob("*_pb2.py"), *out.rglob("*_pb2.pyi"), *out.rglob("*_pb2_grpc.py")]):
         text = path.read_text()
         text = BARE_IMPORT.sub(r"from . import \1 as \2", text)
+        text = UNDECLARABLE.sub("", text)
         text = UNDERSTUDY_IMPORT.sub("from generated.understudy.", text)
         text = UNDERSTUDY_MODULE.sub("import generated.understudy.", text)
         path.write_text(text)
