@@ -1,0 +1,213 @@
+"""The SQLite store: transactions, snapshots, ids in order, counters, files."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.clock import SystemClock
+from server.errors import DataDirUnusable
+from server.replica.store import Changes, Collection, Record, Store
+
+
+def number(value: int) -> bytes:
+    return b"\x00" + value.to_bytes(8, "big")
+
+
+def uuid(byte: int) -> bytes:
+    return b"\x01" + bytes([byte]) * 16
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "store", SystemClock())
+    yield opened
+    opened.close()
+
+
+def make(store: Store, name: str = "c") -> int:
+    with store.transaction() as tx:
+        return tx.save_collection(Collection(name, b"config")).cid
+
+
+def records(*values: int) -> list[Record]:
+    return [Record(number(value), b"p%d" % value, b"v%d" % value) for value in values]
+
+
+def test_points_round_trip_in_id_order(store: Store) -> None:
+    cid = make(store)
+    mixed = [Record(uuid(1), b"u"), *records(300, 2, 1 << 63)]
+    with store.transaction() as tx:
+        tx.put(cid, mixed)
+        assert tx.count(cid) == 4
+    assert [record.key for record in store.scan(cid)] == [number(2), number(300), number(1 << 63), uuid(1)]
+    assert [record.key for record in store.scan(cid, number(2), 2)] == [number(300), number(1 << 63)]
+    assert [record.key for record in store.scan(cid, start=number(300), limit=1)] == [number(300)]
+    assert store.fetch(cid, [number(2), number(7)]) == {number(2): Record(number(2), b"p2", b"v2")}
+    assert store.fetch(cid, [number(2)], vectors=False)[number(2)] == Record(number(2), b"p2", b"")
+    assert store.fetch(cid, [number(2)], payload=False)[number(2)] == Record(number(2), b"", b"v2")
+    assert store.range_keys(cid, number(3), uuid(0)) == [number(300), number(1 << 63)]
+    assert store.range_keys(cid, None, number(300)) == [number(2)]
+    assert list(store.keys(cid, page=2)) == [number(2), number(300), number(1 << 63), uuid(1)]
+    assert store.has(cid, [number(2), number(3)]) == {number(2)}
+
+
+def test_counts_follow_replacing_and_removing(store: Store) -> None:
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(1, 2, 3))
+        tx.put(cid, records(3, 4))
+    assert store.count(cid) == 4
+    with store.transaction() as tx:
+        assert tx.remove(cid, [number(4), number(9)]) == 1
+    assert store.count(cid) == 3
+    assert store.collection("c") is not None and store.collection("c").points == 3  # type: ignore[union-attr]
+
+
+def test_many_keys_in_one_call(store: Store) -> None:
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(*range(2000)))
+    assert len(store.fetch(cid, [number(value) for value in range(2000)])) == 2000
+    with store.transaction() as tx:
+        assert tx.remove(cid, [number(value) for value in range(1500)]) == 1500
+    assert store.count(cid) == 500
+
+
+def test_rollback_leaves_nothing(store: Store) -> None:
+    cid = make(store)
+    seen: list[Changes] = []
+    store.on_commit(seen.append)
+    with pytest.raises(ValueError, match="boom"), store.transaction() as tx:
+        tx.put(cid, records(1))
+        tx.set_applied_seq(7)
+        raise ValueError("boom")
+    assert (store.count(cid), store.applied_seq, seen) == (0, 0, [])
+
+
+def test_hooks_get_what_changed(store: Store) -> None:
+    cid, other = make(store), make(store, "other")
+    seen: list[Changes] = []
+    store.on_commit(seen.append)
+    with store.transaction() as tx:
+        tx.put(cid, records(1))
+        tx.remove(cid, [number(2)])
+        tx.save_schema(other, "f", b"s")
+    with store.transaction() as tx:
+        tx.put(cid, records(5))
+        tx.drop_collection(cid)
+    assert seen[0].touched == {cid: frozenset([number(1), number(2)])}
+    assert seen[0].reshaped == frozenset([other])
+    assert seen[0].revisions == {cid: 2, other: 2}
+    assert seen[1].dropped == frozenset([cid]) and not seen[1].touched
+
+
+def test_a_snapshot_does_not_move(store: Store) -> None:
+    cid = make(store)
+
+    def write() -> None:
+        with store.transaction() as tx:
+            tx.put(cid, records(1))
+
+    with store.snapshot():
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        with store.snapshot():
+            assert store.count(cid) == 0
+    assert store.count(cid) == 1
+
+
+def test_collections_aliases_and_schema(store: Store) -> None:
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.set_alias("a", "c")
+        tx.set_alias("b", "c")
+        assert not tx.save_schema(cid, "x.y", b"one")
+        assert tx.save_schema(cid, "x.y", b"two")
+        tx.set_completeness(cid, 3, as_of_seq=9, resume_at=b"r", expected_points=4)
+        tx.set_meta("log_id", "L")
+    found = store.collection("a")
+    assert found is not None and found == store.collection("c")
+    assert (found.schema, found.completeness, found.as_of_seq, found.resume_at) == ({"x.y": b"two"}, 3, 9, b"r")
+    assert store.aliases() == {"a": "c", "b": "c"}
+    assert store.meta("log_id") == "L" and store.meta("never") == ""
+    with store.transaction() as tx:
+        assert tx.delete_alias("b") and not tx.delete_alias("b")
+        tx.save_schema(cid, "x.y", None)
+    assert store.collection("b") is None
+    assert store.collection("c").schema == {}  # type: ignore[union-attr]
+    with pytest.raises(sqlite3.IntegrityError), store.transaction() as tx:
+        tx.save_collection(Collection("c", b""))
+
+
+def test_a_dropped_collection_comes_back_empty_and_its_points_go(store: Store) -> None:
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(*range(1200)))
+        tx.set_alias("a", "c")
+    with store.transaction() as tx:
+        tx.drop_collection(cid)
+    assert store.collection("c") is None and store.collection("a") is None and store.aliases() == {}
+    again = make(store)
+    assert again != cid and store.count(again) == 0 and store.scan(again) == []
+    while store.purge(100):
+        pass
+    assert store.connection().execute(
+        "SELECT (SELECT count(*) FROM points), (SELECT count(*) FROM vectors)"
+    ).fetchone() == (
+        0,
+        0,
+    )
+
+
+def test_survives_reopening(tmp_path: Path) -> None:
+    store = Store(tmp_path, SystemClock())
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(1))
+        tx.set_applied_seq(12)
+    store.close()
+    store.close()
+    store = Store(tmp_path, SystemClock())
+    assert (store.applied_seq, store.count(cid), store.recovered) == (12, 1, "")
+    store.close()
+
+
+def test_files_are_private(store: Store, tmp_path: Path) -> None:
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(1))
+    directory = tmp_path / "store"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+    assert set(modes) >= {"lock", "replica.sqlite", "replica.sqlite-wal"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_one_process_holds_the_directory(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataDirUnusable, match="another process"):
+        Store(tmp_path / "store", SystemClock())
+
+
+def test_a_damaged_file_is_kept_and_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path, SystemClock())
+    make(store)
+    store.close()
+    (tmp_path / "replica.sqlite").write_bytes(b"not a database, " * 1000)
+    store = Store(tmp_path, SystemClock())
+    assert "damaged" in store.recovered and store.collections() == []
+    kept = [path for path in tmp_path.iterdir() if ".corrupted." in path.name]
+    assert len(kept) == 1 and kept[0].read_bytes().startswith(b"not a database")
+    store.close()
+
+
+def test_unusable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataDirUnusable):
+        Store(tmp_path / "file" / "below", SystemClock())
