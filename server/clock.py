@@ -1,7 +1,7 @@
 """Time as an argument.
 
-Promises: the only module that reads the clocks of the machine. Does not promise that wall time never steps back; nothing
-but display and retention uses it.
+Promises: the only module that reads the clocks of the machine. Does not promise that wall time never steps back;
+nothing but display and retention uses it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""PURE. From a write request to the entries that the log holds.
+
+Promises: an online write that is larger than one entry may be is split into entries that together do the same, where
+that is provable (an Upsert by its points); anything else past the limit is left to the log, which refuses it. Does no
+I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
+from generated.qdrant import points_pb2
+from generated.understudy.wal.v1 import entry_pb2
+from server.rpc import Method
+
+# Room for the fields of an entry beside its request.
+_ENVELOPE_BYTES = 4096
+
+
+def pending_entry(
+    row: Method,
+    request: Message,
+    body: bytes,
+    *,
+    resolved: Sequence[entry_pb2.Operation],
+    maybe_applied: bool,
+    tenant: str,
+) -> entry_pb2.Entry:
+    """The entry of a write that Qdrant has yet to see. `body` is the scrubbed request."""
+    entry = _entry(row, request, body, tenant)
+    entry.resolved.extend(resolved)
+    entry.maybe_applied = maybe_applied
+    return entry
+
+
+def synced_entries(
+    row: Method, request: Message, body: bytes, *, tenant: str, entry_bytes: int, entry_points: int
+) -> list[entry_pb2.Entry]:
+    """The entries of a write that Qdrant has acknowledged, none larger than the limits where it can be split."""
+    whole = _entry(row, request, body, tenant)
+    small = len(body) <= entry_bytes - _ENVELOPE_BYTES and whole.point_count <= entry_points
+    if small or not isinstance(request, points_pb2.UpsertPoints):
+        return [whole]
+    scrubbed = points_pb2.UpsertPoints.FromString(body)
+    return [
+        _entry(row, part, part.SerializeToString(), tenant)
+        for part in _halves(scrubbed, entry_bytes - _ENVELOPE_BYTES, entry_points)
+    ]
+
+
+def _halves(request: points_pb2.UpsertPoints, limit_bytes: int, limit_points: int) -> list[points_pb2.UpsertPoints]:
+    count = len(request.points)
+    if count <= 1 or (request.ByteSize() <= limit_bytes and count <= limit_points):
+        return [request]
+    first, second = points_pb2.UpsertPoints(), points_pb2.UpsertPoints()
+    for part, points in ((first, request.points[: count // 2]), (second, request.points[count // 2 :])):
+        for field, value in request.ListFields():
+            if field.name != "points":
+                _copy_field(part, field.name, value)
+        part.points.extend(points)
+    return [*_halves(first, limit_bytes, limit_points), *_halves(second, limit_bytes, limit_points)]
+
+
+def _copy_field(target: Message, name: str, value: Any) -> None:
+    if isinstance(value, Message):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _entry(row: Method, request: Message, body: bytes, tenant: str) -> entry_pb2.Entry:
+    return entry_pb2.Entry(
+        method=row.path,
+        request=body,
+        collection=collection_name(request),
+        tenant=tenant,
+        point_count=point_count(request),
+    )
+
+
+def collection_name(request: Message) -> str:
+    """The collection that a request names, "" where it names none."""
+    name: str = getattr(request, "collection_name", "")
+    return name
+
+
+def point_count(request: Message) -> int:
+    """How many points a write names, counting repeats; 0 for filters and collection operations."""
+    if isinstance(request, points_pb2.UpdateBatchPoints):
+        return sum(_count_in(getattr(part, part.WhichOneof("operation") or "upsert")) for part in request.operations)
+    return _count_in(request)
+
+
+def _count_in(operation: Any) -> int:
+    if isinstance(operation, points_pb2.PointsSelector):
+        return len(operation.points.ids)
+    selector = getattr(operation, "points_selector", None)
+    if selector is None:
+        selector = getattr(operation, "points", ())
+    if isinstance(selector, points_pb2.PointsSelector):
+        return len(selector.points.ids)
+    return len(selector)

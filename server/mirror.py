@@ -1,0 +1,147 @@
+"""The log's first reader: keeps the replica up to date.
+
+Promises: the replica gets every log entry once, in order, from the entry after the last one it holds; a replica that
+comes back after a crash goes on where it stopped. Whoever read an acknowledgement finds the write in the replica
+after `caught_up`. Does not promise that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from generated.understudy.wal.v1 import entry_pb2
+from server import config
+from server.errors import ReplicaUnavailable
+from server.telemetry import Telemetry
+from server.wal.log import Log
+from server.wal.record import EntryState, Record
+
+_APPLY_BYTES = 16 * 1024 * 1024
+_KEPT_RESULTS = 10_000
+
+
+class ApplyControl(Protocol):
+    """What the mirror needs of the replica."""
+
+    async def attach(self, request: control_pb.AttachRequest) -> control_pb.AttachResponse:
+        """Tell the replica how far the log goes."""
+        ...
+
+    async def apply(self, request: control_pb.ApplyRequest) -> control_pb.ApplyResponse:
+        """Apply log entries in order."""
+        ...
+
+
+class Mirror:
+    """Carries the log to the replica. Belongs to one event loop."""
+
+    def __init__(self, log: Log, control: ApplyControl, settings: config.Replica, telemetry: Telemetry) -> None:
+        self.applied_seq = 0
+        self.rewound = False
+        self._log = log
+        self._control = control
+        self._settings = settings
+        self._telemetry = telemetry
+        self._results: OrderedDict[int, control_pb.Applied] = OrderedDict()
+        self._moved = asyncio.Event()
+        self._attached = asyncio.Event()
+        self._detached = asyncio.Event()
+        self._known_before = False
+
+    @property
+    def lag_entries(self) -> int:
+        """Entries of the log that the replica lacks."""
+        return max(0, self._log.last_seq - self.applied_seq)
+
+    async def attached(self) -> None:
+        """Wait until the replica is there and knows the log."""
+        await self._attached.wait()
+
+    def replica_restarted(self) -> None:
+        """The process was replaced: ask it how far it is."""
+        self._attached.clear()
+        self._detached.set()
+
+    async def run(self) -> None:
+        """Apply until cancelled; outlives every crash of the replica."""
+        while True:
+            try:
+                if not self._attached.is_set():
+                    await self._attach()
+                await self._apply_next()
+            except ReplicaUnavailable as error:
+                self._attached.clear()
+                self._telemetry.log.warning("replica is away", error=str(error))
+                await asyncio.sleep(0.05)
+
+    async def _attach(self) -> None:
+        # The replica may hold what this process has logged; beyond the log as opened it holds what a power cut took.
+        last_seq = self._log.last_seq if self._known_before else self._log.opened_at_seq
+        answer = await self._control.attach(control_pb.AttachRequest(last_seq=last_seq, log_id=self._log.log_id))
+        self._known_before = True
+        self.applied_seq = answer.applied_seq
+        self.rewound = self.rewound or answer.rewound
+        self._detached = asyncio.Event()
+        self._attached.set()
+        self._wake()
+
+    async def _apply_next(self) -> None:
+        if self._log.last_seq <= self.applied_seq and not await self._wait_for_entries():
+            return
+        records = await self._log.read(self.applied_seq, self._settings.apply_batch_entries, _APPLY_BYTES)
+        if not records:
+            return
+        answer = await self._control.apply(_apply_request(records))
+        for result in answer.results:
+            self._results[result.seq] = result
+        while len(self._results) > _KEPT_RESULTS:
+            self._results.popitem(last=False)
+        self.applied_seq = max(self.applied_seq, answer.applied_seq)
+        self._telemetry.metrics.mirror_lag(self.lag_entries)
+        self._wake()
+
+    async def _wait_for_entries(self) -> bool:
+        """Wait for the log to grow; False when the replica was replaced meanwhile."""
+        growth = asyncio.ensure_future(self._log.wait_beyond(self.applied_seq))
+        detached = asyncio.ensure_future(self._detached.wait())
+        try:
+            await asyncio.wait((growth, detached), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            growth.cancel()
+            detached.cancel()
+        return self._attached.is_set()
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def caught_up(self, seq: int) -> None:
+        """Wait until the replica holds every entry up to `seq`."""
+        while self.applied_seq < seq or not self._attached.is_set():
+            await self._moved.wait()
+
+    async def result(self, seq: int) -> control_pb.Applied | None:
+        """The replica's answer to entry `seq`; None when it had been applied before a crash of the replica."""
+        await self.caught_up(seq)
+        return self._results.pop(seq, None)
+
+    async def admit(self) -> None:
+        """Back-pressure: wait while the replica lags by more than the limit."""
+        while self.lag_entries > self._settings.mirror_queue_entries:
+            await self._moved.wait()
+
+
+def _apply_request(records: list[Record]) -> control_pb.ApplyRequest:
+    return control_pb.ApplyRequest(
+        entries=[
+            control_pb.LogEntry(
+                seq=record.seq,
+                synced=record.state is EntryState.SYNCED,
+                entry=entry_pb2.Entry.FromString(record.body),
+            )
+            for record in records
+        ]
+    )

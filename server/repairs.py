@@ -1,0 +1,101 @@
+"""Where the replica may differ from Qdrant, remembered across crashes.
+
+Promises: between the first online write and the moment when every online write is in the log on disk, a marker file
+says that a crash leaves the replica in doubt; after such a crash every collection is copied again. An acknowledged
+write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that is
+hydration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.errors import UpstreamTimeout, UpstreamUnreachable
+from server.mode import Mode
+from server.telemetry import Telemetry
+
+MARKER = "in-doubt"
+
+
+class Repairs:
+    """Notes of the router for hydration and health. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        directory: Path,
+        mode: Mode,
+        *,
+        write_durably: Callable[[Path], None],
+        remove_durably: Callable[[Path], None],
+        set_completeness: Callable[[control_pb.SetCompletenessRequest], Coroutine[Any, Any, object]],
+        copy_again: Callable[[str], None],
+        connection_failed: Callable[[str], None],
+        telemetry: Telemetry,
+    ) -> None:
+        self._marker = directory / MARKER
+        self._mode = mode
+        self._write_durably = write_durably
+        self._remove_durably = remove_durably
+        self._set_completeness = set_completeness
+        self._copy_again = copy_again
+        self._connection_failed = connection_failed
+        self._telemetry = telemetry
+        self.was_in_doubt = self._marker.exists()
+        self._marked = self.was_in_doubt
+        self._settled = not self.was_in_doubt
+        self._online_writes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def online_write(self) -> Iterator[None]:
+        """Around an online write, from before it is sent until it is in the log."""
+        if not self._marked:
+            self._write_durably(self._marker)
+            self._marked = True
+        self._online_writes += 1
+        try:
+            yield
+        finally:
+            self._online_writes -= 1
+
+    def log_is_durable(self) -> None:
+        """Everything in the log is on disk. While Qdrant is away that settles the online writes before."""
+        if self._marked and self._settled and not self._online_writes and not self._mode.is_remote:
+            self._clear()
+
+    def settled(self) -> None:
+        """Every collection was copied after the crash: the doubt is over."""
+        self._settled = True
+
+    def close(self) -> None:
+        """After the log was closed cleanly, with no write under way."""
+        if self._marked and self._settled and not self._online_writes:
+            self._clear()
+
+    def _clear(self) -> None:
+        self._remove_durably(self._marker)
+        self._marked = False
+
+    def in_doubt(self, collection: str, reason: str) -> None:
+        """Qdrant has acknowledged a write that the log refused: copy the collection again."""
+        self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
+        self._settled = False
+        task = asyncio.get_running_loop().create_task(self._mark_stale(collection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _mark_stale(self, collection: str) -> None:
+        await self._set_completeness(
+            control_pb.SetCompletenessRequest(collection=collection, completeness=control_pb.COMPLETENESS_STALE)
+        )
+        self._copy_again(collection)
+
+    def upstream_failed(self, failure: UpstreamUnreachable) -> None:
+        """A call met a dead connection. Slow is not down: a call that ran out of time says nothing."""
+        if not isinstance(failure, UpstreamTimeout):
+            self._connection_failed(str(failure))

@@ -1,0 +1,317 @@
+"""The one screen that shows remote, local, log and replica: follow a call here from top to bottom.
+
+Promises: a read is forwarded while Qdrant is there and answered by the replica otherwise; a write is acknowledged
+when Qdrant has acknowledged it, or when it is in the log on disk and in the replica. No write overtakes an earlier
+one to the same point. Qdrant's own refusals pass untouched. Does not decide whether Qdrant is up (`health/`), nor
+replay (`replay`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from generated.understudy.wal.v1 import entry_pb2
+from server import local_answers, rpc
+from server.clock import Clock
+from server.config import LocalReads, Settings, StaleWarning
+from server.conflicts import Conflicts, claim_of
+from server.credentials import Credentials
+from server.entries import collection_name, pending_entry, synced_entries
+from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
+from server.gate import WriteGate
+from server.mirror import Mirror
+from server.mode import Mode
+from server.repairs import Repairs
+from server.rpc import METHODS, Call, Code, Kind, Method, Offline, Reply, refuse
+from server.scrub import Scrubber
+from server.telemetry import Telemetry
+from server.wal.log import Log
+from server.wal.record import EntryState, NewRecord
+
+T = TypeVar("T")
+
+_RETRY_PAUSE_SECONDS = 0.02
+_RESERVE_SHARE = 0.2
+_RESERVE_LEAST_SECONDS = 0.2
+
+
+class Remote(Protocol):
+    """Qdrant, as the router sees it."""
+
+    async def handle(self, call: Call, *, reserve_seconds: float = 0.0) -> Reply:
+        """Forward one call; raises UpstreamUnreachable."""
+        ...
+
+
+class ReplicaWrites(Protocol):
+    """The replica's part in a local write."""
+
+    async def prepare(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        """Validate and resolve."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the router works with."""
+
+    settings: Settings
+    mode: Mode
+    upstream: Remote | None
+    replica: rpc.Backend
+    replica_writes: ReplicaWrites
+    log: Log
+    mirror: Mirror
+    conflicts: Conflicts
+    gate: WriteGate
+    credentials: Credentials
+    scrubber: Scrubber
+    repairs: Repairs
+    telemetry: Telemetry
+    clock: Clock
+
+
+class Router:
+    """Decides, for each call, who answers. A `rpc.Backend`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._settings = parts.settings
+        self._mode = parts.mode
+        self._upstream = parts.upstream
+        self._replica = parts.replica
+        self._replica_writes = parts.replica_writes
+        self._log = parts.log
+        self._mirror = parts.mirror
+        self._conflicts = parts.conflicts
+        self._gate = parts.gate
+        self._credentials = parts.credentials
+        self._scrubber = parts.scrubber
+        self._repairs = parts.repairs
+        self._telemetry = parts.telemetry
+        self._clock = parts.clock
+        self._synced_seq = parts.log.last_seq
+        self._writing: set[asyncio.Task[Reply]] = set()
+
+    async def handle(self, call: Call) -> Reply:
+        """Answer one call."""
+        row = METHODS.get(call.method)
+        if row is not None and row.offline is Offline.LOGGED:
+            return await self._write(call, row)
+        if self._mode.is_remote:
+            reply = await self._read_remote(call, row)
+            if reply is not None:
+                return reply
+        return await self._read_local(call, row)
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    async def _read_remote(self, call: Call, row: Method | None) -> Reply | None:
+        """Qdrant's answer; None when the replica must answer."""
+        assert self._upstream is not None
+        try:
+            reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+        except UpstreamUnreachable as failure:
+            self._repairs.upstream_failed(failure)
+            return None
+        if reply.is_ok:
+            self._credentials.saw_accepted(call, row.kind if row else Kind.ADMIN)
+        elif reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
+            return None
+        return _from_remote(reply)
+
+    async def _read_local(self, call: Call, row: Method | None) -> Reply:
+        if row is None:
+            return refuse(Code.UNAVAILABLE, f"Qdrant is away and {call.method} is not known to Understudy")
+        if row.offline is Offline.REFUSED:
+            return refuse(Code.UNAVAILABLE, f"Qdrant is away: {row.why_refused}")
+        request = _parse(row, call.body)
+        if isinstance(request, Reply):
+            return request
+        refusal = self._credentials.check(call, row.kind, collection_name(request))
+        if refusal is not None:
+            return refusal
+        with self._telemetry.span("replica.read", method=call.method):
+            reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
+        return self._from_local(call, reply)
+
+    async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
+        """The replica's answer, with every write acknowledged before the call; waits out its restarts."""
+        inner = replace(call, metadata=())
+        while True:
+            await self._mirror.caught_up(acknowledged_seq)
+            try:
+                return await self._replica.handle(inner)
+            except UpstreamTimeout:
+                raise
+            except UpstreamUnreachable:
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+
+    async def _write(self, call: Call, row: Method) -> Reply:
+        request = _parse(row, call.body)
+        if isinstance(request, Reply):
+            return request
+        # A client that hangs up must not stop a write halfway: Qdrant might have it and the replica not.
+        task = asyncio.create_task(self._write_in_turn(call, row, request))
+        self._writing.add(task)
+        task.add_done_callback(self._write_ended)
+        return await asyncio.shield(task)
+
+    def _write_ended(self, task: asyncio.Task[Reply]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, UnderstudyError):
+            self._telemetry.log.error("write failed", error=repr(error))
+
+    async def _write_in_turn(self, call: Call, row: Method, request: Message) -> Reply:
+        async with self._conflicts.hold(claim_of(row, request)):
+            maybe_applied = False
+            if self._mode.is_remote:
+                with self._repairs.online_write():
+                    reply, maybe_applied = await self._write_remote(call)
+                    if reply is not None:
+                        return await self._acknowledged(call, row, request, reply)
+            return await self._write_local(call, row, request, maybe_applied=maybe_applied)
+
+    async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
+        """Qdrant's answer, or None and whether it may have applied the write all the same."""
+        assert self._upstream is not None
+        try:
+            reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+        except UpstreamUnreachable as failure:
+            self._repairs.upstream_failed(failure)
+            return None, failure.maybe_applied
+        if reply.code is Code.UNAVAILABLE:
+            return None, True
+        return reply, False
+
+    async def _acknowledged(self, call: Call, row: Method, request: Message, reply: Reply) -> Reply:
+        """Qdrant has answered: what it accepted goes to the log for the replica."""
+        if reply.is_ok:
+            self._credentials.saw_accepted(call, Kind.WRITE)
+            body, _ = self._scrubber.scrub_request(call.method, call.body)
+            limits = self._settings.wal
+            parts = synced_entries(
+                row,
+                request,
+                body,
+                tenant=call.tenant,
+                entry_bytes=limits.entry_bytes,
+                entry_points=limits.entry_points,
+            )
+            try:
+                for entry in parts:
+                    self._synced_seq = await self._log.append(self._record(call, row, entry, EntryState.SYNCED))
+            except WalError as error:
+                self._telemetry.log.error("local write failed", method=call.method, error=str(error))
+                self._repairs.in_doubt(collection_name(request), str(error))
+            self._conflicts.note(row, request)
+            await self._mirror.admit()
+        return _from_remote(reply)
+
+    async def _write_local(self, call: Call, row: Method, request: Message, *, maybe_applied: bool) -> Reply:
+        """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""
+        refusal = self._credentials.check(call, Kind.WRITE, collection_name(request))
+        if refusal is not None:
+            return refusal
+        body, _ = self._scrubber.scrub_request(call.method, call.body)
+        async with self._gate:
+            with self._telemetry.span("replica.prepare", method=call.method):
+                prepared = await self._within(call, self._prepare(call.method, body))
+            if prepared.code:
+                return self._from_local(call, refuse(Code(prepared.code), prepared.details))
+            entry = pending_entry(
+                row, request, body, resolved=prepared.resolved, maybe_applied=maybe_applied, tenant=call.tenant
+            )
+            with self._telemetry.span("wal.append", method=call.method):
+                seq = await self._log.append(self._record(call, row, entry, EntryState.PENDING))
+            self._mode.write_logged()
+            self._repairs.log_is_durable()
+            with self._telemetry.span("replica.apply", seq=seq):
+                applied = await self._within(call, self._mirror.result(seq))
+        self._conflicts.note(row, request)
+        if applied is None:
+            # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
+            return self._from_local(call, Reply(local_answers.plain_success(row, request, seq)))
+        return self._from_local(call, Reply(applied.reply, Code(applied.code), applied.details))
+
+    async def _prepare(self, method: str, body: bytes) -> control_pb.PrepareResponse:
+        while True:
+            # Earlier conflicting local writes are applied; those that Qdrant acknowledged may be on their way.
+            await self._mirror.caught_up(self._synced_seq)
+            try:
+                return await self._replica_writes.prepare(control_pb.PrepareRequest(method=method, request=body))
+            except ReplicaUnavailable:
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+
+    def _record(self, call: Call, row: Method, entry: entry_pb2.Entry, state: EntryState) -> NewRecord:
+        return NewRecord(
+            kind=row.wal_kind,
+            state=state,
+            body=entry.SerializeToString(),
+            principal=self._credentials.principal(call),
+            trace=self._telemetry.traceparent(),
+            points=entry.point_count,
+        )
+
+    # --- the end of a drain ------------------------------------------------------------------------------------------
+
+    async def settle(self, grace_seconds: float) -> None:
+        """Wait for the writes under way, at most `grace_seconds`."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=grace_seconds)
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def _from_local(self, call: Call, reply: Reply) -> Reply:
+        pending = self._log.pending_count
+        completeness = dict(reply.trailers).get(rpc.COMPLETENESS, "complete")
+        if (
+            reply.is_ok
+            and completeness not in ("complete", "stale")
+            and self._settings.replica.local_reads is LocalReads.COMPLETE_ONLY
+        ):
+            return refuse(Code.UNAVAILABLE, f"Qdrant is away and the local copy is {completeness!s}")
+        if reply.is_ok and self._settings.responses.stale_warning is StaleWarning.PAYLOAD:
+            reply = replace(reply, body=local_answers.mark(call.method, reply.body))
+        return reply.with_trailers(
+            (rpc.SOURCE, "local"),
+            (rpc.STALE_WARNING, local_answers.WARNING),
+            (rpc.PENDING, str(pending)),
+        )
+
+    def _reserve_seconds(self, call: Call) -> float:
+        """Time kept back from Qdrant so that the replica can still answer within the client's deadline."""
+        if call.deadline is None:
+            return 0.0
+        remaining = max(0.0, call.deadline - self._clock.monotonic())
+        return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)
+
+    async def _within(self, call: Call, work: Awaitable[T]) -> T:
+        """The result of `work`, or UpstreamTimeout past the client's deadline."""
+        if call.deadline is None:
+            return await work
+        try:
+            async with asyncio.timeout(max(0.0, call.deadline - self._clock.monotonic())):
+                return await work
+        except TimeoutError as error:
+            raise ReplicaUnavailable("the replica did not answer within the client's deadline") from error
+
+
+def _from_remote(reply: Reply) -> Reply:
+    return reply.with_trailers((rpc.SOURCE, "remote"))
+
+
+def _parse(row: Method, body: bytes) -> Message | Reply:
+    request = row.request()
+    try:
+        request.ParseFromString(body)
+    except DecodeError as error:
+        return refuse(Code.INTERNAL, f"failed to decode Protobuf message: {error}")
+    return request

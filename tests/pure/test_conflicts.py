@@ -1,0 +1,180 @@
+"""Writes to one point wait for each other in the order asked; others do not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generated.qdrant import collections_pb2, points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from server.conflicts import EVERYTHING, Claim, Conflicts, claim_of
+from server.rpc import METHODS
+
+UUID = "c0ffee00-0000-4000-8000-00000000000A"
+
+
+def ids(*numbers: int) -> points_pb2.PointsSelector:
+    return points_pb2.PointsSelector(points=points_pb2.PointsIdsList(ids=[common.PointId(num=n) for n in numbers]))
+
+
+def by_filter() -> points_pb2.PointsSelector:
+    return points_pb2.PointsSelector(filter=common.Filter())
+
+
+def points(*numbers: int) -> list[points_pb2.PointStruct]:
+    return [points_pb2.PointStruct(id=common.PointId(num=n)) for n in numbers]
+
+
+OPERATION = points_pb2.PointsUpdateOperation
+CLAIMS = [
+    ("Upsert", points_pb2.UpsertPoints(collection_name="c", points=points(1, 2)), Claim("c", frozenset({1, 2}))),
+    ("Delete", points_pb2.DeletePoints(collection_name="c", points=ids(3)), Claim("c", frozenset({3}))),
+    ("Delete", points_pb2.DeletePoints(collection_name="c", points=by_filter()), Claim("c")),
+    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c", points_selector=by_filter()), Claim("c")),
+    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c"), Claim("c")),
+    ("ClearPayload", points_pb2.ClearPayloadPoints(collection_name="c", points=ids(9)), Claim("c", frozenset({9}))),
+    (
+        "UpdateVectors",
+        points_pb2.UpdatePointVectors(
+            collection_name="c", points=[points_pb2.PointVectors(id=common.PointId(uuid=UUID))]
+        ),
+        Claim("c", frozenset({UUID.replace("-", "").lower()})),
+    ),
+    (
+        "UpdateBatch",
+        points_pb2.UpdateBatchPoints(
+            collection_name="c",
+            operations=[
+                OPERATION(upsert=OPERATION.PointStructList(points=points(1))),
+                OPERATION(delete_points=OPERATION.DeletePoints(points=ids(2))),
+                OPERATION(set_payload=OPERATION.SetPayload(points_selector=ids(3))),
+            ],
+        ),
+        Claim("c", frozenset({1, 2, 3})),
+    ),
+    (
+        "UpdateBatch",
+        points_pb2.UpdateBatchPoints(
+            collection_name="c",
+            operations=[
+                OPERATION(upsert=OPERATION.PointStructList(points=points(1))),
+                OPERATION(clear_payload=OPERATION.ClearPayload(points=by_filter())),
+            ],
+        ),
+        Claim("c"),
+    ),
+    (
+        "UpdateBatch",
+        points_pb2.UpdateBatchPoints(collection_name="c", operations=[OPERATION(delete_deprecated=ids(1))]),
+        Claim("c"),
+    ),
+    ("CreateFieldIndex", points_pb2.CreateFieldIndexCollection(collection_name="c"), Claim("c")),
+]
+
+
+@pytest.mark.parametrize(("method", "request_message", "claim"), CLAIMS)
+def test_claim_of_points(method, request_message, claim) -> None:
+    assert claim_of(METHODS[f"/qdrant.Points/{method}"], request_message) == claim
+
+
+def test_claim_of_collections() -> None:
+    create = collections_pb2.CreateCollection(collection_name="c")
+    assert claim_of(METHODS["/qdrant.Collections/Create"], create) == Claim("c")
+    assert claim_of(METHODS["/qdrant.Collections/UpdateAliases"], collections_pb2.ChangeAliases()) == EVERYTHING
+
+
+def overlap(one: Claim, other: Claim) -> bool:
+    if one.collection is None or other.collection is None:
+        return True
+    if one.collection != other.collection:
+        return False
+    return one.points is None or other.points is None or bool(one.points & other.points)
+
+
+claims = st.one_of(
+    st.just(EVERYTHING),
+    st.builds(
+        Claim,
+        st.sampled_from(["a", "b"]),
+        st.one_of(st.none(), st.frozensets(st.integers(0, 3), min_size=1, max_size=3)),
+    ),
+)
+
+
+@given(st.lists(claims, min_size=2, max_size=14), st.sets(st.integers(0, 13), max_size=4), st.randoms())
+def test_conflicting_writes_never_overlap_and_keep_their_order(asked, cancelled, rng: random.Random) -> None:
+    """Whatever is cancelled while waiting, those that conflict run one by one, in the order asked."""
+
+    async def scenario() -> None:
+        conflicts = Conflicts()
+        running: dict[int, Claim] = {}
+        began: list[int] = []
+
+        async def write(number: int, claim: Claim) -> None:
+            async with conflicts.hold(claim):
+                assert not any(overlap(claim, other) for other in running.values())
+                running[number] = claim
+                began.append(number)
+                for _ in range(rng.randrange(4)):
+                    await asyncio.sleep(0)
+                del running[number]
+
+        tasks = []
+        for number, claim in enumerate(asked):
+            tasks.append(asyncio.create_task(write(number, claim)))
+            if rng.random() < 0.3:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for number in cancelled:
+            if number < len(tasks) and number not in began:
+                tasks[number].cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=20)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
+        for place, number in enumerate(began):
+            assert not any(later < number and overlap(asked[later], asked[number]) for later in began[place + 1 :])
+        await asyncio.sleep(0)
+        assert not conflicts._collections and not conflicts._present and conflicts._barrier is None
+
+    asyncio.run(scenario())
+
+
+async def test_disjoint_writes_run_together() -> None:
+    conflicts = Conflicts()
+    async with conflicts.hold(Claim("c", frozenset({1}))):
+        await asyncio.wait_for(conflicts.hold(Claim("c", frozenset({2}))).__aenter__(), timeout=10)
+        await asyncio.wait_for(conflicts.hold(Claim("d")).__aenter__(), timeout=10)
+
+
+async def test_an_alias_and_its_collection_are_one_place() -> None:
+    conflicts = Conflicts()
+    conflicts.know_aliases({"alias": "c"})
+    async with conflicts.hold(Claim("c", frozenset({1}))):
+        waiting = asyncio.create_task(conflicts.hold(Claim("alias", frozenset({1}))).__aenter__())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, timeout=10)
+
+
+def test_aliases_are_learned_from_applied_writes() -> None:
+    conflicts = Conflicts()
+    row = METHODS["/qdrant.Collections/UpdateAliases"]
+    actions = collections_pb2.AliasOperations
+    conflicts.note(
+        row,
+        collections_pb2.ChangeAliases(
+            actions=[
+                actions(create_alias=collections_pb2.CreateAlias(collection_name="c", alias_name="a")),
+                actions(rename_alias=collections_pb2.RenameAlias(old_alias_name="a", new_alias_name="b")),
+                actions(create_alias=collections_pb2.CreateAlias(collection_name="d", alias_name="x")),
+                actions(delete_alias=collections_pb2.DeleteAlias(alias_name="x")),
+            ]
+        ),
+    )
+    assert conflicts._aliases == {"b": "c"}
