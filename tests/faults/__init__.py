@@ -1,0 +1,1 @@
+"""Shared fakes: manual clock, backends, disks, toxics; themselves tested."""

@@ -1,0 +1,1 @@
+"""Tables, codecs, filters: no loop, no file."""
