@@ -48,12 +48,15 @@ def _mark_points(message: Message) -> None:
         message.payload[PAYLOAD_KEY].string_value = WARNING
         return
     for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE and field.is_repeated:
-            for item in _items(value):
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for item in _messages(value):
                 _mark_points(item)
 
 
-def _items(value: Any) -> list[Message]:
+def _messages(value: Any) -> list[Message]:
+    """The messages in a field: one, or a list of them; maps hold none that matter here."""
+    if isinstance(value, Message):
+        return [value]
     return [] if hasattr(value, "keys") else list(value)
 
 
