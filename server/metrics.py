@@ -1,0 +1,299 @@
+"""Numbers for operators: the five fixed metrics of the design and what is needed beyond them.
+
+Promises: `/metrics` shows exactly the names in `NAMES`, beside the process's own numbers; what has no labels or known
+ones is there from the start, at zero, but histograms, which come with their first value. Counting is cheap on the path
+of a call: values are plain numbers, OpenTelemetry reads them when it is asked. Does not promise to keep numbers across
+a restart; they start again at zero.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+from server.rpc import METHODS, Code
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+# Upper bounds of a call's time, in seconds.
+LATENCY_BOUNDS_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SYNC_BOUNDS_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
+FSYNC_BOUNDS_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+# Most different label sets of one metric: what comes later is counted under "other".
+MAX_LABEL_SETS: Final = 1000
+
+# Name → what it says. The first five are fixed in the design.
+NAMES: Final[Mapping[str, str]] = {
+    "fallback_state": "0 = remote, 1 = local, 2 = draining",
+    "fallback_wal_entries": "Entries in the log, by state: pending or synced",
+    "fallback_sync_duration_seconds": "Time from the start of a sync until nothing was pending",
+    "fallback_sync_errors_total": "Replayed entries that Qdrant did not take",
+    "fallback_health_checks_total": "Probes of Qdrant, by result: ok, failed, ignored (we were late ourselves)",
+    "understudy_sync_errors_by_kind_total": "The same, by kind: transient, permanent, auth",
+    "understudy_requests_total": "Calls answered, by method, source (remote, local, none) and gRPC status code",
+    "understudy_request_seconds_total": "Time spent on calls, by source",
+    "understudy_request_duration_bucket_total": "Calls within `le` seconds, by source (for histogram_quantile)",
+    "understudy_requests_in_flight": "Calls being answered right now",
+    "understudy_upstream_up": "1 when Qdrant counts as up",
+    "understudy_breaker_open": "0 = closed, 1 = open, 0.5 = half-open",
+    "understudy_replica_restarts_total": "Times the replica process was started again",
+    "understudy_mirror_lag_entries": "Log entries that the replica has not applied yet",
+    "understudy_quarantine_entries": "Entries that Qdrant refused, waiting for an operator",
+    "understudy_conflicts_total": "Points that were changed in Qdrant by others during an outage and overwritten",
+    "understudy_hydration_points": "Points of a collection that the replica holds",
+    "understudy_hydration_expected_points": "Points of a collection that Qdrant reported",
+    "understudy_wal_bytes": "Size of the log on disk",
+    "understudy_wal_oldest_pending_seconds": "Age of the oldest pending entry; 0 when there is none",
+    "understudy_wal_latched": "1 when the log takes no writes until it is reopened",
+    "understudy_wal_fsync_seconds": "Time of one fdatasync of the log",
+    "understudy_redactions_total": "Secrets cut out of what clients sent, before the disk saw them",
+    "understudy_refusals_total": "Calls refused by Understudy itself, by reason",
+    "understudy_loop_lag_seconds": "How late the event loop last ran",
+}
+
+Labels = tuple[str, ...]
+
+
+class _Series:
+    """One metric's numbers by label values; increments are exact across threads."""
+
+    def __init__(self, names: Labels) -> None:
+        self.names = names
+        self._values: dict[Labels, float] = {}
+        self._lock = threading.Lock()
+
+    def set(self, labels: Labels, value: float) -> None:
+        with self._lock:
+            self._values[self._bounded(labels)] = value
+
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        with self._lock:
+            key = self._bounded(labels)
+            self._values[key] = self._values.get(key, 0) + amount
+
+    def drop(self, labels: Labels) -> None:
+        with self._lock:
+            self._values.pop(labels, None)
+
+    def get(self, labels: Labels) -> float:
+        with self._lock:
+            return self._values.get(labels, 0)
+
+    def observe(self, _options: CallbackOptions) -> Iterable[Observation]:
+        with self._lock:
+            values = dict(self._values)
+        return [Observation(value, dict(zip(self.names, labels, strict=True))) for labels, value in values.items()]
+
+    def _bounded(self, labels: Labels) -> Labels:
+        if labels in self._values or len(self._values) < MAX_LABEL_SETS:
+            return labels
+        return ("other",) * len(labels)
+
+
+class Metrics:
+    """Every number of one running Understudy, in a registry of its own.
+
+    `readers` are further OpenTelemetry readers (OTLP); `/metrics` is always there.
+    """
+
+    def __init__(self, readers: Sequence[MetricReader] = (), resource: Resource | None = None) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        own = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
+        self._provider = MeterProvider(
+            [own, *readers], resource=resource or Resource.get_empty(), shutdown_on_exit=False
+        )
+        self._meter = self._provider.get_meter("understudy")
+        self._closed = False
+
+        self._state = self._gauge("fallback_state")
+        self._wal_entries = self._gauge("fallback_wal_entries", "state")
+        self._sync_errors = self._counter("fallback_sync_errors_total")
+        self._health_checks = self._counter("fallback_health_checks_total", "result")
+        self._sync_errors_by_kind = self._counter("understudy_sync_errors_by_kind_total", "kind")
+        self._requests = self._counter("understudy_requests_total", "method", "source", "code")
+        self._request_seconds = self._counter("understudy_request_seconds_total", "source")
+        self._buckets: dict[str, list[int]] = {}
+        self._bucket_lock = threading.Lock()
+        self._meter.create_observable_counter(
+            "understudy_request_duration_bucket_total",
+            [self._observe_buckets],
+            description=NAMES["understudy_request_duration_bucket_total"],
+        )
+        self._in_flight = self._gauge("understudy_requests_in_flight")
+        self._up = self._gauge("understudy_upstream_up")
+        self._breaker = self._gauge("understudy_breaker_open")
+        self._restarts = self._counter("understudy_replica_restarts_total")
+        self._mirror_lag = self._gauge("understudy_mirror_lag_entries")
+        self._quarantine = self._gauge("understudy_quarantine_entries")
+        self._conflicts = self._counter("understudy_conflicts_total")
+        self._hydrated = self._gauge("understudy_hydration_points", "collection")
+        self._hydration_expected = self._gauge("understudy_hydration_expected_points", "collection")
+        self._wal_bytes = self._gauge("understudy_wal_bytes")
+        self._oldest = self._gauge("understudy_wal_oldest_pending_seconds")
+        self._latched = self._gauge("understudy_wal_latched")
+        self._redactions = self._counter("understudy_redactions_total")
+        self._refusals = self._counter("understudy_refusals_total", "reason")
+        self._loop_lag = self._gauge("understudy_loop_lag_seconds")
+        self._sync_duration = self._histogram("fallback_sync_duration_seconds", SYNC_BOUNDS_SECONDS)
+        self._fsync = self._histogram("understudy_wal_fsync_seconds", FSYNC_BOUNDS_SECONDS)
+        self._start_at_zero()
+
+    # --- the five fixed ones --------------------------------------------------------------------------------------
+
+    def state(self, value: int) -> None:
+        """0 = remote, 1 = local, 2 = draining."""
+        self._state.set((), value)
+
+    def wal_entries(self, state: str, entries: int) -> None:
+        """Entries in the log; `state` is "pending" or "synced"."""
+        self._wal_entries.set((state,), entries)
+
+    def sync_duration(self, seconds: float) -> None:
+        """A sync that ended with nothing pending took this long."""
+        self._sync_duration.record(seconds)
+
+    def sync_error(self, kind: str) -> None:
+        """Qdrant did not take a replayed entry; `kind` is "transient", "permanent" or "auth"."""
+        self._sync_errors.add(())
+        self._sync_errors_by_kind.add((kind,))
+
+    def health_check(self, result: str) -> None:
+        """A probe ended; `result` is "ok", "failed" or "ignored"."""
+        self._health_checks.add((result,))
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def request_started(self) -> None:
+        """A call came in; `request` ends it."""
+        self._in_flight.add((), 1)
+
+    def request(self, method: str, source: str, code: Code, seconds: float) -> None:
+        """A call was answered. `source` is "remote", "local" or "none"; methods outside `METHODS` count as "other"."""
+        self._in_flight.add((), -1)
+        self._requests.add((method if method in METHODS else "other", source, code.name))
+        self._request_seconds.add((source,), seconds)
+        with self._bucket_lock:
+            counts = self._buckets.get(source)
+            if counts is None:
+                counts = self._buckets.setdefault(source, [0] * (len(LATENCY_BOUNDS_SECONDS) + 1))
+            counts[bisect_left(LATENCY_BOUNDS_SECONDS, seconds)] += 1
+
+    def refusal(self, reason: str) -> None:
+        """Understudy itself said no; `reason` is a fixed word, never text of the caller."""
+        self._refusals.add((reason,))
+
+    def redactions(self, count: int) -> None:
+        """So many secrets were cut out of one request."""
+        self._redactions.add((), count)
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def upstream_up(self, up: bool) -> None:
+        """Whether Qdrant counts as up."""
+        self._up.set((), int(up))
+
+    def breaker(self, phase: str) -> None:
+        """`phase` is "closed", "open" or "half_open"."""
+        self._breaker.set((), {"closed": 0.0, "open": 1.0}.get(phase, 0.5))
+
+    def replica_restart(self) -> None:
+        """The replica process was started again."""
+        self._restarts.add(())
+
+    def mirror_lag(self, entries: int) -> None:
+        """Log entries that the replica has not applied yet."""
+        self._mirror_lag.set((), entries)
+
+    def quarantine(self, entries: int) -> None:
+        """Entries in quarantine."""
+        self._quarantine.set((), entries)
+
+    def conflicts(self, points: int) -> None:
+        """Points of others that a replay overwrote."""
+        self._conflicts.add((), points)
+
+    def hydration(self, collection: str, points: int, expected_points: int) -> None:
+        """How far the copy of one collection is."""
+        self._hydrated.set((collection,), points)
+        self._hydration_expected.set((collection,), expected_points)
+
+    def hydration_gone(self, collection: str) -> None:
+        """The collection is no more."""
+        self._hydrated.drop((collection,))
+        self._hydration_expected.drop((collection,))
+
+    def wal(self, size_bytes: int, oldest_pending_seconds: float, latched: bool) -> None:
+        """Size of the log, age of its oldest pending entry, whether it takes writes."""
+        self._wal_bytes.set((), size_bytes)
+        self._oldest.set((), oldest_pending_seconds)
+        self._latched.set((), int(latched))
+
+    def fsync(self, seconds: float) -> None:
+        """One fdatasync of the log took this long."""
+        self._fsync.record(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        """The event loop ran this late."""
+        self._loop_lag.set((), seconds)
+
+    # --- out ------------------------------------------------------------------------------------------------------
+
+    def prometheus(self) -> bytes:
+        """All numbers as Prometheus text, type `CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Send what OTLP readers still hold and stop; later calls count into nothing."""
+        if not self._closed:
+            self._closed = True
+            self._provider.shutdown()
+
+    def _start_at_zero(self) -> None:
+        for series in (self._state, self._sync_errors, self._in_flight, self._up, self._breaker, self._restarts):
+            series.set((), 0)
+        for series in (self._mirror_lag, self._quarantine, self._conflicts, self._wal_bytes, self._oldest):
+            series.set((), 0)
+        for series in (self._latched, self._redactions, self._loop_lag):
+            series.set((), 0)
+        for state in ("pending", "synced"):
+            self._wal_entries.set((state,), 0)
+        for result in ("ok", "failed", "ignored"):
+            self._health_checks.set((result,), 0)
+        for kind in ("transient", "permanent", "auth"):
+            self._sync_errors_by_kind.set((kind,), 0)
+
+    def _gauge(self, name: str, *labels: str) -> _Series:
+        series = _Series(labels)
+        self._meter.create_observable_gauge(name, [series.observe], description=NAMES[name])
+        return series
+
+    def _counter(self, name: str, *labels: str) -> _Series:
+        series = _Series(labels)
+        self._meter.create_observable_counter(name, [series.observe], description=NAMES[name])
+        return series
+
+    def _histogram(self, name: str, bounds: Sequence[float]) -> Histogram:
+        return self._meter.create_histogram(
+            name, unit="s", description=NAMES[name], explicit_bucket_boundaries_advisory=bounds
+        )
+
+    def _observe_buckets(self, _options: CallbackOptions) -> Iterable[Observation]:
+        with self._bucket_lock:
+            buckets = {source: tuple(counts) for source, counts in self._buckets.items()}
+        bounds = [*(str(bound) for bound in LATENCY_BOUNDS_SECONDS), "+Inf"]
+        for source, counts in buckets.items():
+            total = 0
+            for bound, count in zip(bounds, counts, strict=True):
+                total += count
+                yield Observation(total, {"source": source, "le": bound})
