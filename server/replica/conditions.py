@@ -1,0 +1,304 @@
+"""PURE. What one field condition says about a payload.
+
+Promises: Qdrant's answer, with its type strictness, its one level of looking into arrays, and what a payload index on
+the field changes (`is_null`, `except`, text). Does not validate: `filters.py` has done that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from google.protobuf import timestamp_pb2
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import json_with_int_pb2 as json_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from server.replica import paths, scalars, tokens
+from server.replica.fields import Fields, Index
+from server.replica.paths import Path, Payload, Values
+
+PayloadTest: TypeAlias = Callable[[Payload], bool]
+ValueTest: TypeAlias = Callable[[json_pb2.Value], bool]
+
+
+def is_null(value: json_pb2.Value) -> bool:
+    """Null, or no kind at all."""
+    kind = value.WhichOneof("kind")
+    return kind is None or kind == "null_value"
+
+
+def _is_list(value: json_pb2.Value) -> bool:
+    return value.WhichOneof("kind") == "list_value"
+
+
+def _is_empty(value: json_pb2.Value) -> bool:
+    return is_null(value) or (_is_list(value) and not value.list_value.values)
+
+
+def _holds_null(value: json_pb2.Value) -> bool:
+    return is_null(value) or (_is_list(value) and any(is_null(item) for item in value.list_value.values))
+
+
+def empty_test(path: Path) -> PayloadTest:
+    """The condition `is_empty`."""
+    select = paths.selector(path)
+    return lambda payload: all(_is_empty(value) for value in select(payload))
+
+
+def null_test(path: Path, fields: Fields) -> PayloadTest:
+    """The condition `is_null`; with an index on the field, an array that holds a null counts too."""
+    select = paths.selector(path)
+    test = is_null if fields.index(path) is None else _holds_null
+    return lambda payload: any(test(value) for value in select(payload))
+
+
+def field_test(condition: common.FieldCondition, path: Path, fields: Fields) -> PayloadTest:
+    """A condition on the values of one field."""
+    select = paths.selector(path)
+    if condition.HasField("values_count"):
+        allowed = _within(condition.values_count)
+        return lambda payload: any(allowed(_count(value)) for value in select(payload))
+    if condition.HasField("is_empty"):
+        return _presence(select, _is_empty, condition.is_empty, when_missing=condition.is_empty)
+    if condition.HasField("is_null"):
+        return _presence(select, _holds_null, condition.is_null, when_missing=not condition.is_null)
+    index = fields.index(path)
+    special = _index_test(condition, select, index)
+    if special is not None:
+        return special
+    tests = _value_tests(condition, fields, index)
+    return lambda payload: any(test(value) for value in paths.flattened(select(payload)) for test in tests)
+
+
+def _presence(select: Callable[[Payload], Values], test: ValueTest, wanted: bool, *, when_missing: bool) -> PayloadTest:
+    def check(payload: Payload) -> bool:
+        values = select(payload)
+        return any(test(value) == wanted for value in values) if values else when_missing
+
+    return check
+
+
+def _count(value: json_pb2.Value) -> int:
+    if is_null(value):
+        return 0
+    return len(value.list_value.values) if _is_list(value) else 1
+
+
+def _within(bounds: common.ValuesCount | common.Range) -> Callable[[float], bool]:
+    """All bounds that are set hold. Qdrant orders NaN as the largest number."""
+    checks: list[Callable[[float], bool]] = []
+    if bounds.HasField("lt"):
+        lt = bounds.lt
+        checks.append(lambda number: number < lt)
+    if bounds.HasField("lte"):
+        lte = bounds.lte
+        checks.append(lambda number: number <= lte)
+    if bounds.HasField("gt"):
+        gt = bounds.gt
+        checks.append(lambda number: number > gt)
+    if bounds.HasField("gte"):
+        gte = bounds.gte
+        checks.append(lambda number: number >= gte)
+    return lambda number: all(check(number) for check in checks)
+
+
+def _index_test(
+    condition: common.FieldCondition, select: Callable[[Payload], Values], index: Index | None
+) -> PayloadTest | None:
+    """Conditions that Qdrant answers from an index with another result than from the payload."""
+    if index is None or not condition.HasField("match"):
+        return None
+    match condition.match.WhichOneof("match_value"):
+        case "except_keywords":
+            return _except_test(select, index, list(condition.match.except_keywords.strings))
+        case "except_integers":
+            return _except_test(select, index, list(condition.match.except_integers.integers))
+        case "keyword" if index.kind == collections.Uuid:
+            return _uuid_test(select, index, [condition.match.keyword])
+        case "keywords" if index.kind == collections.Uuid:
+            return _uuid_test(select, index, list(condition.match.keywords.strings))
+        case _:
+            return None
+
+
+def _except_test(select: Callable[[Payload], Values], index: Index, excluded: Sequence[str | int]) -> PayloadTest:
+    texts = bool(excluded) and isinstance(excluded[0], str)
+    fitting = index.has_lookup and (
+        (texts and index.kind in (collections.Keyword, collections.Uuid))
+        or (not texts and index.kind == collections.Integer)
+    )
+    unwanted: set[object] = set()
+    if fitting:
+        unwanted = {scalars.uuid_of(str(text)) if index.kind == collections.Uuid else text for text in excluded}
+    # A list of another type than the index holds excludes nothing that the index holds.
+    return lambda payload: any(held not in unwanted for held in index.held_of(select(payload)))
+
+
+def _uuid_test(select: Callable[[Payload], Values], index: Index, wanted: Sequence[str]) -> PayloadTest | None:
+    """A UUID index compares UUIDs, however they are spelled; a text that is none falls back to plain comparison."""
+    parsed = [scalars.uuid_of(text) for text in wanted]
+    if not parsed or None in parsed:
+        return None
+    found = set(parsed)
+    return lambda payload: any(held in found for held in index.held_of(select(payload)))
+
+
+def _value_tests(condition: common.FieldCondition, fields: Fields, index: Index | None) -> list[ValueTest]:
+    """One test for each kind of check in the condition; a value has to pass one of them."""
+    tests: list[ValueTest] = []
+    if condition.HasField("match"):
+        tests.append(_match_test(condition.match, fields, index))
+    if condition.HasField("range"):
+        tests.append(_range_test(condition.range))
+    if condition.HasField("datetime_range"):
+        tests.append(_time_test(condition.datetime_range))
+    if condition.HasField("geo_radius"):
+        tests.append(_radius_test(condition.geo_radius))
+    if condition.HasField("geo_bounding_box"):
+        tests.append(_box_test(condition.geo_bounding_box))
+    if condition.HasField("geo_polygon"):
+        tests.append(_polygon_test(condition.geo_polygon))
+    return tests
+
+
+def _range_test(bounds: common.Range) -> ValueTest:
+    within = _within(bounds)
+
+    def check(value: json_pb2.Value) -> bool:
+        number = scalars.number(value)
+        return number is not None and within(number)
+
+    return check
+
+
+def timestamp_nanoseconds(moment: timestamp_pb2.Timestamp) -> int:
+    """A protobuf time as nanoseconds since 1970."""
+    return moment.seconds * 10**9 + moment.nanos
+
+
+def _time_test(bounds: common.DatetimeRange) -> ValueTest:
+    lt, lte, gt, gte = (
+        timestamp_nanoseconds(getattr(bounds, name)) if bounds.HasField(name) else None
+        for name in ("lt", "lte", "gt", "gte")
+    )
+
+    def check(value: json_pb2.Value) -> bool:
+        moment = scalars.time_of(value)
+        return (
+            moment is not None
+            and (lt is None or moment < lt)
+            and (lte is None or moment <= lte)
+            and (gt is None or moment > gt)
+            and (gte is None or moment >= gte)
+        )
+
+    return check
+
+
+def _radius_test(circle: common.GeoRadius) -> ValueTest:
+    center, radius = (circle.center.lon, circle.center.lat), circle.radius
+
+    def check(value: json_pb2.Value) -> bool:
+        place = scalars.place(value)
+        return place is not None and scalars.metres_between(center, place) < radius
+
+    return check
+
+
+def _box_test(box: common.GeoBoundingBox) -> ValueTest:
+    left, right = box.top_left.lon, box.bottom_right.lon
+    top, bottom = box.top_left.lat, box.bottom_right.lat
+
+    def check(value: json_pb2.Value) -> bool:
+        place = scalars.place(value)
+        if place is None:
+            return False
+        lon, lat = place
+        between = lon > left or lon < right if left > right else left < lon < right
+        return between and bottom < lat < top
+
+    return check
+
+
+def _polygon_test(polygon: common.GeoPolygon) -> ValueTest:
+    exterior = [(point.lon, point.lat) for point in polygon.exterior.points]
+    interiors = [[(point.lon, point.lat) for point in ring.points] for ring in polygon.interiors]
+
+    def check(value: json_pb2.Value) -> bool:
+        place = scalars.place(value)
+        return place is not None and scalars.is_inside(place, exterior, interiors)
+
+    return check
+
+
+def _match_test(match: common.Match, fields: Fields, index: Index | None) -> ValueTest:
+    form = match.WhichOneof("match_value")
+    match form:
+        case "keyword":
+            keyword = match.keyword
+            return lambda value: value.WhichOneof("kind") == "string_value" and value.string_value == keyword
+        case "integer":
+            integer = match.integer
+            return lambda value: value.WhichOneof("kind") == "integer_value" and value.integer_value == integer
+        case "boolean":
+            boolean = match.boolean
+            return lambda value: value.WhichOneof("kind") == "bool_value" and value.bool_value == boolean
+        case "keywords":
+            texts = set(match.keywords.strings)
+            return lambda value: value.WhichOneof("kind") == "string_value" and value.string_value in texts
+        case "integers":
+            integers = set(match.integers.integers)
+            return lambda value: value.WhichOneof("kind") == "integer_value" and value.integer_value in integers
+        case "except_keywords":
+            no_texts = set(match.except_keywords.strings)
+            return lambda value: (
+                not is_null(value)
+                and not (value.WhichOneof("kind") == "string_value" and value.string_value in no_texts)
+            )
+        case "except_integers":
+            no_integers = set(match.except_integers.integers)
+            return lambda value: (
+                not is_null(value)
+                and not (value.WhichOneof("kind") == "integer_value" and value.integer_value in no_integers)
+            )
+        case "prefix":
+            prefix = match.prefix
+            return lambda value: value.WhichOneof("kind") == "string_value" and value.string_value.startswith(prefix)
+        case "substring":
+            substring = match.substring
+            return lambda value: value.WhichOneof("kind") == "string_value" and substring in value.string_value
+        case "text" | "text_any" | "phrase":
+            return _text_test(form, getattr(match, form), fields, index)
+        case _:
+            return lambda value: False
+
+
+def _text_test(form: str, query: str, fields: Fields, index: Index | None) -> ValueTest:
+    if index is not None and index.kind == collections.Text:
+        params = index.params.text_index_params
+        cut = tokens.tokenizer(params, of_query=False)
+        found = _token_test(form, tokens.tokenizer(params, of_query=True)(query), cut)
+    elif fields.tokenises_plain_text:
+        found = _token_test(form, tokens.words(query), tokens.words)
+    elif form == "text_any":
+        pieces = query.split()
+        found = lambda text: any(piece in text for piece in pieces)  # noqa: E731
+    else:
+        found = lambda text: query in text  # noqa: E731
+    return lambda value: value.WhichOneof("kind") == "string_value" and found(value.string_value)
+
+
+def _token_test(form: str, wanted: list[str], cut: tokens.Tokenizer) -> Callable[[str], bool]:
+    if not wanted:
+        return lambda text: False
+    if form == "text":
+        return lambda text: set(wanted) <= set(cut(text))
+    if form == "text_any":
+        return lambda text: not set(wanted).isdisjoint(cut(text))
+
+    def phrase(text: str) -> bool:
+        held = cut(text)
+        return any(held[start : start + len(wanted)] == wanted for start in range(len(held) - len(wanted) + 1))
+
+    return phrase

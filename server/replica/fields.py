@@ -1,0 +1,117 @@
+"""PURE. The payload indexes of a collection, as far as they change what a condition or a request means.
+
+Promises: `Fields` answers which indexes lie on a path; what Qdrant's indexes hold of a payload value is here and
+nowhere else. Does not promise an index: nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import json_with_int_pb2 as json_pb2
+from server.replica import paths, scalars
+from server.replica.paths import Path
+
+Scalar: TypeAlias = "str | int | float | bool | bytes"
+
+_TOKENISES_SINCE = (1, 20)
+
+
+@lru_cache(maxsize=4096)
+def _schema_info(info: bytes) -> collections.PayloadSchemaInfo:
+    return collections.PayloadSchemaInfo.FromString(info)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One payload index."""
+
+    kind: int
+    params: collections.PayloadIndexParams
+
+    @property
+    def has_range(self) -> bool:
+        """Whether it can order: integer with range, float, datetime."""
+        if self.kind == collections.Integer:
+            integer = self.params.integer_index_params
+            return integer.range or not integer.HasField("range")
+        return self.kind in (collections.Float, collections.Datetime)
+
+    @property
+    def has_lookup(self) -> bool:
+        """Whether it finds exact values: keyword, integer with lookup, UUID, bool."""
+        if self.kind == collections.Integer:
+            integer = self.params.integer_index_params
+            return integer.lookup or not integer.HasField("lookup")
+        return self.kind in (collections.Keyword, collections.Uuid, collections.Bool)
+
+    def held(self, value: json_pb2.Value) -> Scalar | None:
+        """What the index holds of a scalar value; None = nothing."""
+        kind = value.WhichOneof("kind")
+        match self.kind:
+            case collections.Keyword | collections.Text if kind == "string_value":
+                return value.string_value
+            case collections.Integer if kind == "integer_value":
+                return value.integer_value
+            case collections.Float:
+                return scalars.number(value)
+            case collections.Bool if kind == "bool_value":
+                return value.bool_value
+            case collections.Uuid if kind == "string_value":
+                return scalars.uuid_of(value.string_value)
+            case collections.Datetime:
+                return scalars.time_of(value)
+            case collections.Geo:
+                return None if scalars.place(value) is None else "place"
+            case _:
+                return None
+
+    def held_of(self, values: Iterable[json_pb2.Value]) -> list[Scalar]:
+        """What the index holds of the values at its path, arrays opened one level."""
+        held = (self.held(value) for value in paths.flattened(list(values)))
+        return [value for value in held if value is not None]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The indexes of a collection by path, and the version of Qdrant to mirror, (0, 0) when it is not known."""
+
+    indexes: Mapping[Path, Index] = field(default_factory=dict)
+    version: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, schema: Mapping[str, bytes], version: str = "") -> Fields:
+        """From `Collection.schema` (path text → serialized PayloadSchemaInfo) and a version such as "1.18.3"."""
+        indexes: dict[Path, Index] = {}
+        for text, info in schema.items():
+            try:
+                path = paths.parse(text)
+            except paths.BadPath:
+                continue
+            parsed = _schema_info(info)
+            indexes[path] = Index(parsed.data_type, parsed.params)
+        numbers = version.split(".")[:2]
+        known = len(numbers) == 2 and all(part.isdigit() for part in numbers)
+        return cls(indexes, (int(numbers[0]), int(numbers[1])) if known else (0, 0))
+
+    def index(self, path: Path) -> Index | None:
+        """The index on a path."""
+        return self.indexes.get(path)
+
+    def nested(self, prefix: Path) -> Fields:
+        """The text indexes below a nested path: the only ones that change what a condition in there means."""
+        inner = {
+            rest: index
+            for path, index in self.indexes.items()
+            if index.kind == collections.Text and (rest := paths.below(path, prefix)) and isinstance(rest[0], str)
+        }
+        return Fields(inner, self.version)
+
+    @property
+    def tokenises_plain_text(self) -> bool:
+        """Whether text conditions without an index compare words (Qdrant 1.20) or look for a substring (before)."""
+        return self.version >= _TOKENISES_SINCE

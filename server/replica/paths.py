@@ -1,0 +1,140 @@
+"""PURE. Qdrant's payload paths (`a.b`, `a[].b`, `a[0]`, `"a.b".c`) and what they select.
+
+Promises: parses and resolves as Qdrant does, on the protobuf values themselves, without turning a payload into Python
+objects. A path selects values; an array at its end is one value (conditions look into it one level deep).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TypeAlias
+
+from generated.qdrant import json_with_int_pb2 as json_pb2
+from server.replica.refusal import invalid
+
+Payload: TypeAlias = Mapping[str, json_pb2.Value]
+Values: TypeAlias = list[json_pb2.Value]
+
+
+class _Wildcard:
+    """The step `[]`."""
+
+
+WILDCARD = _Wildcard()
+Step: TypeAlias = "str | int | _Wildcard"
+Path: TypeAlias = tuple[Step, ...]
+
+_U64_MAX = 2**64 - 1
+
+
+class BadPath(ValueError):
+    """The text is no path."""
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Path:
+    """The steps of a path, the first always a key. Raises BadPath."""
+    steps: list[Step] = []
+    rest = text
+    while True:
+        key, rest = _key(rest)
+        steps.append(key)
+        while rest.startswith("["):
+            step, rest = _bracket(rest)
+            steps.append(step)
+        if not rest:
+            return tuple(steps)
+        if not rest.startswith("."):
+            raise BadPath(text)
+        rest = rest[1:]
+
+
+def _key(text: str) -> tuple[str, str]:
+    if text.startswith('"'):
+        end = text.find('"', 1)
+        if end < 0:
+            raise BadPath(text)
+        return text[1:end], text[end + 1 :]
+    length = 0
+    while length < len(text) and (text[length].isalnum() or text[length] in "_-"):
+        length += 1
+    if not length:
+        raise BadPath(text)
+    return text[:length], text[length:]
+
+
+def _bracket(text: str) -> tuple[Step, str]:
+    end = text.find("]")
+    inside = text[1:end] if end > 0 else "?"
+    if not inside:
+        return WILDCARD, text[end + 1 :]
+    if not (inside.isascii() and inside.isdigit()) or int(inside) > _U64_MAX:
+        raise BadPath(text)
+    return int(inside), text[end + 1 :]
+
+
+def parse_or_refuse(text: str) -> Path:
+    """As `parse`, with the refusal that Qdrant gives."""
+    try:
+        return parse(text)
+    except BadPath as error:
+        raise invalid(f"Invalid json path: '{text}'") from error
+
+
+def selector(path: Path) -> Callable[[Payload], Values]:
+    """A function that lists the values at `path`; empty when there are none."""
+    first = path[0]
+    assert isinstance(first, str)
+    rest = path[1:]
+    if not rest:
+        return lambda payload: [payload[first]] if first in payload else []
+
+    def select(payload: Payload) -> Values:
+        if first not in payload:
+            return []
+        found: Values = []
+        _walk(payload[first], rest, found)
+        return found
+
+    return select
+
+
+def _walk(value: json_pb2.Value, steps: Path, found: Values) -> None:
+    if not steps:
+        found.append(value)
+        return
+    step, rest = steps[0], steps[1:]
+    kind = value.WhichOneof("kind")
+    if isinstance(step, str):
+        if kind == "struct_value" and step in value.struct_value.fields:
+            _walk(value.struct_value.fields[step], rest, found)
+    elif kind == "list_value":
+        items = value.list_value.values
+        if isinstance(step, int):
+            if step < len(items):
+                _walk(items[step], rest, found)
+        else:
+            for item in items:
+                _walk(item, rest, found)
+
+
+def flattened(values: Values) -> Values:
+    """The values that a condition looks at: arrays opened one level."""
+    opened: Values = []
+    for value in values:
+        if value.WhichOneof("kind") == "list_value":
+            opened.extend(value.list_value.values)
+        else:
+            opened.append(value)
+    return opened
+
+
+def array_path(path: Path) -> Path:
+    """The path of a nested condition: always with `[]` at its end."""
+    return path if path[-1] is WILDCARD else (*path, WILDCARD)
+
+
+def below(path: Path, prefix: Path) -> Path | None:
+    """What remains of `path` below `prefix`; None when it does not lie there."""
+    return path[len(prefix) :] if len(path) > len(prefix) and path[: len(prefix)] == prefix else None

@@ -1,0 +1,70 @@
+"""PURE. How Qdrant's full-text index cuts text into tokens.
+
+Promises: the tokenizers word, whitespace and prefix with lower-casing, token lengths, ASCII folding and own stopwords.
+Does not promise the language tables (stemmers, stopwords by language, multilingual): `tokenizer` raises NotServed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from generated.qdrant import collections_pb2 as collections
+from server.replica.refusal import NotServed
+
+Tokenizer: TypeAlias = Callable[[str], list[str]]
+"""Text → its tokens in order."""
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """What Qdrant does to text without an index, from 1.20 on: words, lower-cased."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _fold(text: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+
+
+def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokenizer:
+    """The tokenizer of a text index. `of_query`: a prefix index keeps a query's words whole.
+
+    Raises NotServed for an index that needs tables of a language.
+    """
+    if params.HasField("stemmer") and params.stemmer.WhichOneof("stemming_params") == "snowball":
+        raise NotServed("a text index with a stemmer needs the server's language tables")
+    if params.stopwords.languages:
+        raise NotServed("a text index with stopwords of a language needs the server's language tables")
+    if params.tokenizer in (collections.Multilingual, collections.Code):
+        raise NotServed("a text index with this tokenizer needs the server's language tables")
+    lower = params.lowercase if params.HasField("lowercase") else True
+    shortest = params.min_token_len if params.HasField("min_token_len") else 0
+    longest = params.max_token_len if params.HasField("max_token_len") else None
+    stopwords = {word.lower() if lower else word for word in params.stopwords.custom}
+
+    def accepted(text: str) -> Iterator[str]:
+        for piece in text.split() if params.tokenizer == collections.Whitespace else _WORD.findall(text):
+            folded = _fold(piece) if params.ascii_folding else piece
+            token = folded.lower() if lower else folded
+            if token not in stopwords:
+                yield token
+
+    def whole(text: str) -> list[str]:
+        return [
+            token for token in accepted(text) if len(token) >= shortest and (longest is None or len(token) <= longest)
+        ]
+
+    def prefixes(text: str) -> list[str]:
+        least = max(shortest, 1)
+        if of_query:
+            return [token[:longest] for token in accepted(text) if len(token) >= least]
+        return [
+            token[:end]
+            for token in accepted(text)
+            for end in range(least, min(len(token), longest if longest is not None else len(token)) + 1)
+        ]
+
+    return prefixes if params.tokenizer == collections.Prefix else whole
