@@ -1,0 +1,105 @@
+"""PURE. What Qdrant checks in requests about collections, aliases and field indexes.
+
+Promises: the status and text of Qdrant 1.18 for what it refuses. Does not promise every check of every version: what
+passes here and not there is refused at replay and quarantined.
+"""
+
+from __future__ import annotations
+
+from generated.qdrant import collections_pb2 as pb
+from generated.qdrant import points_pb2 as points
+from server.replica.paths import parse_or_refuse
+from server.replica.refusal import bad_body, invalid, no_vector_name, wrong_input
+from server.replica.vector_forms import fields_of
+
+_MOST_NAME_BYTES = 255
+_FORBIDDEN_IN_NAMES = '<>:"/\\|?*\0\x1f'
+_MOST_DIMENSIONS = 65536
+
+# FieldType of a request → the params that may come with it.
+_PARAMS_OF: dict[int, str] = {
+    points.FieldType.FieldTypeKeyword: "keyword_index_params",
+    points.FieldType.FieldTypeInteger: "integer_index_params",
+    points.FieldType.FieldTypeFloat: "float_index_params",
+    points.FieldType.FieldTypeGeo: "geo_index_params",
+    points.FieldType.FieldTypeText: "text_index_params",
+    points.FieldType.FieldTypeBool: "bool_index_params",
+    points.FieldType.FieldTypeDatetime: "datetime_index_params",
+    points.FieldType.FieldTypeUuid: "uuid_index_params",
+}
+
+
+def check_new_collection(request: pb.CreateCollection) -> None:
+    """Raises Refusal for a collection that Qdrant would not make, existing names apart."""
+    name = request.collection_name
+    if not 1 <= len(name.encode()) <= _MOST_NAME_BYTES:
+        raise bad_body("collection_name", f'value "{name}" invalid, must be from 1 to 255 characters')
+    for character in _FORBIDDEN_IN_NAMES:
+        if character in name:
+            raise bad_body("collection_name", f'collection name cannot contain "{character}" char')
+    for number in ("shard_number", "replication_factor", "write_consistency_factor", "timeout"):
+        if request.HasField(number) and getattr(request, number) == 0:
+            raise bad_body(number, "value 0 invalid, must be 1 or larger")
+    _check_hnsw(request.hnsw_config, "hnsw_config")
+    form = request.vectors_config.WhichOneof("config")
+    if form == "params":
+        check_vector_params(request.vectors_config.params, "vectors_config.config.params")
+    for vector_name, params in request.vectors_config.params_map.map.items():
+        check_vector_params(params, "vectors_config.config.params_map.map")
+        if vector_name in request.sparse_vectors_config.map:
+            raise wrong_input(f"Dense and sparse vector names must be unique - duplicate found with '{vector_name}'")
+
+
+def check_vector_params(params: pb.VectorParams, place: str) -> None:
+    """Raises Refusal for a dense vector that Qdrant would not make."""
+    if not 1 <= params.size <= _MOST_DIMENSIONS:
+        raise bad_body(f"{place}.size", f"value {params.size} invalid, must be from 1 to 65536")
+    if params.distance == pb.Distance.UnknownDistance:
+        raise invalid("UnknownDistance is not allowed")
+    if params.distance not in pb.Distance.values():
+        raise invalid(f"Malformed distance parameter, unexpected value: {params.distance}")
+    _check_hnsw(params.hnsw_config, f"{place}.hnsw_config")
+
+
+def _check_hnsw(hnsw: pb.HnswConfigDiff, place: str) -> None:
+    if hnsw.HasField("ef_construct") and hnsw.ef_construct < 4:
+        raise bad_body(f"{place}.ef_construct", f"value {hnsw.ef_construct} invalid, must be 4 or larger")
+
+
+def check_collection_update(request: pb.UpdateCollection, config: pb.CollectionConfig) -> None:
+    """Raises Refusal for an update that names vectors that the collection lacks."""
+    fields = fields_of(config.params)
+    dense = request.vectors_config.params_map.map
+    names = [""] if request.vectors_config.WhichOneof("config") == "params" else list(dense)
+    for name in names:
+        if name not in fields or fields[name].is_sparse:
+            raise no_vector_name(name)
+    for name in request.sparse_vectors_config.map:
+        if name not in fields or not fields[name].is_sparse:
+            raise no_vector_name(name)
+
+
+def check_field_index(request: points.CreateFieldIndexCollection) -> int:
+    """The PayloadSchemaType of a new field index. Raises Refusal."""
+    if not request.field_name:
+        raise bad_body("field_name", 'value "" invalid, must be at least 1 characters')
+    parse_or_refuse(request.field_name)
+    if not request.HasField("field_type"):
+        raise invalid("cannot convert field_type")
+    if request.field_type not in points.FieldType.values():
+        raise invalid("field type is missing")
+    given = request.field_index_params.WhichOneof("index_params")
+    if given is not None and given != _PARAMS_OF[request.field_type]:
+        kind = points.FieldType.Name(request.field_type).removeprefix("FieldType")
+        raise invalid(f"field_type ({kind}) and field_index_params do not match")
+    # The two enums list the same types, one begins with "unknown".
+    return int(request.field_type) + 1
+
+
+def check_vector_name(request: points.CreateVectorNameRequest, config: pb.CollectionConfig) -> None:
+    """Raises Refusal for a new vector of a collection that Qdrant would not add."""
+    if request.vector_name in fields_of(config.params):
+        raise wrong_input(f"Vector with name `{request.vector_name}` already exists")
+    if request.WhichOneof("vector_config") == "dense_config":
+        dense = request.dense_config
+        check_vector_params(pb.VectorParams(size=dense.size, distance=dense.distance), "dense_config")

@@ -1,0 +1,207 @@
+"""What the proxy brings in from Qdrant: the catalogue, pages of points, and how far the log goes.
+
+Promises: nothing that a log entry later than the page touched is overwritten or removed; ids left alone for that reason
+are given back. A page asked for before the replica can tell what came later is refused with FAILED_PRECONDITION: ask for
+it again. Each import is one transaction. Only one thread may call it at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server.replica import catalogue
+from server.replica import requests as r
+from server.replica.points import Key, id_of, key_of
+from server.replica.records import Collection, Record
+from server.replica.refusal import Refusal, no_collection
+from server.replica.store import Store, Transaction
+from server.replica.touched import Touched
+from server.replica.vector_forms import from_output, named
+from server.rpc import Code
+
+_LOG_ID = "log_id"
+
+
+class Imports:
+    """Brings remote state in."""
+
+    def __init__(self, store: Store, touched: Touched) -> None:
+        self._store = store
+        self._touched = touched
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    def attach(self, request: control.AttachRequest) -> control.AttachResponse:
+        """Fit the cursor to the log. Another log, or one that is shorter than the cursor, makes every collection STALE."""
+        with self._store.transaction() as tx:
+            applied_seq, known_log = tx.applied_seq, tx.meta(_LOG_ID)
+            is_other = known_log != request.log_id and (known_log != "" or applied_seq > 0)
+            rewound = is_other or applied_seq > request.last_seq
+            if rewound:
+                # Another log is applied from its start; a log that lost its tail goes on where it ends.
+                applied_seq = 0 if is_other else request.last_seq
+                tx.set_applied_seq(applied_seq)
+                for collection in tx.collections():
+                    _set_completeness(tx, collection, control.COMPLETENESS_STALE)
+            tx.set_meta(_LOG_ID, request.log_id)
+        return control.AttachResponse(applied_seq=applied_seq, rewound=rewound)
+
+    # --- the catalogue -----------------------------------------------------------------------------------------------
+
+    def catalogue(self, request: control.ImportCatalogueRequest) -> control.ImportCatalogueResponse:
+        """Make collections and aliases those of the remote, but for what later entries changed."""
+        since = self._demand_memory(request.since_seq)
+        wanted: list[str] = []
+        with self._store.transaction() as tx:
+            for remote in request.collections:
+                if not self._touched.is_name_later(remote.name, since):
+                    wanted.extend(self._import_collection(tx, remote, request.since_seq))
+            if request.whole:
+                self._drop_gone(tx, {remote.name for remote in request.collections}, since)
+                tx.set_meta(catalogue.KNOWN, "1")
+            self._import_aliases(tx, request, since)
+            if request.remote_version:
+                tx.set_meta(catalogue.REMOTE_VERSION, request.remote_version)
+        return control.ImportCatalogueResponse(wanted=wanted)
+
+    def _import_collection(self, tx: Transaction, remote: control.RemoteCollection, seq: int) -> Iterable[str]:
+        info = collections.CollectionInfo.FromString(remote.info)
+        config = info.config.SerializeToString(deterministic=True)
+        existing = tx.collection(remote.name)
+        if existing is not None and existing.name != remote.name:
+            tx.delete_alias(remote.name)
+            existing = None
+        if existing is not None and not _have_same_vectors(existing, info.config):
+            tx.drop_collection(existing.cid)
+            existing = None
+        if existing is None:
+            collection = Collection(name=remote.name, config=config, completeness=control.COMPLETENESS_EMPTY)
+        else:
+            collection = existing
+        # It exists remotely, so what was made here is no longer only here.
+        collection = tx.save_collection(replace(collection, config=config, info=remote.info, created_here=False))
+        self._import_schema(tx, collection, info)
+        return [] if catalogue.is_whole(collection) else [remote.name]
+
+    def _import_schema(self, tx: Transaction, collection: Collection, info: collections.CollectionInfo) -> None:
+        for field in collection.schema:
+            if field not in info.payload_schema:
+                tx.save_schema(collection.cid, field, None)
+        for field, schema in info.payload_schema.items():
+            tx.save_schema(collection.cid, field, schema.SerializeToString(deterministic=True))
+
+    def _drop_gone(self, tx: Transaction, remote_names: set[str], since: int) -> None:
+        for collection in tx.collections():
+            if collection.name not in remote_names and not self._touched.is_name_later(collection.name, since):
+                tx.drop_collection(collection.cid)
+
+    def _import_aliases(self, tx: Transaction, request: control.ImportCatalogueRequest, since: int) -> None:
+        remote = {alias.alias: alias.collection for alias in request.aliases}
+        for alias, target in remote.items():
+            if not self._touched.is_name_later(alias, since) and tx.collection(target) is not None:
+                tx.set_alias(alias, target)
+        if request.whole:
+            for alias in tx.aliases():
+                if alias not in remote and not self._touched.is_name_later(alias, since):
+                    tx.delete_alias(alias)
+
+    # --- points ------------------------------------------------------------------------------------------------------
+
+    def page(self, request: control.ImportPageRequest) -> control.ImportPageResponse:
+        """Put a page of points in and take away what the page's range lacks."""
+        since = self._demand_memory(request.since_seq)
+        retrieved = _points_in(request)
+        records = {record.key: record for record in map(_record_of, retrieved)}
+        with self._store.transaction() as tx:
+            collection = tx.collection(request.collection)
+            if collection is None:
+                raise no_collection(request.collection)
+            gone = self._gone_keys(tx, collection, request, records.keys())
+            skipped = {key for key in [*records, *gone] if self._touched.is_point_later(collection.cid, key, since)}
+            imported = [record for key, record in records.items() if key not in skipped]
+            tx.put(collection.cid, imported)
+            removed = tx.remove(collection.cid, [key for key in gone if key not in skipped])
+        return control.ImportPageResponse(
+            imported=len(imported),
+            removed=removed,
+            skipped=[id_of(key).SerializeToString() for key in sorted(skipped)],
+        )
+
+    def _gone_keys(
+        self, tx: Transaction, collection: Collection, request: control.ImportPageRequest, present: Iterable[Key]
+    ) -> list[Key]:
+        if request.single_ids:
+            absent = {_key_in(body) for body in request.absent} - set(present)
+            return sorted(tx.has(collection.cid, absent))
+        first = _key_in(request.first) if request.first else None
+        after = _key_in(request.after) if request.after else None
+        kept = set(present)
+        return [key for key in tx.range_keys(collection.cid, first, after) if key not in kept]
+
+    def set_completeness(self, request: control.SetCompletenessRequest) -> control.SetCompletenessResponse:
+        """Set the completeness of one collection, or of all. One that is gone meanwhile is passed over."""
+        with self._store.transaction() as tx:
+            found = [tx.collection(request.collection)] if request.collection else tx.collections()
+            for collection in found:
+                if collection is not None:
+                    tx.set_completeness(
+                        collection.cid,
+                        request.completeness,
+                        as_of_seq=request.as_of_seq,
+                        resume_at=request.resume_at,
+                        expected_points=request.expected_points,
+                    )
+        return control.SetCompletenessResponse()
+
+    def _demand_memory(self, since_seq: int) -> int:
+        if not self._touched.knows(since_seq):
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                f"what came after entry {since_seq} is not known, only after {self._touched.floor_seq}: read it again",
+            )
+        return since_seq
+
+
+def _set_completeness(tx: Transaction, collection: Collection, completeness: int) -> None:
+    tx.set_completeness(
+        collection.cid,
+        completeness,
+        as_of_seq=collection.as_of_seq,
+        expected_points=collection.expected_points,
+    )
+
+
+def _have_same_vectors(collection: Collection, remote: collections.CollectionConfig) -> bool:
+    """Whether points of the one configuration fit the other."""
+    local = catalogue.config_of(collection)
+    return _shape(local.params) == _shape(remote.params)
+
+
+def _shape(params: collections.CollectionParams) -> dict[str, tuple[object, ...]]:
+    form = params.vectors_config.WhichOneof("config")
+    dense = {"": params.vectors_config.params} if form == "params" else dict(params.vectors_config.params_map.map)
+    shape: dict[str, tuple[object, ...]] = {
+        name: (one.size, one.distance, one.datatype, one.HasField("multivector_config")) for name, one in dense.items()
+    }
+    shape.update({f"sparse {name}": (one.modifier,) for name, one in params.sparse_vectors_config.map.items()})
+    return shape
+
+
+def _points_in(request: control.ImportPageRequest) -> list[pb.RetrievedPoint]:
+    if request.single_ids:
+        return list(r.parse(pb.GetResponse, request.page).result)
+    return list(r.parse(pb.ScrollResponse, request.page).result)
+
+
+def _record_of(point: pb.RetrievedPoint) -> Record:
+    payload = pb.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
+    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
+
+
+def _key_in(body: bytes) -> Key:
+    return key_of(r.parse(common.PointId, body))

@@ -1,0 +1,118 @@
+"""PURE. Changes to payloads, by key path, as Qdrant makes them.
+
+Promises: set merges the top level and drops nulls, set with a path creates objects on its way and follows `[]` and
+`[i]` only into arrays that exist, delete removes what a path reaches. Payloads are the `payload` map of
+qdrant.PointStruct and are changed in place. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import TypeAlias
+
+from generated.qdrant import json_with_int_pb2 as json_pb
+from server.replica.paths import Path
+
+Payload: TypeAlias = MutableMapping[str, json_pb.Value]
+
+
+def is_null(value: json_pb.Value) -> bool:
+    """A null, or a value with nothing in it, which Qdrant reads as null."""
+    return value.WhichOneof("kind") in (None, "null_value")
+
+
+def merge(payload: Payload, changes: Mapping[str, json_pb.Value]) -> None:
+    """Set the keys of `changes`; a null removes its key."""
+    for key, value in changes.items():
+        if is_null(value):
+            if key in payload:
+                del payload[key]
+        else:
+            _assign(payload, key, value)
+
+
+def set_at(payload: Payload, path: Path, changes: Mapping[str, json_pb.Value]) -> None:
+    """Merge `changes` into the object at `path`, which is created where it is missing or no object."""
+    _set_value(payload[_first_key(path)], path[1:], changes)
+
+
+def overwrite(payload: Payload, new: Mapping[str, json_pb.Value]) -> None:
+    """Replace the payload as a whole; nulls stay."""
+    payload.clear()
+    for key, value in new.items():
+        _assign(payload, key, value)
+
+
+def delete_at(payload: Payload, path: Path) -> None:
+    """Remove what `path` reaches; nothing there is no error."""
+    first = _first_key(path)
+    if first not in payload:
+        return
+    if len(path) > 1:
+        _delete_in(payload[first], path[1:])
+    else:
+        del payload[first]
+
+
+def _first_key(path: Path) -> str:
+    """Every path begins with a key."""
+    first = path[0]
+    assert isinstance(first, str)
+    return first
+
+
+def _assign(payload: Payload, key: str, value: json_pb.Value) -> None:
+    payload[key].CopyFrom(value)
+    if value.WhichOneof("kind") is None:
+        payload[key].null_value = json_pb.NullValue.NULL_VALUE
+
+
+def _set_value(value: json_pb.Value, path: Path, changes: Mapping[str, json_pb.Value]) -> None:
+    if not path:
+        merge(_object_in(value), changes)
+        return
+    part, rest = path[0], path[1:]
+    if isinstance(part, str):
+        _set_value(_object_in(value)[part], rest, changes)
+        return
+    if value.WhichOneof("kind") != "list_value":
+        value.list_value.SetInParent()
+        return
+    items = value.list_value.values
+    if not isinstance(part, int):
+        for item in items:
+            _set_value(item, rest, changes)
+    elif part < len(items):
+        _set_value(items[part], rest, changes)
+
+
+def _object_in(value: json_pb.Value) -> Payload:
+    value.struct_value.SetInParent()
+    return value.struct_value.fields
+
+
+def _delete_in(value: json_pb.Value, path: Path) -> None:
+    part, rest = path[0], path[1:]
+    kind = value.WhichOneof("kind")
+    if isinstance(part, str):
+        if kind != "struct_value" or part not in value.struct_value.fields:
+            return
+        if rest:
+            _delete_in(value.struct_value.fields[part], rest)
+        else:
+            del value.struct_value.fields[part]
+        return
+    if kind != "list_value":
+        return
+    items = value.list_value.values
+    if not isinstance(part, int):
+        if rest:
+            for item in items:
+                _delete_in(item, rest)
+        else:
+            del items[:]
+    elif part < len(items):
+        if rest:
+            _delete_in(items[part], rest)
+        else:
+            del items[part]

@@ -1,0 +1,208 @@
+"""The write side of the replica: prepare a write, apply log entries.
+
+Promises: entries are applied in order, each once, in one transaction with the cursor: after a crash the store holds
+the entries up to `applied_seq` and nothing of later ones. An entry that cannot be applied (its collection is gone, it is
+not understood) does not stop those behind it: its answer says why, and its collection is marked STALE where the two
+sides may now differ. Only one thread may call it at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.understudy.replica.v1 import replica_pb2 as control
+from generated.understudy.wal.v1 import entry_pb2 as wal
+from server.clock import Clock
+from server.replica import requests as r
+from server.replica.applying import Applier
+from server.replica.refusal import NotServed, Refusal, no_point
+from server.replica.resolving import Matching, Resolved, Resolver
+from server.replica.store import Store, Transaction
+from server.replica.touched import Touched
+from server.rpc import METHODS, Code, Method
+
+logger = logging.getLogger(__name__)
+
+# What a request that was never meant to be may raise in the code that applies it.
+_UNFIT = (DecodeError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError)
+
+# Writes that name points by id, so that a missing point is an answer.
+_NAMING = frozenset(
+    (r.UPDATE_VECTORS, r.DELETE_VECTORS, r.SET_PAYLOAD, r.OVERWRITE_PAYLOAD, r.DELETE_PAYLOAD, r.CLEAR_PAYLOAD)
+)
+
+
+class _RolledBack(Exception):
+    """Ends a transaction that was only a trial."""
+
+
+class Writes:
+    """Prepares and applies."""
+
+    def __init__(self, store: Store, matching: Matching, touched: Touched, clock: Clock) -> None:
+        self._store = store
+        self._matching = matching
+        self._touched = touched
+        self._clock = clock
+
+    # --- prepare -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, method: str, body: bytes) -> list[wal.Operation]:
+        """The plain operations that replace a write, [] when it is plain as it stands. Raises Refusal."""
+        row = _row(method)
+        request = r.parse(row.request, body)
+        if isinstance(request, pb.UpdateBatchPoints):
+            resolved = self._resolve_batch(request)
+        else:
+            with self._store.snapshot():
+                resolved = Resolver(self._store, self._matching).resolve(method, request)
+        return [
+            wal.Operation(method=plain_method, request=plain.SerializeToString())
+            for plain_method, plain in resolved or ()
+        ]
+
+    def _resolve_batch(self, batch: pb.UpdateBatchPoints) -> Resolved:
+        """Resolve each part in the state that the parts before it leave: on trial, in a transaction rolled back."""
+        parts = r.parts_of(batch)
+        resolved: list[tuple[str, Message]] = []
+        is_plain = True
+        try:
+            with self._store.transaction() as tx:
+                resolver = Resolver(tx, self._matching)
+                applier = Applier(tx, self._matching, Touched(0), 0, synced=False)
+                for method, part in parts:
+                    replaced = resolver.resolve(method, part)
+                    self._demand_points(applier, method, part)
+                    is_plain = is_plain and replaced is None
+                    for plain_method, plain in [(method, part)] if replaced is None else replaced:
+                        applier.apply(plain_method, plain)
+                        resolved.append((plain_method, plain))
+                raise _RolledBack
+        except _RolledBack:
+            return None if is_plain else resolved
+
+    def _demand_points(self, applier: Applier, method: str, part: Any) -> None:
+        """Qdrant stops a batch at the part that names a missing point; here nothing of such a batch is done."""
+        missing = applier.missing_point(part) if method in _NAMING and part.wait else ""
+        if missing:
+            raise no_point(missing)
+
+    # --- apply -------------------------------------------------------------------------------------------------------
+
+    def apply(self, entries: Iterable[control.LogEntry]) -> control.ApplyResponse:
+        """Apply log entries; those already in are answered without being done again."""
+        response = control.ApplyResponse()
+        with self._store.transaction() as tx:
+            applied_seq = tx.applied_seq
+            for entry in entries:
+                if entry.seq <= applied_seq:
+                    response.results.append(_past(entry))
+                    continue
+                response.results.append(self._apply_entry(tx, entry))
+                applied_seq = entry.seq
+            tx.set_applied_seq(applied_seq)
+        response.applied_seq = applied_seq
+        return response
+
+    def apply_direct(self, method: str, body: bytes) -> bytes:
+        """A write without a log: prepared and applied under the next number. Raises Refusal."""
+        resolved = self.prepare(method, body)
+        entry = wal.Entry(method=method, request=body, resolved=resolved)
+        seq = self._store.applied_seq + 1
+        result = self.apply([control.LogEntry(seq=seq, entry=entry)]).results[0]
+        if result.code:
+            raise Refusal(Code(result.code), result.details)
+        return result.reply
+
+    def _apply_entry(self, tx: Transaction, entry: control.LogEntry) -> control.Applied:
+        started = self._clock.monotonic()
+        tx.connection().execute("SAVEPOINT entry")
+        try:
+            reply = self._reply_to(tx, entry, lambda: self._clock.monotonic() - started)
+        except Refusal as refusal:
+            if entry.synced and refusal.code != Code.NOT_FOUND:
+                # Qdrant has done it and the replica cannot, such as vectors that the server's inference made.
+                self._distrust(tx, entry.entry.collection)
+            reply = control.Applied(seq=entry.seq, code=refusal.code, details=refusal.details)
+        except _UNFIT as error:
+            # A fault of ours or a body that no client sends. Stopping here would stop every later write for ever.
+            logger.exception("log entry %d (%s) cannot be applied", entry.seq, entry.entry.method)
+            tx.connection().execute("ROLLBACK TO entry")
+            self._distrust(tx, entry.entry.collection)
+            reply = control.Applied(
+                seq=entry.seq, code=Code.INTERNAL, details=f"the replica cannot apply this: {error}"
+            )
+        tx.connection().execute("RELEASE entry")
+        return reply
+
+    def _distrust(self, tx: Transaction, name: str) -> None:
+        collection = tx.collection(name)
+        if collection is not None:
+            tx.set_completeness(
+                collection.cid,
+                control.COMPLETENESS_STALE,
+                as_of_seq=collection.as_of_seq,
+                expected_points=collection.expected_points,
+            )
+
+    def _reply_to(self, tx: Transaction, entry: control.LogEntry, elapsed: Callable[[], float]) -> control.Applied:
+        row = _row(entry.entry.method)
+        request = r.parse(row.request, entry.entry.request)
+        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced)
+        missing = ""
+        if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):
+            missing = applier.missing_point(request)
+        existed = _names_existing(tx, request)
+        if entry.entry.resolved:
+            for operation in entry.entry.resolved:
+                applier.apply(operation.method, r.parse(_row(operation.method).request, operation.request))
+        else:
+            applier.apply(row.path, request)
+        if missing:
+            refusal = no_point(missing)
+            return control.Applied(seq=entry.seq, code=refusal.code, details=refusal.details)
+        body = response_to(row, request, entry.seq, existed=existed, seconds=elapsed())
+        return control.Applied(seq=entry.seq, reply=body.SerializeToString())
+
+
+def _row(method: str) -> Method:
+    row = METHODS.get(method)
+    if row is None or not row.wal_kind:
+        raise NotServed(f"the replica has no write {method}")
+    return row
+
+
+def _names_existing(tx: Transaction, request: Message) -> bool:
+    """Whether a request to delete a collection finds it."""
+    if not isinstance(request, collections.DeleteCollection):
+        return True
+    found = tx.collection(request.collection_name)
+    return found is not None and found.name == request.collection_name
+
+
+def _past(entry: control.LogEntry) -> control.Applied:
+    """The answer to an entry that is in already."""
+    try:
+        row = _row(entry.entry.method)
+        request = r.parse(row.request, entry.entry.request)
+    except Refusal as refusal:
+        return control.Applied(seq=entry.seq, code=refusal.code, details=refusal.details)
+    body = response_to(row, request, entry.seq, existed=True, seconds=0.0)
+    return control.Applied(seq=entry.seq, reply=body.SerializeToString())
+
+
+def response_to(row: Method, request: Any, seq: int, *, existed: bool, seconds: float) -> Message:
+    """Qdrant's answer to a write that was done."""
+    if row.path.startswith(r.COLLECTIONS):
+        return collections.CollectionOperationResponse(result=existed, time=seconds)
+    status = pb.UpdateStatus.Completed if request.wait else pb.UpdateStatus.Acknowledged
+    result = pb.UpdateResult(operation_id=seq, status=status)
+    if isinstance(request, pb.UpdateBatchPoints):
+        return pb.UpdateBatchResponse(result=[result] * len(request.operations), time=seconds)
+    return pb.PointsOperationResponse(result=result, time=seconds)
