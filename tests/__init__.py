@@ -1,0 +1,1 @@
+"""Tests of Understudy; see docs/architecture.md for what each folder holds."""

@@ -1,0 +1,97 @@
+"""Where local mode differs from a measured server (1.18.3), the server wins: the few rules that are replaced here.
+
+Some rules depend on whether the field has a payload index; `use` says which fields of the collection at hand have one.
+The engine is one thread, so a module variable is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qdrant_client import models
+from qdrant_client.local import local_collection, payload_filters
+from qdrant_client.local.payload_value_extractor import value_by_key
+
+from generated.qdrant import collections_pb2
+
+_check_condition = payload_filters.check_condition
+_check_match = payload_filters.check_match
+_validate_dense_vector = local_collection.validate_dense_vector
+_indexes: Mapping[str, collections_pb2.PayloadSchemaInfo] = {}
+
+
+def use(indexes: Mapping[str, collections_pb2.PayloadSchemaInfo]) -> None:
+    """The payload indexes of the collection that the next call is about."""
+    global _indexes  # noqa: PLW0603
+    _indexes = indexes
+
+
+def _has(field: str, kind: collections_pb2.PayloadSchemaType) -> bool:
+    return field in _indexes and _indexes[field].data_type == kind
+
+
+def is_null(payload: dict[str, Any], key: str) -> bool:
+    """`is_null {key}`: the value itself is null; with an index a list with a null in it is null as well."""
+    if key in _indexes:
+        return payload_filters.check_is_null(payload, key)
+    values = value_by_key(payload, key, flat=False)
+    return values is not None and any(value is None for value in values)
+
+
+def values_count(condition: models.ValuesCount, values: list[Any] | None) -> bool:
+    """A missing key never matches; null counts 0, a list its length, anything else 1."""
+    if values is None:
+        return False
+    return any(_within(condition, _count_of(value)) for value in values)
+
+
+def _count_of(value: Any) -> int:
+    if value is None:
+        return 0
+    return len(value) if isinstance(value, list) else 1
+
+
+def _within(condition: models.ValuesCount, count: int) -> bool:
+    return (
+        (condition.lt is None or count < condition.lt)
+        and (condition.lte is None or count <= condition.lte)
+        and (condition.gt is None or count > condition.gt)
+        and (condition.gte is None or count >= condition.gte)
+    )
+
+
+def field_matches(condition: models.FieldCondition, payload: dict[str, Any]) -> bool:
+    """Text without a text index is a case-sensitive substring; `except` with a keyword index sees strings only."""
+    values = value_by_key(payload, condition.key) or []
+    match = condition.match
+    if isinstance(match, models.MatchText) and not _has(condition.key, collections_pb2.Text):
+        return any(isinstance(value, str) and match.text in value for value in values)
+    if isinstance(match, models.MatchExcept) and _has(condition.key, collections_pb2.Keyword):
+        values = [value for value in values if isinstance(value, str)]
+    return any(_check_match(match, value) for value in values)
+
+
+def check_condition(condition: Any, payload: dict[str, Any], point_id: Any, has_vector: dict[str, bool]) -> bool:
+    """Local mode's evaluator with the rules above."""
+    if isinstance(condition, models.IsNullCondition):
+        return is_null(payload, condition.is_null.key)
+    if isinstance(condition, models.FieldCondition) and condition.match is not None:
+        return field_matches(condition, payload)
+    return bool(_check_condition(condition, payload, point_id, has_vector))
+
+
+def validate_dense_vector(vector: Any, vector_name: str) -> None:
+    """A server stores NaN."""
+    try:
+        _validate_dense_vector(vector, vector_name)
+    except ValueError as error:
+        if "NaN" not in str(error):
+            raise
+
+
+def install() -> None:
+    """Put the rules in place, in this process."""
+    payload_filters.check_values_count = values_count
+    payload_filters.check_condition = check_condition
+    local_collection.validate_dense_vector = validate_dense_vector
