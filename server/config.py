@@ -140,6 +140,11 @@ class Replay(Section):
     queue_limit: PositiveInt = Field(100, description="Sync requests that may wait")
     quarantine_policy: QuarantinePolicy = Field(QuarantinePolicy.CAUSAL, description="Followers of a refused entry")
     barrier_seconds: Seconds = Field(0.1, gt=0, le=1, description="Longest pause of writes at the end of a drain")
+    page_entries: PositiveInt = Field(256, description="Entries read ahead from the log")
+    page_bytes: PositiveInt = Field(32 * MIB, description="Bytes read ahead from the log")
+    bisect_calls: PositiveInt = Field(2000, description="Calls to find the refused points of one entry")
+    doubtful_tries: PositiveInt = Field(3, description="Tries of an entry at which Qdrant fails inside")
+    credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 
 
 class Replica(Section):

@@ -42,7 +42,7 @@ class Permit:
 class Breaker:
     """Counts transient failures in a row and refuses callers for a while when there were too many. Thread-safe.
 
-    `lease_seconds` must be longer than the longest attempt: a half-open probe that has not reported by then is replaced.
+    `lease_seconds` must exceed the longest attempt: a half-open probe that has not reported by then is replaced.
     """
 
     def __init__(self, failures: int = 5, open_seconds: float = 300.0, *, lease_seconds: float = 120.0) -> None:

@@ -1,0 +1,11 @@
+"""From the log to Qdrant: WAL → upstream → judge → cursor.
+
+`replayer` runs the loop, `delivery` sends one entry, `judge`, `bisect`, `causality` and `parcel` are pure and decide,
+`progress` is what status pages show.
+"""
+
+from server.replay.judge import Outcome, judge
+from server.replay.progress import Progress, ReplayState
+from server.replay.replayer import Replayer
+
+__all__ = ["Outcome", "Progress", "ReplayState", "Replayer", "judge"]

@@ -1,0 +1,60 @@
+"""PURE. Which later writes depend on one that was refused.
+
+Promises: what follows a quarantined point or collection is found by name alone, so the answer is the same when it is
+worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when its
+collection does; a write to a collection as a whole does not follow single points. Names are compared as they were
+given: an alias and its collection are two names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.replay.bisect import Key, Operation, keys_of, names_of, only, without
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An operation, taken apart: what may go to Qdrant, what follows a refused entry, and the first such entry."""
+
+    free: Operation | None
+    follows: Operation | None
+    after_seq: int
+
+
+class Causality:
+    """The quarantined points and collections, each with the sequence number of the entry that was refused."""
+
+    def __init__(self) -> None:
+        self._collections: dict[str, int] = {}
+        self._points: dict[str, dict[Key, int]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing can follow."""
+        return not self._collections and not self._points
+
+    def refuse(self, operation: Operation, seq: int, *, whole_collection: bool) -> None:
+        """Note a refused operation: from here on what names the same points, or the same collection, follows it."""
+        if whole_collection:
+            for name in names_of(operation):
+                self._collections.setdefault(name, seq)
+            return
+        keys = keys_of(operation)
+        if keys:
+            for name in names_of(operation):
+                points = self._points.setdefault(name, {})
+                for key in keys:
+                    points.setdefault(key, seq)
+
+    def split(self, operation: Operation) -> Split:
+        """What of an operation may go and what must follow."""
+        names = names_of(operation)
+        whole = [self._collections[name] for name in names if name in self._collections]
+        if whole:
+            return Split(None, operation, min(whole))
+        points = {key: seq for name in names for key, seq in self._points.get(name, {}).items()}
+        touched = [points[key] for key in keys_of(operation) if key in points] if points else []
+        if not touched:
+            return Split(operation, None, 0)
+        return Split(without(operation, points), only(operation, points), min(touched))

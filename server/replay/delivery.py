@@ -1,0 +1,203 @@
+"""One entry to Qdrant: send its operations in order, judge the answers, find the points that are to blame.
+
+Promises: operations go out one after the other, each with a deadline. When Qdrant refuses one for good, it is halved
+until only what Qdrant refuses is left over; everything else of the entry is applied, in order, except what follows a
+refused point. Sending an entry again is harmless. Keeps no state between entries: retries, quarantine and cursor are
+the replayer's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from generated.qdrant import collections_pb2, points_pb2
+from server import config
+from server.clock import Clock
+from server.errors import UpstreamTimeout, UpstreamUnreachable
+from server.replay import judge as table
+from server.replay.bisect import Operation, deleted_by, halves, keys_of
+from server.replay.causality import Causality
+from server.replay.judge import Outcome
+from server.rpc import Backend, Call, Code, Metadata, Reply
+
+_GET_COLLECTION = "/qdrant.Collections/Get"
+_LIST_ALIASES = "/qdrant.Collections/ListAliases"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one operation.
+
+    `answered` False = nobody was there; `timed_out` = somebody, but silent; `doubtful` = the server failed inside.
+    """
+
+    outcome: Outcome
+    code: Code = Code.OK
+    details: str = ""
+    retry_after_seconds: float | None = None
+    answered: bool = True
+    timed_out: bool = False
+    doubtful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """An operation that Qdrant refuses and that cannot be divided further."""
+
+    operation: Operation
+    answer: Answer
+    whole_collection: bool
+
+
+@dataclass(slots=True)
+class Delivered:
+    """How one entry fared.
+
+    `answer` is DONE when the whole entry is dealt with, else it says why the entry must be sent again and the rest is
+    void. `left_over` is what Qdrant does not have, in order: what it refused (`blames`) and what follows that or an
+    earlier refused entry (`after_seq`). `applied` counts the operations and parts that it has, `calls` what was sent.
+    """
+
+    answer: Answer = field(default_factory=lambda: Answer(Outcome.DONE))
+    left_over: list[Operation] = field(default_factory=list)
+    blames: list[Blame] = field(default_factory=list)
+    after_seq: int = 0
+    applied: int = 0
+    calls: int = 0
+
+
+class Delivery:
+    """Sends entries. `credential` gives the metadata that Qdrant wants, None = none is known."""
+
+    def __init__(
+        self,
+        upstream: Backend,
+        settings: config.Replay,
+        clock: Clock,
+        credential: Callable[[], Metadata | None],
+    ) -> None:
+        self._upstream = upstream
+        self._settings = settings
+        self._clock = clock
+        self._credential = credential
+
+    async def deliver(
+        self, operations: Iterable[Operation], causality: Causality | None, seq: int, *, doubtful: Outcome
+    ) -> Delivered:
+        """Send one entry. `doubtful` is what DOUBTFUL answers count as; without `causality` nothing follows."""
+        todo = deque(operations)
+        result = Delivered()
+        own = Causality()
+        while todo:
+            operation = self._free_part(todo.popleft(), causality, own, result)
+            if operation is None:
+                continue
+            answer = await self._send(operation, doubtful)
+            result.calls += 1
+            if answer.outcome is Outcome.DONE or _was_applied_before(operation, answer, todo):
+                result.applied += 1
+                continue
+            if answer.outcome is not Outcome.PERMANENT:
+                return Delivered(answer)
+            whole = table.is_about_collection(operation.method, answer.code, answer.details)
+            parts = None if whole or result.calls >= self._settings.bisect_calls else halves(operation)
+            if parts is not None:
+                todo.extendleft(reversed(parts))
+                continue
+            result.left_over.append(operation)
+            result.blames.append(Blame(operation, answer, whole))
+            if causality is not None:
+                own.refuse(operation, seq, whole_collection=whole)
+        return result
+
+    @staticmethod
+    def _free_part(
+        operation: Operation, earlier: Causality | None, own: Causality, result: Delivered
+    ) -> Operation | None:
+        """What of an operation may be sent; what may not is left over."""
+        free: Operation | None = operation
+        for causality in (earlier, own):
+            if free is None or causality is None or causality.is_empty:
+                continue
+            split = causality.split(free)
+            if split.follows is not None:
+                result.left_over.append(split.follows)
+                if causality is earlier:
+                    result.after_seq = result.after_seq or split.after_seq
+            free = split.free
+        return free
+
+    async def _send(self, operation: Operation, doubtful: Outcome) -> Answer:
+        reply = await self._call(operation.method, operation.body)
+        if isinstance(reply, Answer):
+            return reply
+        outcome = table.judge_reply(operation.method, reply)
+        if outcome is Outcome.COMPARE:
+            found = await self._is_there_already(operation)
+            if isinstance(found, Answer):
+                return found
+            outcome = Outcome.DONE if found else Outcome.PERMANENT
+        if outcome is Outcome.DOUBTFUL:
+            return replace(_answer(doubtful, reply), doubtful=True)
+        return _answer(outcome, reply)
+
+    async def _call(self, method: str, body: bytes) -> Reply | Answer:
+        """The reply, or an Answer when there was none."""
+        deadline = self._clock.monotonic() + self._settings.call_timeout_seconds
+        call = Call(method, body, self._credential() or (), deadline)
+        try:
+            return await self._upstream.handle(call)
+        except UpstreamTimeout as failure:
+            return Answer(Outcome.TRANSIENT, Code.DEADLINE_EXCEEDED, str(failure), answered=False, timed_out=True)
+        except UpstreamUnreachable as failure:
+            return Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False)
+
+    async def _is_there_already(self, operation: Operation) -> bool | Answer:
+        """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""
+        request = operation.request
+        if isinstance(request, collections_pb2.ChangeAliases):
+            reply = await self._ask(_LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
+            if isinstance(reply, Answer):
+                return reply
+            listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
+            return table.are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
+        assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
+        question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
+        reply = await self._ask(_GET_COLLECTION, question.SerializeToString())
+        if isinstance(reply, Answer):
+            return reply
+        info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
+        if isinstance(request, collections_pb2.CreateCollection):
+            return table.is_same_collection(request, info)
+        return table.has_vector(request, info)
+
+    async def _ask(self, method: str, body: bytes) -> Reply | Answer:
+        """An OK reply, or an Answer that makes the entry wait and come again."""
+        reply = await self._call(method, body)
+        if isinstance(reply, Answer):
+            return reply
+        outcome = table.judge(method, reply.code, reply.details)
+        if outcome is Outcome.DONE:
+            return reply
+        return _answer(Outcome.AUTH if outcome is Outcome.AUTH else Outcome.TRANSIENT, reply)
+
+
+def _answer(outcome: Outcome, reply: Reply) -> Answer:
+    return Answer(outcome, reply.code, reply.details, table.retry_after_seconds(reply.trailers))
+
+
+def _was_applied_before(operation: Operation, answer: Answer, rest: Iterable[Operation]) -> bool:
+    """Whether the points that Qdrant cannot find are deleted later in the same entry.
+
+    Then the entry was applied before, in whole or in part, and its answer was lost.
+    """
+    if answer.code is not Code.NOT_FOUND or answer.outcome is not Outcome.PERMANENT:
+        return False
+    keys = set(keys_of(operation))
+    if not keys:
+        return False
+    for later in rest:
+        keys -= deleted_by(later)
+    return not keys

@@ -1,0 +1,61 @@
+"""The log, as replay sees it: what `server.wal.log.Log` offers and test fakes imitate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.wal.record import Record
+
+
+class RefusedEntry(Protocol):
+    """What the log tells of an entry in quarantine. `flaw` is set when its file is not to be trusted."""
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the entry."""
+        ...
+
+    @property
+    def code(self) -> int:
+        """gRPC status code of the refusal."""
+        ...
+
+    @property
+    def details(self) -> str:
+        """Text of the refusal."""
+        ...
+
+    @property
+    def flaw(self) -> str:
+        """What is wrong with the file, "" = nothing."""
+        ...
+
+
+class PendingLog(Protocol):
+    """The reader of pending entries and the writer of the cursor and the quarantine. Raises WalError."""
+
+    @property
+    def pending_count(self) -> int:
+        """Entries that the cursor has yet to pass."""
+        ...
+
+    async def read_pending(self, limit_entries: int, limit_bytes: int) -> list[Record]:
+        """The first pending entries, in order."""
+        ...
+
+    async def mark_replayed(self, seq: int) -> None:
+        """Move the cursor, durably."""
+        ...
+
+    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
+        """Keep an entry for the operator, durably. The same entry again replaces it."""
+        ...
+
+    def quarantined(self) -> Sequence[RefusedEntry]:
+        """What is in quarantine."""
+        ...
+
+    async def read_quarantined(self, seq: int) -> Record:
+        """One entry of the quarantine, as it was put there."""
+        ...

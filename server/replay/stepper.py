@@ -1,0 +1,296 @@
+"""One step of a replay: the first pending entry to Qdrant, its outcome to breaker, quarantine and cursor.
+
+Promises: steps never overlap; who asks while one is under way shares it, and cancelling who asks does not cancel the
+step. The quarantine is on disk before the cursor passes an entry. Entries share a cursor record only while sending all
+of them again would change nothing (`is_blind`). Does not wait, retry or decide when to stop: that is the replayer's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from server import config
+from server.clock import Clock
+from server.config import QuarantinePolicy
+from server.errors import WalError
+from server.health.breaker import Breaker, Permit, Phase
+from server.logs import Message
+from server.replay.causality import Causality
+from server.replay.delivery import Answer, Delivered, Delivery
+from server.replay.judge import Outcome
+from server.replay.parcel import Parcel, unpack
+from server.replay.ports import PendingLog
+from server.rpc import Backend, Code, Metadata
+from server.telemetry import Telemetry
+
+
+class Step(Enum):
+    """How one step of the loop ended."""
+
+    ADVANCED = "advanced"
+    DRAINED = "drained"
+    FAILED = "failed"
+    DOWN = "down"
+    RESTING = "resting"
+    NO_CREDENTIAL = "no credential"
+    HALTED = "halted"
+    LOG_FAILED = "log failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the replay stands after a step, and why; `retry_after_seconds` is what Qdrant asked for."""
+
+    step: Step
+    why: str = ""
+    retry_after_seconds: float = 0.0
+
+
+_ADVANCED = Standing(Step.ADVANCED)
+
+
+class Stepper:
+    """The head of the line. `is_up` tells whether Qdrant counts as up, `unreachable` hears of dead connections."""
+
+    def __init__(
+        self,
+        log: PendingLog,
+        upstream: Backend,
+        *,
+        breaker: Breaker,
+        settings: config.Replay,
+        clock: Clock,
+        telemetry: Telemetry,
+        credential: Callable[[], Metadata | None],
+        kinds: Mapping[int, str],
+        is_up: Callable[[], bool],
+        unreachable: Callable[[str], None],
+    ) -> None:
+        self._log = log
+        self._breaker = breaker
+        self._settings = settings
+        self._clock = clock
+        self._telemetry = telemetry
+        self._credential = credential
+        self._kinds = kinds
+        self._is_up = is_up
+        self._unreachable = unreachable
+        self._delivery = Delivery(upstream, settings, clock, credential)
+        self._in_flight: asyncio.Task[Standing] | None = None
+        self._page: deque[Parcel] = deque()
+        self._unmarked_seq = 0
+        self._unmarked = 0
+        self._causality = Causality()
+        self._quarantined: frozenset[int] = frozenset()
+        self._recalled = False
+        self._doubts = 0
+        self._may_blame = True
+        self.failures = 0
+        self.replayed = 0
+
+    @property
+    def remaining(self) -> int:
+        """Entries that Qdrant has yet to get."""
+        return max(0, self._log.pending_count - self._unmarked)
+
+    @property
+    def quarantined_count(self) -> int:
+        """Entries in quarantine, as of the last look."""
+        return len(self._quarantined)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a step is under way."""
+        return self._in_flight is not None and not self._in_flight.done()
+
+    def look_again(self) -> None:
+        """Operators may have changed the quarantine: read it anew before the next entry."""
+        self._recalled = False
+
+    async def advance(self) -> Standing:
+        """One step, or the rest of the one under way."""
+        if self._in_flight is None or self._in_flight.done():
+            self._in_flight = asyncio.create_task(self._step(), name="replay step")
+        return await asyncio.shield(self._in_flight)
+
+    async def finish(self, grace_seconds: float) -> None:
+        """The entry under way may end within the grace, then it is given up; the cursor is written."""
+        step = self._in_flight
+        if step is not None and not step.done():
+            await asyncio.wait({step}, timeout=grace_seconds)
+            if not step.done():
+                step.cancel()
+                await asyncio.wait({step})
+            if not step.cancelled() and (error := step.exception()) is not None:
+                self._telemetry.log.error("the last step of the replay failed", error=repr(error))
+        try:
+            await self._mark()
+        except WalError as failure:
+            self._telemetry.log.error("the cursor was not written; entries will be sent again", error=str(failure))
+
+    async def _step(self) -> Standing:
+        try:
+            standing = await self._next()
+            if standing.step is not Step.ADVANCED:
+                await self._mark()
+        except WalError as error:
+            self._telemetry.log.error("replay cannot use the log", error=str(error))
+            self._page.clear()
+            self.failures += 1
+            return Standing(Step.LOG_FAILED, str(error))
+        return standing
+
+    async def _next(self) -> Standing:
+        if not self._page:
+            await self._mark()
+            await self._load()
+        if not self._page:
+            return Standing(Step.DRAINED)
+        if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._quarantined:
+            return Standing(Step.HALTED, "the quarantine is not empty: `understudy wal quarantine list`")
+        if not self._is_up():
+            return Standing(Step.DOWN)
+        permit = self._breaker.allow(self._clock.monotonic())
+        if permit is None:
+            return Standing(Step.RESTING, "the circuit breaker is open")
+        parcel = self._page[0]
+        links = [parcel.record.trace] if parcel.record.trace else []
+        try:
+            with self._telemetry.span("replay.entry", links=links, wal__seq=parcel.seq, method=parcel.method):
+                delivered = await self._deliver(parcel)
+        except BaseException:
+            # Cancelled, or the log failed: nobody will report for this permit.
+            self._breaker.abandon(permit)
+            raise
+        return await self._conclude(parcel, delivered, permit)
+
+    async def _load(self) -> None:
+        records = await self._log.read_pending(self._settings.page_entries, self._settings.page_bytes)
+        self._page.extend(unpack(record, self._kinds) for record in records)
+        if not self._recalled:
+            await self._recall()
+
+    async def _recall(self) -> None:
+        """What is in quarantine now decides who follows; operators may have changed it since the last sync."""
+        items = {item.seq: item for item in self._log.quarantined() if not item.flaw}
+        self._recalled = True
+        if self._quarantined == items.keys():
+            return
+        causality = Causality()
+        for seq in sorted(items):
+            parcel = unpack(await self._log.read_quarantined(seq), self._kinds)
+            parcel.taint(causality, Code(items[seq].code), items[seq].details)
+        self._causality = causality
+        self._quarantined = frozenset(items)
+        self._telemetry.metrics.quarantine(len(items))
+
+    async def _deliver(self, parcel: Parcel) -> Delivered:
+        if parcel.problem:
+            return parcel.unreadable()
+        if not parcel.is_blind:
+            # What was sent before must not be sent again after this one.
+            await self._mark()
+        doubtful = Outcome.TRANSIENT
+        if self._may_blame and self._doubts + 1 >= self._settings.doubtful_tries:
+            doubtful = Outcome.PERMANENT
+        follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
+        return await self._delivery.deliver(
+            parcel.operations, self._causality if follows else None, parcel.seq, doubtful=doubtful
+        )
+
+    async def _conclude(self, parcel: Parcel, delivered: Delivered, permit: Permit) -> Standing:
+        answer = delivered.answer
+        if answer.outcome is not Outcome.DONE:
+            return self._not_now(parcel, answer, permit)
+        before = self._breaker.phase
+        if delivered.calls:
+            # Done or refused for good: either way somebody answered.
+            self._breaker.success(permit)
+        else:
+            self._breaker.abandon(permit)
+        self._breaker_changed(before)
+        if delivered.left_over:
+            await self._quarantine(parcel, delivered)
+        if any(blame.answer.doubtful for blame in delivered.blames):
+            # One entry may be blamed for the server's own failures; the next only after a success in between.
+            self._may_blame = False
+        elif delivered.applied:
+            self._may_blame = True
+        self.failures = self._doubts = 0
+        self._page.popleft()
+        self.replayed += 1
+        self._unmarked_seq = parcel.seq
+        self._unmarked += 1
+        if delivered.left_over or not parcel.is_blind:
+            await self._mark()
+        return _ADVANCED
+
+    def _not_now(self, parcel: Parcel, answer: Answer, permit: Permit) -> Standing:
+        """The entry stays first: tell the breaker, count, say why."""
+        before = self._breaker.phase
+        why = f"{parcel.method} (entry {parcel.seq}): {answer.code.name} {answer.details}"
+        if answer.outcome is Outcome.AUTH:
+            self._breaker.permanent(permit)
+            self._breaker_changed(before)
+            self._telemetry.metrics.sync_error("auth")
+            if self._credential() is None:
+                self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=parcel.seq)
+            return Standing(Step.NO_CREDENTIAL, why)
+        self.failures += 1
+        self._doubts = self._doubts + 1 if answer.doubtful else 0
+        self._telemetry.metrics.sync_error("transient")
+        if not self._is_up():
+            # Known to be down by now: that explains the failure.
+            self._breaker.abandon(permit)
+        elif answer.retry_after_seconds is not None:
+            self._breaker.permanent(permit)
+        else:
+            self._breaker.transient_failure(permit, self._clock.monotonic())
+        self._breaker_changed(before)
+        if not answer.answered and not answer.timed_out:
+            self._unreachable(answer.details)
+        wait = min(answer.retry_after_seconds or 0.0, self._settings.breaker_open_seconds)
+        return Standing(Step.FAILED, why, wait)
+
+    async def _quarantine(self, parcel: Parcel, delivered: Delivered) -> None:
+        refusal = delivered.blames[0].answer if delivered.blames else None
+        if refusal is not None:
+            code, details = refusal.code, refusal.details
+        else:
+            code, details = Code.FAILED_PRECONDITION, f"follows seq {delivered.after_seq}"
+        record = parcel.left_over(delivered)
+        await self._log.quarantine(record, code=int(code), details=details)
+        for blame in delivered.blames:
+            self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)
+        self._quarantined |= {parcel.seq}
+        self._telemetry.metrics.quarantine(len(self._quarantined))
+        if refusal is not None:
+            self._telemetry.metrics.sync_error("permanent")
+        self._telemetry.log.warning(
+            Message.ENTRY_QUARANTINED,
+            seq=parcel.seq,
+            method=parcel.method,
+            code=code.name,
+            details=details,
+            points=record.points,
+        )
+
+    async def _mark(self) -> None:
+        """Write the cursor past what was dealt with."""
+        if self._unmarked:
+            await self._log.mark_replayed(self._unmarked_seq)
+            self._unmarked = 0
+
+    def _breaker_changed(self, before: Phase) -> None:
+        after = self._breaker.phase
+        if after is before:
+            return
+        self._telemetry.metrics.breaker(after.value)
+        if after is Phase.OPEN:
+            self._telemetry.log.warning(Message.BREAKER_OPEN, seconds=self._settings.breaker_open_seconds)
+        elif after is Phase.CLOSED:
+            self._telemetry.log.info(Message.BREAKER_CLOSED)
