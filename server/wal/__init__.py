@@ -1,0 +1,15 @@
+"""The write-ahead log: the only place where a write lives while Qdrant is away.
+
+Promises: a PENDING entry is on the medium before `Log.append` returns; entries come back in the order in which they
+were acknowledged; what was changed on disk by anyone else shows and is not replayed. Knows nothing of Qdrant: a body is
+bytes, a kind is a number from a list given by the caller.
+
+    record    PURE  bytes of segments, entries, head, quarantine
+    recovery  PURE  what to do about a flaw: a table
+    files     the disk: the only fsync
+    keyring   keys that sign the log
+    scan      a directory as it is found
+    writer    the thread that writes and syncs, for all waiting writers at once
+    log       what the rest of Understudy calls
+    inspect   the same directory without a running server
+"""

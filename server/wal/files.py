@@ -1,0 +1,298 @@
+"""The disk: the only module that syncs.
+
+Promises: `Disk` is every system call that the log makes on files, so that a simulated disk can stand in; files are made
+0600 and directories 0700 whatever the umask; symbolic links are not followed; `append` writes all or raises. Does not
+promise that the medium keeps what it was told to keep: see "Assumptions" in docs/wal-format.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from server.errors import DataDirUnusable, WalLocked
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+TEMP_SUFFIX = ".tmp"
+# writev takes at most this many buffers (IOV_MAX on Linux).
+_BUFFERS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What lstat says about a name."""
+
+    is_file: bool
+    is_link: bool
+    mode: int
+    is_ours: bool
+    size: int
+
+
+class OpenFile(Protocol):
+    """A file open for appending."""
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        """Write all parts at the end; OSError when not all was written."""
+        ...
+
+    def sync(self) -> None:
+        """fdatasync: what was appended, and the size, are on the medium when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Close without syncing."""
+        ...
+
+
+class Lock(Protocol):
+    """A held lock."""
+
+    def release(self) -> None:
+        """Let others have the directory."""
+        ...
+
+
+class Disk(Protocol):
+    """Every call on files that the log makes. Paths are absolute; errors are OSError unless said otherwise."""
+
+    def make_directory(self, path: Path) -> None:
+        """Make a directory 0700 with its parents, durably; tighten one of ours that is looser."""
+        ...
+
+    def names(self, path: Path) -> list[str]:
+        """Names in a directory, sorted; empty when there is no directory."""
+        ...
+
+    def facts(self, path: Path) -> FileFacts | None:
+        """What is known of a name without following links; None when there is nothing."""
+        ...
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only at the end of the file."""
+        ...
+
+    def create(self, path: Path) -> OpenFile:
+        """A new empty file, 0600; FileExistsError when the name is taken."""
+        ...
+
+    def open_append(self, path: Path) -> OpenFile:
+        """An existing file, to be appended to."""
+        ...
+
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        """Write `data` over the same bytes and sync the file."""
+        ...
+
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut a file and sync it."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename over whatever is there; durable after sync_directory."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; durable after sync_directory."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Names in this directory are on the medium when this returns."""
+        ...
+
+    def lock(self, path: Path) -> Lock:
+        """Take the lock file or raise WalLocked at once."""
+        ...
+
+
+def publish(disk: Disk, path: Path, parts: Sequence[bytes]) -> None:
+    """Make or replace a file so that a crash leaves the old one or the new one, whole.
+
+    Temporary name, sync, rename, sync the directory. What a failed attempt leaves is a `*.tmp`, which the next open removes.
+    """
+    temporary = path.with_name(path.name + TEMP_SUFFIX)
+    if disk.facts(temporary) is not None:
+        disk.remove(temporary)
+    file = disk.create(temporary)
+    try:
+        file.append(parts)
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(temporary, path)
+    disk.sync_directory(path.parent)
+
+
+class _RealFile:
+    """See OpenFile."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        for start in range(0, len(parts), _BUFFERS_MAX):
+            _write_all(self._descriptor, parts[start : start + _BUFFERS_MAX])
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _write_all(descriptor: int, parts: Sequence[bytes]) -> None:
+    wanted = sum(map(len, parts))
+    written = os.writev(descriptor, parts)
+    if written == wanted:
+        return
+    rest = memoryview(b"".join(parts))[written:]
+    while rest:
+        written = os.write(descriptor, rest)
+        if written == 0:
+            raise OSError(errno.EIO, "the disk took no more bytes")
+        rest = rest[written:]
+
+
+class _RealLock:
+    """See Lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+class RealDisk:
+    """See Disk: the disk of this machine."""
+
+    def make_directory(self, path: Path) -> None:
+        missing = []
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
+        try:
+            for new in reversed(missing):
+                new.mkdir(DIRECTORY_MODE)
+                new.chmod(DIRECTORY_MODE)
+                self.sync_directory(new.parent)
+            if not missing:
+                self._tighten(path)
+        except OSError as error:
+            raise DataDirUnusable(f"cannot make directory {error.filename}: {error.strerror}") from error
+
+    def _tighten(self, path: Path) -> None:
+        found = path.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise DataDirUnusable(f"{path} is not a directory")
+        if found.st_uid != os.geteuid():
+            raise DataDirUnusable(f"{path} belongs to user {found.st_uid}, not to us ({os.geteuid()})")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            path.chmod(DIRECTORY_MODE)
+
+    def names(self, path: Path) -> list[str]:
+        try:
+            return sorted(os.listdir(path))  # noqa: PTH208 - names, not paths
+        except FileNotFoundError:
+            return []
+
+    def facts(self, path: Path) -> FileFacts | None:
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return None
+        return FileFacts(
+            is_file=stat.S_ISREG(found.st_mode),
+            is_link=stat.S_ISLNK(found.st_mode),
+            mode=stat.S_IMODE(found.st_mode),
+            is_ours=found.st_uid == os.geteuid(),
+            size=found.st_size,
+        )
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            parts = []
+            while length > 0:
+                part = os.pread(descriptor, length, offset)
+                if not part:
+                    break
+                parts.append(part)
+                offset += len(part)
+                length -= len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(descriptor)
+
+    def create(self, path: Path) -> OpenFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, FILE_MODE)
+        # The umask can only take bits away; an umask such as 0377 would leave a file that we cannot read back.
+        os.fchmod(descriptor, FILE_MODE)
+        return _RealFile(descriptor)
+
+    def open_append(self, path: Path) -> OpenFile:
+        return _RealFile(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                written = os.pwrite(descriptor, rest, offset)
+                offset += written
+                rest = rest[written:]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def truncate(self, path: Path, size: int) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def remove(self, path: Path) -> None:
+        path.unlink()
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lock(self, path: Path) -> Lock:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        except OSError as error:
+            raise DataDirUnusable(f"cannot open lock file {path}: {error.strerror}") from error
+        try:
+            os.fchmod(descriptor, FILE_MODE)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever renamed or removed the directory meanwhile locks another file than we do.
+            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+                raise BlockingIOError(errno.EWOULDBLOCK, "the lock file was replaced")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            holder = ""
+            with suppress(OSError):
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            by = f" by process {holder}" if holder else ""
+            raise WalLocked(f"the log in {path.parent} is in use{by}") from error
+        return _RealLock(descriptor)

@@ -1,0 +1,200 @@
+"""From a directory to a log that may be appended to.
+
+Promises: takes the lock first; refuses before it changes anything; what it recovers is durable before it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from server.clock import Clock
+from server.wal.files import Disk, Lock, publish
+from server.wal.keyring import Entropy, Keyring, create_key
+from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, Head, SegmentCodec, SegmentHeader, encode_head
+from server.wal.recovery import Cut, Recovery
+from server.wal.scan import (
+    CHUNK_BYTES,
+    HEAD_NAME,
+    LOCK_NAME,
+    QUARANTINE_DIRECTORY,
+    Problem,
+    Segment,
+    Survey,
+    damaged,
+    segment_name,
+    survey,
+)
+from server.wal.writer import Tip
+
+SALT_BYTES = 16
+LOG_ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A log directory, held and recovered."""
+
+    lock: Lock
+    survey: Survey
+    head: Head
+    key: bytes
+    tip: Tip
+    recovery: Recovery
+
+
+def open_directory(disk: Disk, directory: Path, rules: FrameRules, clock: Clock, entropy: Entropy) -> Opened:
+    """Lock, read, recover. Raises WalLocked, WalDamaged, WalKeyMissing, WalKeyUnsafe, DataDirUnusable."""
+    disk.make_directory(directory)
+    lock = disk.lock(directory / LOCK_NAME)
+    try:
+        return _recover(disk, directory, rules, clock=clock, entropy=entropy, lock=lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, entropy: Entropy, lock: Lock) -> Opened:
+    found = survey(disk, directory, rules)
+    if found.refusals:
+        raise damaged(found)
+    is_new = found.is_empty
+    head = _first_head(disk, found, clock, entropy) if found.head is None else found.head
+    key = found.keyring.key(head.key_id, str(directory / HEAD_NAME))
+    cuts = tuple(_cut(disk, found, problem, clock) for problem in found.cuts)
+    leftovers = _sweep(disk, found)
+    disk.make_directory(directory / QUARANTINE_DIRECTORY)
+    if found.segments:
+        _make_durable(disk, found, head)
+    else:
+        _first_segment(disk, found, head, key, clock=clock, entropy=entropy)
+    last = found.segments[-1]
+    tip = Tip(
+        codec=last.codec,
+        offset=last.size,
+        mac=found.tail_mac,
+        seq=found.last_seq,
+        replayed_seq=found.replayed_seq,
+        last_pending_seq=found.pending.last_seq or 0,
+    )
+    renewed = replace(
+        head,
+        generation=head.generation + 1,
+        tail_segment=last.number,
+        tail_offset=tip.offset,
+        last_seq=tip.seq,
+        replayed_seq=tip.replayed_seq,
+        wall_ns=clock.wall_ns(),
+        tail_mac=tip.mac,
+        clean=False,
+    )
+    publish(disk, directory / HEAD_NAME, [encode_head(renewed, key)])
+    recovery = Recovery(
+        created=is_new,
+        clean=head.clean and not cuts,
+        cuts=cuts,
+        segments=len(found.segments),
+        entries_verified=found.entries_verified,
+        leftovers_removed=leftovers,
+    )
+    return Opened(lock, found, renewed, key, tip, recovery)
+
+
+def _first_head(disk: Disk, found: Survey, clock: Clock, entropy: Entropy) -> Head:
+    """Sign the birth of a log. A key that is there already comes from an attempt that a crash ended."""
+    keyring: Keyring = found.keyring if found.keyring.keys else create_key(disk, found.directory, entropy)
+    found.keyring = keyring
+    key_id, key = min(keyring.keys.items())
+    head = Head(
+        key_id=key_id,
+        log_id=entropy(LOG_ID_BYTES),
+        generation=1,
+        first_segment=1,
+        tail_segment=1,
+        tail_offset=0,
+        last_seq=0,
+        replayed_seq=0,
+        wall_ns=clock.wall_ns(),
+        tail_mac=bytes(32),
+        clean=True,
+    )
+    publish(disk, found.directory / HEAD_NAME, [encode_head(head, key)])
+    found.head = head
+    return head
+
+
+def _first_segment(disk: Disk, found: Survey, head: Head, key: bytes, *, clock: Clock, entropy: Entropy) -> None:
+    codec = new_segment(head, key, clock, entropy, number=head.first_segment, seq=0, replayed_seq=0)
+    path = found.directory / segment_name(codec.header.number)
+    publish(disk, path, [codec.encoded])
+    found.segments.append(Segment(path, codec, SEGMENT_HEADER_BYTES, 0, codec.header.wall_ns))
+    found.tail_mac = codec.head_mac
+
+
+def new_segment(
+    head: Head,
+    key: bytes,
+    clock: Clock,
+    entropy: Entropy,
+    *,
+    number: int,
+    seq: int,
+    replayed_seq: int,
+    previous_bytes: int = 0,
+    previous_mac: bytes = bytes(32),
+) -> SegmentCodec:
+    """A fresh segment that follows entry `seq`."""
+    header = SegmentHeader(
+        key_id=head.key_id,
+        log_id=head.log_id,
+        number=number,
+        first_seq=seq + 1,
+        replayed_seq=replayed_seq,
+        wall_ns=clock.wall_ns(),
+        previous_bytes=previous_bytes,
+        salt=entropy(SALT_BYTES),
+        previous_mac=previous_mac,
+    )
+    return SegmentCodec.of(header, key)
+
+
+def stamp(wall_ns: int) -> str:
+    """A time for file names: 20260131T235959.123456789Z."""
+    seconds, nanoseconds = divmod(wall_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%S}.{nanoseconds:09d}Z"
+
+
+def _cut(disk: Disk, found: Survey, problem: Problem, clock: Clock) -> Cut:
+    """Keep the torn bytes beside the segment, then cut them off."""
+    path = found.directory / problem.file
+    facts = disk.facts(path)
+    length = facts.size - problem.offset if facts is not None else 0
+    name = f"{problem.file}.at-{problem.offset}.corrupted.{stamp(clock.wall_ns())}"
+    publish(disk, path.with_name(name), [disk.read(path, problem.offset, length)])
+    disk.truncate(path, problem.offset)
+    return Cut(problem.file, problem.offset, length, name)
+
+
+def _sweep(disk: Disk, found: Survey) -> tuple[str, ...]:
+    """Remove what an interrupted publish or retire left."""
+    for path in (*found.temporaries, *found.retired):
+        disk.remove(path)
+    for folder in sorted({path.parent for path in (*found.temporaries, *found.retired)}):
+        disk.sync_directory(folder)
+    return tuple(path.name for path in (*found.temporaries, *found.retired))
+
+
+def _make_durable(disk: Disk, found: Survey, head: Head) -> None:
+    """Write what the head does not vouch for over itself and sync it.
+
+    After a failed sync the page cache shows bytes that the medium does not have and that no later sync writes. What was
+    read here is about to be relied upon, so it is made dirty again first.
+    """
+    last = found.segments[-1]
+    is_tail = head.tail_segment == last.number
+    offset = max(head.tail_offset, SEGMENT_HEADER_BYTES) if is_tail else SEGMENT_HEADER_BYTES
+    while offset < last.size:
+        data = disk.read(last.path, offset, min(CHUNK_BYTES, last.size - offset))
+        disk.rewrite(last.path, offset, data)
+        offset += len(data)

@@ -1,0 +1,334 @@
+"""The thread that writes and syncs, for all waiting writers at once.
+
+Promises: frames reach the file in the order in which they were queued; a batch that holds anything durable is synced
+once, before anyone in it is told; results are delivered to the event loop in one call per batch; after a failed write
+or sync the file is never written or synced again and every later command fails. Makes new segments and renews the head.
+Does not decide what is written: frames arrive encoded, in order, chained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from server.clock import Clock
+from server.errors import UnderstudyError, WalFull, WalLatched
+from server.wal.files import Disk, OpenFile, publish
+from server.wal.limits import WalLimits
+from server.wal.record import FrameType, Head, Record, SegmentCodec, encode_head
+from server.wal.scan import HEAD_NAME, segment_name
+
+_log = logging.getLogger("understudy.wal")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """The end of the log: what the next frame is chained to."""
+
+    codec: SegmentCodec
+    offset: int
+    mac: bytes
+    seq: int
+    replayed_seq: int
+    last_pending_seq: int
+
+
+@dataclass(slots=True)
+class Write:
+    """Append one frame. `tip` is the end of the log after it; `epoch` counts rewinds; the rest is for the caller."""
+
+    frame: bytes
+    tip: Tip
+    is_durable: bool
+    epoch: int
+    done: asyncio.Future[None]
+    start: int
+    record: Record | None
+    replayed_seq: int = 0
+
+
+@dataclass(slots=True)
+class Roll:
+    """Begin the segment of `tip`."""
+
+    tip: Tip
+    epoch: int
+
+
+@dataclass(slots=True)
+class Retire:
+    """Segments below `first_segment` are over: say so in the head, then remove them."""
+
+    first_segment: int
+    paths: Sequence[Path]
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class Stop:
+    """Sync, sign the head and end."""
+
+    done: asyncio.Future[None]
+
+
+Command = Write | Roll | Retire | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run of commands: all done (`error` None) or none acknowledged.
+
+    `synced` is the end of what is durable. `rewind_to` is set when the log goes on from an earlier end: the disk was
+    full and what was half-written is cut.
+    """
+
+    commands: Sequence[Command]
+    error: UnderstudyError | None
+    synced: Tip
+    generation: int
+    rewind_to: Tip | None = None
+    latched: str | None = None
+
+
+class Writer:
+    """See the module. `deliver` is called on the writer's thread with the Outcomes of each batch, in order."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        disk: Disk,
+        clock: Clock,
+        limits: WalLimits,
+        key: bytes,
+        head: Head,
+        tip: Tip,
+        deliver: Callable[[Sequence[Outcome]], None],
+    ) -> None:
+        self._directory = directory
+        self._disk = disk
+        self._clock = clock
+        self._limits = limits
+        self._key = key
+        self._head = head
+        self._deliver = deliver
+        self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._file: OpenFile = disk.open_append(self._path_of(tip))
+        self._written = tip
+        self._synced = tip
+        self._dirty_since: float | None = None
+        self._is_head_due = False
+        self._epoch = 0
+        self._latched: str | None = None
+        self._thread = threading.Thread(target=self._run, name="understudy-wal", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take commands."""
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        """Queue a command; the caller keeps the queue within its limits."""
+        self._queue.put(command)
+
+    def join(self) -> None:
+        """Wait until Stop has been carried out."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch = self._next_batch()
+            running = not (batch and isinstance(batch[-1], Stop))
+            outcomes = self._carry_out(batch)
+            if outcomes:
+                self._deliver(outcomes)
+            renewal = self._renew_head_when_due()
+            if renewal is not None:
+                self._deliver([renewal])
+        self._file.close()
+
+    def _next_batch(self) -> list[Command]:
+        """Everything that waits, up to a limit or a Stop; empty when the head is due first."""
+        timeout = None
+        if self._dirty_since is not None and self._latched is None:
+            timeout = max(0.0, self._dirty_since + self._limits.head_seconds - self._clock.monotonic())
+        batch: list[Command] = []
+        try:
+            batch.append(self._queue.get(timeout=timeout))
+            while len(batch) < self._limits.queue_entries and not isinstance(batch[-1], Stop):
+                batch.append(self._queue.get_nowait())
+        except queue.Empty:
+            pass
+        return batch
+
+    def _carry_out(self, batch: Sequence[Command]) -> list[Outcome]:
+        """Do the batch in runs: neighbouring writes of one epoch together, every other command by itself."""
+        outcomes = []
+        start = 0
+        for end in range(1, len(batch) + 1):
+            if end < len(batch) and _goes_with(batch[start], batch[end]):
+                continue
+            outcomes.append(self._carry_out_run(batch[start:end]))
+            start = end
+        return outcomes
+
+    def _carry_out_run(self, run: Sequence[Command]) -> Outcome:
+        first = run[0]
+        if self._latched is not None:
+            return self._outcome(run, WalLatched(self._latched))
+        if isinstance(first, Write | Roll) and first.epoch != self._epoch:
+            # Encoded before a rewind: chained to frames that are no longer there.
+            return self._outcome(run, self._disk_full())
+        try:
+            self._do(run)
+        except OSError as failure:
+            if failure.errno in _NO_SPACE and self._step_back(first):
+                return self._outcome(run, self._disk_full(), self._written)
+            return self._outcome(run, self._latch(f"{failure.strerror or failure}"))
+        except Exception as failure:  # noqa: BLE001 - outermost loop of the thread: whoever waits must be told
+            _log.exception("the log's writer failed")
+            return self._outcome(run, self._latch(f"internal error: {failure!r}"))
+        return self._outcome(run, None)
+
+    def _disk_full(self) -> WalFull:
+        return WalFull(f"the disk of {self._directory} is full", hint="Free space there; no restart is needed")
+
+    def _latch(self, reason: str) -> WalLatched:
+        self._latched = f"writing the log in {self._directory} failed: {reason}"
+        return WalLatched(self._latched)
+
+    def _outcome(self, run: Sequence[Command], error: UnderstudyError | None, rewind_to: Tip | None = None) -> Outcome:
+        return Outcome(run, error, self._synced, self._head.generation, rewind_to, self._latched)
+
+    def _step_back(self, command: Command) -> bool:
+        """Undo what a full disk left half-done, so that the log goes on once there is space."""
+        try:
+            match command:
+                case Write():
+                    self._disk.truncate(self._path_of(self._written), self._written.offset)
+                case Roll(tip=tip):
+                    if self._disk.facts(self._path_of(tip)) is not None:
+                        self._disk.remove(self._path_of(tip))
+                        self._disk.sync_directory(self._directory)
+                case Retire():
+                    return True
+                case _:
+                    return False
+        except OSError as failure:
+            _log.error("cannot undo a half-written entry: %s", failure)
+            return False
+        self._epoch += 1
+        return True
+
+    def _do(self, run: Sequence[Command]) -> None:
+        match run[0]:
+            case Write():
+                self._write([command for command in run if isinstance(command, Write)])
+            case Roll(tip=tip):
+                self._roll(tip)
+            case Retire(first_segment=first, paths=paths):
+                self._retire(first, paths)
+            case Stop():
+                self._stop()
+
+    def _write(self, writes: Sequence[Write]) -> None:
+        self._file.append([write.frame for write in writes])
+        self._written = writes[-1].tip
+        if self._dirty_since is None:
+            self._dirty_since = self._clock.monotonic()
+        if any(write.is_durable for write in writes):
+            self._sync()
+        if self._written.offset - self._head.tail_offset >= self._limits.head_bytes:
+            self._is_head_due = True
+
+    def _sync(self) -> None:
+        if self._synced is self._written:
+            return
+        try:
+            self._file.sync()
+        except OSError as failure:
+            # Whatever the reason, a full disk included: after a failed sync nobody knows what the file holds.
+            raise OSError(errno.EIO, f"sync failed: {failure.strerror}") from failure
+        self._synced = self._written
+
+    def _roll(self, tip: Tip) -> None:
+        self._sync()
+        publish(self._disk, self._path_of(tip), [tip.codec.encoded])
+        file = self._disk.open_append(self._path_of(tip))
+        self._file.close()
+        self._file = file
+        self._written = self._synced = tip
+        self._is_head_due = True
+
+    def _renew_head_when_due(self) -> Outcome | None:
+        """Keep the head recent. A full disk puts it off; any other failure latches."""
+        if self._latched is not None:
+            return None
+        now = self._clock.monotonic()
+        is_late = self._dirty_since is not None and now >= self._dirty_since + self._limits.head_seconds
+        if not (is_late or self._is_head_due):
+            return None
+        try:
+            self._renew_head()
+        except OSError as failure:
+            if failure.errno in _NO_SPACE:
+                self._dirty_since, self._is_head_due = now, False
+                return None
+            return self._outcome((), self._latch(f"{failure.strerror or failure}"))
+        return self._outcome((), None)
+
+    def _renew_head(self, *, clean: bool = False, first_segment: int | None = None) -> None:
+        """Sync, then sign how far the log reaches."""
+        self._sync()
+        tip = self._synced
+        head = replace(
+            self._head,
+            generation=self._head.generation + 1,
+            first_segment=self._head.first_segment if first_segment is None else first_segment,
+            tail_segment=tip.codec.header.number,
+            tail_offset=tip.offset,
+            last_seq=tip.seq,
+            replayed_seq=tip.replayed_seq,
+            wall_ns=self._clock.wall_ns(),
+            tail_mac=tip.mac,
+            clean=clean,
+        )
+        publish(self._disk, self._directory / HEAD_NAME, [encode_head(head, self._key)])
+        self._head = head
+        self._dirty_since, self._is_head_due = None, False
+
+    def _retire(self, first_segment: int, paths: Sequence[Path]) -> None:
+        self._renew_head(first_segment=first_segment)
+        for path in paths:
+            self._disk.remove(path)
+        self._disk.sync_directory(self._directory)
+
+    def _stop(self) -> None:
+        """The seal after the last head shows an older head for what it is."""
+        self._renew_head(clean=True)
+        tip, generation = self._synced, self._head.generation
+        frame, _ = tip.codec.mark(
+            FrameType.SEAL,
+            tip.seq,
+            generation,
+            tip.mac,
+            wall_ns=self._clock.wall_ns(),
+            durable_before=tip.offset,
+            head_generation=generation,
+        )
+        self._file.append([frame])
+        self._file.sync()
+
+    def _path_of(self, tip: Tip) -> Path:
+        return self._directory / segment_name(tip.codec.header.number)
+
+
+def _goes_with(first: Command, later: Command) -> bool:
+    return isinstance(first, Write) and isinstance(later, Write) and first.epoch == later.epoch
