@@ -1,6 +1,6 @@
 """Make `generated/` from `protos/`.
 
-One command, `make generate`. protoc's Python output imports its siblings by bare name; here those lines become
+One command, `make generate`; with `--check` it writes nothing and fails when `generated/` is stale. protoc's Python output imports its siblings by bare name; here those lines become
 relative imports, so that the package works without touching `sys.path`.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import grpc_tools
@@ -60,5 +61,33 @@ def generate(out: Path) -> None:
     mark_packages(out)
 
 
+def stale_files(committed: Path) -> list[str]:
+    """Files of `committed` that differ from what the protos give: changed, missing or left over."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        generate(fresh)
+        wanted, found = _contents(fresh), _contents(committed)
+    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.suffix in {".py", ".pyi"} and "__pycache__" not in path.parts
+    }
+
+
+def main() -> None:
+    """Generate, or check with `--check`."""
+    if sys.argv[1:] == ["--check"]:
+        stale = stale_files(ROOT / "generated")
+        if stale:
+            raise SystemExit(f"generated code is stale, run `make generate`: {', '.join(stale)}")
+        print("generated code is fresh")
+    else:
+        generate(ROOT / "generated")
+
+
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "generated")
+    main()
