@@ -152,12 +152,20 @@ class Replica(Section):
 
     local_reads: LocalReads = Field(LocalReads.BEST_EFFORT, description="Answers from an incomplete collection")
     exact_below_bytes: int = Field(10_000_000, ge=0, description="Vectors of a collection below this: exact search")
+    resident_bytes: int = Field(1024 * MIB, ge=0, description="Vectors kept in memory for exact search")
     index: bool = Field(True, description="Keep a Chroma index for larger collections")
     index_batch_points: PositiveInt = Field(200, le=5000, description="Points per write into the index")
     restart_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause between restarts of the process")
     mirror_queue_entries: PositiveInt = Field(10_000, description="Entries the replica may lag behind the log")
     apply_batch_entries: PositiveInt = Field(256, description="Entries applied in one transaction")
     response_max_points: PositiveInt = Field(1_000_000, description="Most points in one local answer")
+    read_threads: PositiveInt = Field(4, le=64, description="Local reads answered at the same time")
+    start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")
+    call_timeout_seconds: Seconds = Field(60.0, gt=0, description="Time for one call of the proxy's own to the process")
+    hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
+    touched_keys: PositiveInt = Field(
+        2_000_000, description="Points whose last log entry is kept in mind for hydration"
+    )
 
 
 class Hydrate(Section):

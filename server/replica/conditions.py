@@ -25,11 +25,11 @@ ValueTest: TypeAlias = Callable[[json_pb2.Value], bool]
 def is_null(value: json_pb2.Value) -> bool:
     """Null, or no kind at all."""
     kind = value.WhichOneof("kind")
-    return kind is None or kind == "null_value"
+    return bool(kind is None or kind == "null_value")
 
 
 def _is_list(value: json_pb2.Value) -> bool:
-    return value.WhichOneof("kind") == "list_value"
+    return bool(value.WhichOneof("kind") == "list_value")
 
 
 def _is_empty(value: json_pb2.Value) -> bool:

@@ -213,6 +213,7 @@ class Store(Reads):
         self._readers_lock = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
         self._hooks: list[Callable[[Changes], None]] = []
+        self._announcements: list[Callable[[Changes], None]] = []
         self._closed = False
         self._lock_fd = self._hold()
         try:
@@ -312,6 +313,13 @@ class Store(Reads):
         finally:
             connection.execute("COMMIT")
 
+    def before_commit(self, hook: Callable[[Changes], None]) -> None:
+        """Call `hook` just before each commit, in the writer's thread: no reader can see what it was not told of.
+
+        The commit may still fail; then the next transaction has the same revisions. It must not raise.
+        """
+        self._announcements.append(hook)
+
     def on_commit(self, hook: Callable[[Changes], None]) -> None:
         """Call `hook` after each commit, in the writer's thread, before the next transaction. It must not raise."""
         self._hooks.append(hook)
@@ -327,6 +335,8 @@ class Store(Reads):
                 yield open_transaction
                 changes = open_transaction.seal()
                 self._purge(_PURGED_PER_COMMIT)
+                for announce in self._announcements:
+                    announce(changes)
                 writer.execute("COMMIT")
             except BaseException:
                 if writer.in_transaction:

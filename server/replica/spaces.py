@@ -1,0 +1,110 @@
+"""PURE. The vector spaces of a collection: which names exist, and how two vectors in one are compared.
+
+Promises: similarities in Qdrant's inner orientation, where larger is always better (dot product, minus the squared
+Euclidean distance, minus the Manhattan distance), in float32; `shown` turns them into the score that clients see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from generated.qdrant import collections_pb2 as collections
+from server.replica.refusal import no_vector_name
+from server.replica.vector_forms import Field, fields_of
+
+Floats = npt.NDArray[np.float32]
+
+
+class Metric(Enum):
+    """How two dense vectors compare."""
+
+    DOT = "dot"
+    COSINE = "cosine"
+    EUCLID = "euclid"
+    MANHATTAN = "manhattan"
+
+
+_METRICS = {
+    collections.Distance.Dot: Metric.DOT,
+    collections.Distance.Cosine: Metric.COSINE,
+    collections.Distance.Euclid: Metric.EUCLID,
+    collections.Distance.Manhattan: Metric.MANHATTAN,
+}
+
+# Rows compared at once where the comparison needs a temporary as large as its input.
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One named vector of a collection."""
+
+    field: Field
+    metric: Metric
+    has_idf: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name, "" for the unnamed one."""
+        return self.field.name
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether the score that clients see falls with likeness."""
+        return self.metric in (Metric.EUCLID, Metric.MANHATTAN)
+
+    def shown(self, similarity: float) -> float:
+        """The score that clients see for a similarity to a vector."""
+        if self.metric is Metric.EUCLID:
+            return float(np.sqrt(np.float32(abs(similarity))))
+        return abs(similarity) if self.metric is Metric.MANHATTAN else similarity
+
+    def hidden(self, score: float) -> float:
+        """The similarity that is shown as this score: the inverse of `shown`."""
+        if self.metric is Metric.EUCLID:
+            return -(score * score) if score > 0 else float(-score)
+        return -score if self.metric is Metric.MANHATTAN else score
+
+
+@lru_cache(maxsize=256)
+def spaces_of(config: bytes) -> dict[str, Space]:
+    """The spaces of a collection by name, from its serialized CollectionConfig. Do not change the result."""
+    params = collections.CollectionConfig.FromString(config).params
+    spaces: dict[str, Space] = {}
+    for name, field in fields_of(params).items():
+        if field.is_sparse:
+            idf = params.sparse_vectors_config.map[name].modifier == collections.Modifier.Idf
+            spaces[name] = Space(field, Metric.DOT, idf)
+        else:
+            form = params.vectors_config
+            dense = form.params if form.WhichOneof("config") == "params" else form.params_map.map[name]
+            spaces[name] = Space(field, _METRICS.get(dense.distance, Metric.DOT))
+    return spaces
+
+
+def space_of(config: bytes, name: str) -> Space:
+    """One space. Raises the refusal that Qdrant gives for an unknown name."""
+    space = spaces_of(config).get(name)
+    if space is None:
+        raise no_vector_name(name)
+    return space
+
+
+def similarities(metric: Metric, rows: Floats, query: Floats) -> Floats:
+    """Of each row (n by d) to one vector (d): n values, larger is better."""
+    if metric in (Metric.DOT, Metric.COSINE):
+        return rows @ query
+    result = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        difference = rows[start : start + _ROWS_AT_ONCE] - query
+        part = result[start : start + _ROWS_AT_ONCE]
+        if metric is Metric.EUCLID:
+            np.einsum("ij,ij->i", difference, difference, out=part)
+        else:
+            np.sum(np.abs(difference, out=difference), axis=1, out=part)
+    return np.negative(result, out=result)
