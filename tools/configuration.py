@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from server.config import SEED_NAMES, Section, Seconds, Settings, environment_name
+from server.config import SEED_NAMES, Seconds, Section, Settings, environment_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

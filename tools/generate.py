@@ -1,7 +1,8 @@
 """Make `generated/` from `protos/`.
 
-One command, `make generate`; with `--check` it writes nothing and fails when `generated/` is stale. protoc's Python output imports its siblings by bare name; here those lines become
-relative imports, so that the package works without touching `sys.path`.
+One command, `make generate`; with `--check` it writes nothing and fails when `generated/` is stale. protoc's Python
+output imports its siblings by bare name; here those lines become relative imports, so that the package works without
+touching `sys.path`.
 """
 
 from __future__ import annotations
