@@ -1,7 +1,7 @@
 """What a server knows of its collections and qdrant-client's local mode does not keep.
 
-The whole configuration of each collection, its payload index schemas and its operation counter, in one SQLite file next to
-the engine's own files.
+The whole configuration of each collection, its payload index schemas and its operation counter, in one SQLite file next
+to the engine's own files.
 
 Promises: what was set survives SIGKILL. Does not promise to survive a power cut: there is no fsync here.
 """

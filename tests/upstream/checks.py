@@ -79,7 +79,7 @@ def selector(given: points.PointsSelector) -> None:
 
 
 def upserted(given: Iterable[points.PointStruct], sizes: Mapping[str, int | None]) -> None:
-    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps vector names to dimensions, sparse None."""
+    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps names to dimensions, sparse None."""
     for index, point in enumerate(given):
         if not point.HasField("id"):
             raise invalid("Empty ID is not allowed")

@@ -1,8 +1,8 @@
 """Requests in, responses out: qdrant-client's local mode behind the words and defaults of a Qdrant server.
 
 Promises: what was answered is on disk in the sense of SIGKILL (SQLite commits each point; the page cache survives the
-process). One thread at a time: local mode is not thread-safe, the caller serialises. Does not promise to survive a power
-cut, nor HNSW's approximations: local mode searches exactly.
+process). One thread at a time: local mode is not thread-safe, the caller serialises. Does not promise to survive a
+power cut, nor HNSW's approximations: local mode searches exactly.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the stand-in received, in the order in which its engine took it.
 
 One JSON object a line, in two kinds. `{"seq", "method", "collection", "ids", "wait", "body"}` is written before the
-engine is called; `{"seq", "code", "text", "operation_id"}` after it and before the answer leaves. A line is one write(2) on an
-O_APPEND file, so what was written survives SIGKILL; a torn last line is cut at the next start.
+engine is called; `{"seq", "code", "text", "operation_id"}` after it and before the answer leaves. A line is one
+write(2) on an O_APPEND file, so what was written survives SIGKILL; a torn last line is cut at the next start.
 
 Promises: a call that was answered has both lines; the order of the first lines is the order of application. Does not
 promise that a call with only the first line was applied, nor that it was not.
@@ -113,7 +113,23 @@ def _ids(message: Message) -> Iterator[int | str]:
 
 # The fields on the way from a request down to the ids it writes or gets; filters, vectors and payloads are not walked.
 _WITH_IDS = frozenset(
-    ["id", "ids", "points", "points_selector", "operations", "upsert", "delete_deprecated", "set_payload", "overwrite_payload", "delete_payload", "clear_payload_deprecated", "update_vectors", "delete_vectors", "delete_points", "clear_payload"]
+    {
+        "id",
+        "ids",
+        "points",
+        "points_selector",
+        "operations",
+        "upsert",
+        "delete_deprecated",
+        "set_payload",
+        "overwrite_payload",
+        "delete_payload",
+        "clear_payload_deprecated",
+        "update_vectors",
+        "delete_vectors",
+        "delete_points",
+        "clear_payload",
+    }
 )
 
 

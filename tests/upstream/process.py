@@ -1,7 +1,8 @@
 """The upstream as a test sees it: start it, kill it, freeze it, bring it back on the same port and data.
 
 With `QDRANT_BIN` (a server binary) in the environment that binary is run instead of the stand-in; with `QDRANT_URL`
-(HOST:PORT of its gRPC) an external server is used and nothing can be killed. What a real server cannot do raises `NotWithReal`, a pytest skip.
+(HOST:PORT of its gRPC) an external server is used and nothing can be killed. What a real server cannot do
+skips the test.
 """
 
 from __future__ import annotations
@@ -228,7 +229,24 @@ class Standin:
 
 
 WRITES = frozenset(
-    ["Upsert", "Delete", "UpdateVectors", "DeleteVectors", "SetPayload", "OverwritePayload", "DeletePayload", "ClearPayload", "UpdateBatch", "CreateFieldIndex", "DeleteFieldIndex", "CreateVectorName", "DeleteVectorName", "Create", "Update", "UpdateAliases"]
+    {
+        "Upsert",
+        "Delete",
+        "UpdateVectors",
+        "DeleteVectors",
+        "SetPayload",
+        "OverwritePayload",
+        "DeletePayload",
+        "ClearPayload",
+        "UpdateBatch",
+        "CreateFieldIndex",
+        "DeleteFieldIndex",
+        "CreateVectorName",
+        "DeleteVectorName",
+        "Create",
+        "Update",
+        "UpdateAliases",
+    }
 )
 
 

@@ -1,7 +1,7 @@
 """The gRPC face of the stand-in: official servicer classes, keys, health, faults and the journal around the engine.
 
-Promises: every call passes, in this order, the key check, the faults, the journal, the engine (one call at a time, in the
-order in which they came), the journal again. Health checks need no key and stay out of the journal.
+Promises: every call passes, in this order, the key check, the faults, the journal, the engine (one call at a time, in
+the order in which they came), the journal again. Health checks need no key and stay out of the journal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,32 @@ from .refusal import Refused
 Handler = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 HEALTH = "/qdrant.Qdrant/HealthCheck"
 _READS = frozenset(
-    ["Get", "Scroll", "Count", "Facet", "Query", "QueryBatch", "QueryGroups", "Search", "SearchBatch", "SearchGroups", "Recommend", "RecommendBatch", "RecommendGroups", "Discover", "DiscoverBatch", "SearchMatrixPairs", "SearchMatrixOffsets", "List", "CollectionExists", "ListAliases", "ListCollectionAliases", "CollectionClusterInfo", "ListShardKeys", "ListFull"]
+    {
+        "Get",
+        "Scroll",
+        "Count",
+        "Facet",
+        "Query",
+        "QueryBatch",
+        "QueryGroups",
+        "Search",
+        "SearchBatch",
+        "SearchGroups",
+        "Recommend",
+        "RecommendBatch",
+        "RecommendGroups",
+        "Discover",
+        "DiscoverBatch",
+        "SearchMatrixPairs",
+        "SearchMatrixOffsets",
+        "List",
+        "CollectionExists",
+        "ListAliases",
+        "ListCollectionAliases",
+        "CollectionClusterInfo",
+        "ListShardKeys",
+        "ListFull",
+    }
 )
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),

@@ -55,8 +55,8 @@ class Door:
 class Control(grpc.GenericRpcHandler):
     """What a test may ask for, by the field `do`.
 
-    `fault` (+ the fields of `faults.Fault`), `clear`, `release` (stalled calls go on), `refuse` (shut the port), `accept`
-    (open it), `report` → counts per method, health checks, stalled calls, rules with how often each was taken.
+    `fault` (+ the fields of `faults.Fault`), `clear`, `release` (stalled calls go on), `refuse` (shut the port),
+    `accept` (open it), `report` → counts per method, health checks, stalled calls, rules with how often each was taken.
     """
 
     def __init__(self, desk: Desk, door: Door) -> None:
@@ -106,7 +106,6 @@ class Control(grpc.GenericRpcHandler):
 async def serve(arguments: argparse.Namespace) -> None:
     """Run until SIGTERM, SIGINT or, when asked to, the end of standard input."""
     directory: Path = arguments.data
-    directory.mkdir(parents=True, exist_ok=True)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     loop = asyncio.get_running_loop()
     engine = await loop.run_in_executor(thread, Engine, directory)
@@ -141,7 +140,9 @@ def main() -> None:
     parser.add_argument("--read-only-api-key")
     parser.add_argument("--journal-body-bytes", type=int, default=1 << 20)
     parser.add_argument("--exit-with-stdin", action="store_true", help="exit when standard input ends")
-    asyncio.run(serve(parser.parse_args()))
+    arguments = parser.parse_args()
+    arguments.data.mkdir(parents=True, exist_ok=True)
+    asyncio.run(serve(arguments))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class WriteCalls:
         try:
             self._local.batch_update_points(name, converted)
         except KeyError:
-            # The points that exist are changed. Without wait a server has acknowledged before it finds the others missing.
+            # The points that exist are changed. Without wait a server has acknowledged before it finds others missing.
             if wait:
                 raise
 
