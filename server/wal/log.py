@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -453,6 +453,14 @@ class Log:
     def quarantined(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first; blocking."""
         return quarantine.list_items(self._disk, self._directory, self._opened.survey.keyring)
+
+    def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
+        """Each refused entry that is to be trusted, with the entry itself, oldest first; blocking, one at a time."""
+        keyring = self._opened.survey.keyring
+        for item in self.quarantined():
+            found = quarantine.load(self._disk, item.path, keyring)
+            if not isinstance(found, str):
+                yield found
 
     async def retire(self, applied_seq: int, now_ns: int, retention_seconds: float) -> int:
         """Drop segments that both readers passed and that are older than the retention; returns how many.
