@@ -199,6 +199,7 @@ class Keys(Section):
 
     api_key: SecretStr | None = Field(None, description="Key that Understudy accepts offline")
     read_only_api_key: SecretStr | None = Field(None, description="Key that may only read offline")
+    remembered: PositiveInt = Field(1000, description="Credentials seen accepted that are remembered for outages")
 
 
 class Responses(Section):

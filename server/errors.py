@@ -119,3 +119,12 @@ class ReplicaUnavailable(UnderstudyError):
     """The replica process did not come back within the time of the call."""
 
     hint = "It restarts by itself; `understudy status` shows why it stopped"
+
+
+class ReplicaRefused(UnderstudyError):
+    """The replica answered a call of the proxy's own with a status; `code` is its number, `details` its text."""
+
+    def __init__(self, message: str, *, code: int, details: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details

@@ -1,8 +1,8 @@
 """What the proxy brings in from Qdrant: the catalogue, pages of points, and how far the log goes.
 
-Promises: nothing that a log entry later than the page touched is overwritten or removed; ids left alone for that reason
-are given back. A page asked for before the replica can tell what came later is refused with FAILED_PRECONDITION: ask for
-it again. Each import is one transaction. Only one thread may call it at a time.
+Promises: nothing that a log entry later than the page touched is overwritten or removed; ids left alone for that
+reason are given back. A page asked for before the replica can tell what came later is refused with
+FAILED_PRECONDITION: ask for it again. Each import is one transaction. Only one thread may call it at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Imports:
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def attach(self, request: control.AttachRequest) -> control.AttachResponse:
-        """Fit the cursor to the log. Another log, or one that is shorter than the cursor, makes every collection STALE."""
+        """Fit the cursor to the log. Another log, or one shorter than the cursor, makes every collection STALE."""
         with self._store.transaction() as tx:
             applied_seq, known_log = tx.applied_seq, tx.meta(_LOG_ID)
             is_other = known_log != request.log_id and (known_log != "" or applied_seq > 0)
@@ -60,7 +60,7 @@ class Imports:
         with self._store.transaction() as tx:
             for remote in request.collections:
                 if not self._touched.is_name_later(remote.name, since):
-                    wanted.extend(self._import_collection(tx, remote, request.since_seq))
+                    wanted.extend(self._import_collection(tx, remote))
             if request.whole:
                 self._drop_gone(tx, {remote.name for remote in request.collections}, since)
                 tx.set_meta(catalogue.KNOWN, "1")
@@ -69,7 +69,7 @@ class Imports:
                 tx.set_meta(catalogue.REMOTE_VERSION, request.remote_version)
         return control.ImportCatalogueResponse(wanted=wanted)
 
-    def _import_collection(self, tx: Transaction, remote: control.RemoteCollection, seq: int) -> Iterable[str]:
+    def _import_collection(self, tx: Transaction, remote: control.RemoteCollection) -> Iterable[str]:
         info = collections.CollectionInfo.FromString(remote.info)
         config = info.config.SerializeToString(deterministic=True)
         existing = tx.collection(remote.name)

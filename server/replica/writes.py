@@ -1,9 +1,9 @@
 """The write side of the replica: prepare a write, apply log entries.
 
 Promises: entries are applied in order, each once, in one transaction with the cursor: after a crash the store holds
-the entries up to `applied_seq` and nothing of later ones. An entry that cannot be applied (its collection is gone, it is
-not understood) does not stop those behind it: its answer says why, and its collection is marked STALE where the two
-sides may now differ. Only one thread may call it at a time.
+the entries up to `applied_seq` and nothing of later ones. An entry that cannot be applied (its collection is gone, it
+is not understood) does not stop those behind it: its answer says why, and its collection is marked STALE where the two
+sides may now differ. Only one thread may apply at a time.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""The replica's process: `python -m server.replica --store DIR (--socket PATH | --listen HOST:PORT)`.
+
+Promises: one line on stdout when it serves; with `--socket` it ends when its stdin ends, so it never outlives the
+proxy that started it; files are private whatever the umask. With `--listen` it runs alone, a local store that speaks
+the Qdrant API: writes are applied as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from server import config
+from server.clock import SystemClock
+from server.errors import AddressInUse, UnderstudyError
+from server.replica import catalogue
+from server.replica.composition import Parts, open_parts
+
+logger = logging.getLogger("server.replica")
+
+_GRACE_SECONDS = 2.0
+# Past this, a thread that does not end (an index that hangs) is left behind.
+_PATIENCE_SECONDS = 8.0
+
+READY = "ready"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until told to stop; returns the exit code."""
+    options = _options(arguments)
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="replica: %(levelname)s %(message)s")
+    settings = config.Replica.model_validate_json(options.settings)
+    try:
+        asyncio.run(_serve(options, settings))
+    except UnderstudyError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    # Threads of the index may be anywhere; everything that must be on disk is.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m server.replica", description="The local stand-in for Qdrant")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the replica")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path, help="Unix socket to serve a proxy on; ends when stdin ends")
+    where.add_argument("--listen", help="HOST:PORT to run alone on; port 0 picks one")
+    parser.add_argument("--settings", default="{}", help="settings of `replica`, as JSON")
+    return parser.parse_args(arguments)
+
+
+async def _serve(options: argparse.Namespace, settings: config.Replica) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    parts = open_parts(options.store, settings, SystemClock(), alone=options.listen is not None)
+    if options.listen is not None:
+        _own_the_catalogue(parts)
+    server = parts.service.server()
+    try:
+        announcement = _bind(server.add_insecure_port, options)
+        await server.start()
+        sys.stdout.write(announcement + "\n")
+        sys.stdout.flush()
+        if options.socket is not None:
+            threading.Thread(target=_await_end_of_stdin, args=(loop, stop), daemon=True).start()
+        await stop.wait()
+    finally:
+        watchdog = threading.Timer(_PATIENCE_SECONDS, os._exit, args=(0,))
+        watchdog.daemon = True
+        watchdog.start()
+        await server.stop(_GRACE_SECONDS)
+        await asyncio.to_thread(parts.close)
+
+
+def _bind(add: Callable[[str], int], options: argparse.Namespace) -> str:
+    address = f"unix:{options.socket}" if options.socket is not None else options.listen
+    try:
+        port = add(address)
+    except RuntimeError as error:
+        raise AddressInUse(f"cannot listen on {address}") from error
+    if options.socket is not None:
+        return READY
+    host = options.listen.rpartition(":")[0]
+    return f"understudy replica: listening on {host}:{port}"
+
+
+def _own_the_catalogue(parts: Parts) -> None:
+    """Alone there is no remote: what is here is all there is."""
+    with parts.store.transaction() as tx:
+        tx.set_meta(catalogue.KNOWN, "1")
+
+
+def _await_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

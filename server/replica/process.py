@@ -1,0 +1,318 @@
+"""The replica's process, seen from the proxy: started, watched, replaced, talked to.
+
+Promises: the process is there or on its way; when it dies, hangs or is killed, another one takes its place after a
+growing pause. Calls wait for it within their deadline, and are repeated on the next one: everything that the replica
+does may be done twice. It never outlives the proxy: its stdin is a pipe that ends with us. The socket lies in a private
+directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server import config
+from server.clock import Clock
+from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
+from server.rpc import Backend, Call, Reply
+from server.telemetry import Telemetry
+from server.upstream import Upstream
+
+M = TypeVar("M", bound=Message)
+
+_SERVICE = "/understudy.replica.v1.ReplicaService/"
+_READY = b"ready"
+
+# sun_path holds 108 bytes with its end.
+_MOST_SOCKET_BYTES = 107
+_SOCKET_NAME_BYTES = 16
+
+_FIRST_PAUSE_SECONDS = 0.05
+# A process that lived this long is not in a crash loop.
+_HEALTHY_SECONDS = 10.0
+_RETRY_PAUSE_SECONDS = 0.02
+_STOP_SECONDS = 10.0
+
+
+class ReplicaProcess:
+    """One replica process at a time. Belongs to one event loop.
+
+    `on_restart` is called in the loop whenever a new process serves in place of an old one. `backend` answers calls of
+    the Qdrant API, `control` those of the proxy itself.
+    """
+
+    def __init__(self, store_dir: Path, settings: config.Replica, *, clock: Clock, telemetry: Telemetry) -> None:
+        self.pid: int | None = None
+        self.restarts = 0
+        self.on_restart: Callable[[], None] | None = None
+        self.backend: Backend = _Patient(self, clock)
+        self.control = ReplicaControl(self.backend, clock, settings.call_timeout_seconds)
+        self._store_dir = store_dir
+        self._settings = settings
+        self._clock = clock
+        self._telemetry = telemetry
+        self._sockets: Path | None = None
+        self._number = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._upstream: Upstream | None = None
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the process and wait until it serves. Raises DataDirUnusable when it cannot."""
+        self._sockets = _private_directory()
+        give_up_at = self._clock.monotonic() + self._settings.start_timeout_seconds
+        pause = _FIRST_PAUSE_SECONDS
+        while not await self._spawn():
+            # A process of a proxy that was killed may take a moment to let go of the directory.
+            if self._clock.monotonic() + pause >= give_up_at:
+                self._remove_sockets()
+                raise DataDirUnusable(
+                    f"the replica process does not start on {self._store_dir}; its own message is above",
+                    hint="Stop whatever holds the directory, or choose another one with --data-dir",
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        self._supervisor = asyncio.create_task(self._supervise(), name="replica-supervisor")
+
+    async def stop(self) -> None:
+        """End the process and wait for it."""
+        self._stopping = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        upstream, self._upstream = self._upstream, None
+        self._announce()
+        if upstream is not None:
+            await upstream.close()
+        if self._process is not None:
+            await _end(self._process)
+        self.pid = None
+        self._remove_sockets()
+
+    async def serving(self) -> Upstream:
+        """The way to the process, once there is one. Raises ReplicaUnavailable after `stop`."""
+        while self._upstream is None:
+            if self._stopping:
+                raise ReplicaUnavailable("the replica was stopped")
+            await self._changed.wait()
+        return self._upstream
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def _spawn(self) -> bool:
+        """Start one process; False when it ended, or said nothing in time, before it served."""
+        assert self._sockets is not None
+        self._number += 1
+        socket = self._sockets / f"{self._number}.sock"
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "server.replica",
+            "--store",
+            str(self._store_dir),
+            "--socket",
+            str(socket),
+            "--settings",
+            self._settings.model_dump_json(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=_environment(),
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_seconds):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            line = b""
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        if line.strip() != _READY:
+            await _end(process, at_once=True)
+            return False
+        self.pid = process.pid
+        self._upstream = Upstream(
+            f"unix:{socket}",
+            clock=self._clock,
+            max_backoff_seconds=self._settings.restart_max_seconds,
+            name="replica",
+        )
+        self._announce()
+        return True
+
+    async def _supervise(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            started = self._clock.monotonic()
+            code = await self._watch()
+            self._telemetry.log.warning("replica process ended, it will be replaced", exit_code=code, pid=self.pid)
+            if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            await self._retire()
+            while True:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self._settings.restart_max_seconds)
+                if await self._spawn():
+                    break
+                self._telemetry.log.warning("replica process did not start, it will be tried again")
+            self.restarts += 1
+            if self.on_restart is not None:
+                self.on_restart()
+
+    async def _watch(self) -> int:
+        """Wait for the end of the process; end it when it is silent for too long."""
+        process, upstream = self._process, self._upstream
+        assert process is not None and upstream is not None
+        async with _background(process.wait()) as ended:
+            last_heard = self._clock.monotonic()
+            while not ended.done():
+                if (await upstream.probe(self._settings.hang_seconds / 3)).ok:
+                    last_heard = self._clock.monotonic()
+                elif self._clock.monotonic() - last_heard >= self._settings.hang_seconds and not ended.done():
+                    self._telemetry.log.warning("replica process is silent, it is killed", pid=process.pid)
+                    process.kill()
+                    break
+                await asyncio.wait((ended,), timeout=self._settings.hang_seconds / 6)
+            return await ended
+
+    async def _retire(self) -> None:
+        """Forget the process that is gone."""
+        upstream, self._upstream = self._upstream, None
+        self.pid = None
+        if upstream is not None:
+            await upstream.close()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _remove_sockets(self) -> None:
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
+
+
+class _Patient:
+    """Answers calls by the process of the moment; waits while there is none."""
+
+    def __init__(self, process: ReplicaProcess, clock: Clock) -> None:
+        self._process = process
+        self._clock = clock
+
+    async def handle(self, call: Call) -> Reply:
+        """See Backend. Raises ReplicaUnavailable when the deadline comes before an answer."""
+        left = None if call.deadline is None else max(0.0, call.deadline - self._clock.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                return await self._answer(call)
+        except (TimeoutError, UpstreamTimeout) as error:
+            raise ReplicaUnavailable(f"the replica did not answer {call.method} in time") from error
+
+    async def _answer(self, call: Call) -> Reply:
+        while True:
+            upstream = await self._process.serving()
+            try:
+                return await upstream.handle(call)
+            except UpstreamTimeout:
+                raise
+            except UpstreamUnreachable:
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+
+
+class ReplicaControl:
+    """Calls of the proxy itself: ReplicaUnavailable without an answer in time, ReplicaRefused for a status."""
+
+    def __init__(self, backend: Backend, clock: Clock, timeout_seconds: float) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+
+    async def attach(self, request: control.AttachRequest) -> control.AttachResponse:
+        """Tell how far the log goes."""
+        return await self._call("Attach", request, control.AttachResponse)
+
+    async def prepare(self, request: control.PrepareRequest) -> control.PrepareResponse:
+        """Validate and resolve a write."""
+        return await self._call("Prepare", request, control.PrepareResponse)
+
+    async def apply(self, request: control.ApplyRequest) -> control.ApplyResponse:
+        """Apply log entries in order."""
+        return await self._call("Apply", request, control.ApplyResponse)
+
+    async def import_catalogue(self, request: control.ImportCatalogueRequest) -> control.ImportCatalogueResponse:
+        """Bring in the remote's collections and aliases. FAILED_PRECONDITION: read them again."""
+        return await self._call("ImportCatalogue", request, control.ImportCatalogueResponse)
+
+    async def import_page(self, request: control.ImportPageRequest) -> control.ImportPageResponse:
+        """Bring in points. FAILED_PRECONDITION: read the page again. NOT_FOUND: the collection is gone."""
+        return await self._call("ImportPage", request, control.ImportPageResponse)
+
+    async def set_completeness(self, request: control.SetCompletenessRequest) -> control.SetCompletenessResponse:
+        """Say how much of a collection the replica holds."""
+        return await self._call("SetCompleteness", request, control.SetCompletenessResponse)
+
+    async def status(self) -> control.StatusResponse:
+        """How the replica is."""
+        return await self._call("Status", control.StatusRequest(), control.StatusResponse)
+
+    async def _call(self, name: str, request: Message, response: type[M]) -> M:
+        deadline = self._clock.monotonic() + self._timeout_seconds
+        reply = await self._backend.handle(Call(_SERVICE + name, request.SerializeToString(), deadline=deadline))
+        if not reply.is_ok:
+            raise ReplicaRefused(f"replica: {name}: {reply.details}", code=reply.code, details=reply.details)
+        return response.FromString(reply.body)
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, int]) -> AsyncIterator[asyncio.Future[int]]:
+    task: asyncio.Future[int] = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _end(process: asyncio.subprocess.Process, *, at_once: bool = False) -> None:
+    """Close its stdin and wait; kill it when it does not end."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(0.0 if at_once else _STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and the way to this very code: the working directory must not shadow it."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}
+
+
+def _private_directory() -> Path:
+    """A new directory, mode 0700, with a path short enough for sockets."""
+    usual = Path(tempfile.mkdtemp(prefix="understudy-"))
+    if len(os.fsencode(usual)) + _SOCKET_NAME_BYTES <= _MOST_SOCKET_BYTES:
+        return usual
+    usual.rmdir()
+    return Path(tempfile.mkdtemp(prefix="understudy-", dir="/tmp"))

@@ -1,0 +1,310 @@
+"""The replica's gRPC face: the Qdrant API and the control service, as raw bytes, in its own process.
+
+Promises: the event loop never waits for SQLite or a search: reads run in a pool of threads, writes in one thread of
+their own, in the order in which they came. What the replica refuses has Qdrant's status and text; reads of a collection
+carry its completeness and the log entry it is as of in the trailing metadata.
+Does not check credentials: the socket is private.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Protocol, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from generated.qdrant import qdrant_pb2
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server.clock import Clock
+from server.replica import catalogue
+from server.replica import requests as r
+from server.replica.imports import Imports
+from server.replica.refusal import NotServed, Refusal
+from server.replica.store import Store
+from server.replica.writes import Writes
+from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, METHODS, Code, Kind, Method, Offline
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Answer: TypeAlias = Callable[[bytes, _Context], Awaitable[bytes]]
+
+CONTROL = "/understudy.replica.v1.ReplicaService/"
+_GRPC_HEALTH = "/grpc.health.v1.Health/Check"
+# grpc.health.v1.HealthCheckResponse{status: SERVING}.
+_SERVING = b"\x08\x01"
+
+# What the replica says it is until it has seen a real Qdrant: the release whose behaviour it mirrors.
+ASSUMED_VERSION = "1.18.3"
+_TITLE = "qdrant - vector search engine"
+
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+_COMPLETENESS_NAMES: Mapping[int, str] = {
+    control.COMPLETENESS_UNSPECIFIED: "empty",
+    control.COMPLETENESS_EMPTY: "empty",
+    control.COMPLETENESS_HYDRATING: "hydrating",
+    control.COMPLETENESS_COMPLETE: "complete",
+    control.COMPLETENESS_STALE: "stale",
+}
+
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class Reader(Protocol):
+    """Answers reads of points: `search.Searcher`."""
+
+    def answer(self, method: str, body: bytes) -> bytes:
+        """The serialized response. Raises Refusal. Thread-safe."""
+        ...
+
+
+class IndexStates(Protocol):
+    """Tells how the vector index of a collection is."""
+
+    def lag(self, cid: int) -> int:
+        """Points whose vectors wait for the index."""
+        ...
+
+    def state(self, cid: int) -> str:
+        """`ready`, `building` or `off`."""
+        ...
+
+
+class Service:
+    """All RPCs of the replica. `alone`: there is no log, so writes of the Qdrant API are applied as they come."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        reader: Reader,
+        writes: Writes,
+        imports: Imports,
+        index: IndexStates,
+        clock: Clock,
+        alone: bool,
+        read_threads: int,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._writes = writes
+        self._imports = imports
+        self._index = index
+        self._clock = clock
+        self._alone = alone
+        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="replica-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="replica-write")
+        self._applied_seq = store.applied_seq
+        self._moved = asyncio.Event()
+        self._control: Mapping[str, Callable[[bytes], Awaitable[Message]]] = {
+            "Attach": self._attach,
+            "Prepare": self._prepare,
+            "Apply": self._apply,
+            "ImportCatalogue": self._import_catalogue,
+            "ImportPage": self._import_page,
+            "SetCompleteness": self._set_completeness,
+            "Status": self._status,
+        }
+
+    def server(self) -> grpc.aio.Server:
+        """A server that answers with this service; ports are the caller's to add."""
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((_Router(self),))
+        return server
+
+    def close(self) -> None:
+        """Wait for the work under way and end the threads."""
+        self._readers.shutdown()
+        self._writer.shutdown()
+
+    async def answer(self, method: str, body: bytes, context: _Context) -> bytes:
+        """Answer one call, or end it with a status."""
+        try:
+            if method.startswith(CONTROL):
+                return (await self._control[method.removeprefix(CONTROL)](body)).SerializeToString()
+            if method == _GRPC_HEALTH:
+                return _SERVING
+            return await self._answer_qdrant(METHODS[method], body, context)
+        except Refusal as refusal:
+            status, details = _STATUS[refusal.code], refusal.details
+        except Exception:  # the outermost frame of a call
+            logger.exception("%s failed", method)
+            status, details = grpc.StatusCode.INTERNAL, f"the replica failed to answer {method}; its log says why"
+        await context.abort(status, details)
+        raise AssertionError("abort raises")
+
+    def knows(self, method: str) -> bool:
+        """Whether the method is served or refused here, rather than unknown."""
+        if method.startswith(CONTROL):
+            return method.removeprefix(CONTROL) in self._control
+        return method in METHODS or method == _GRPC_HEALTH
+
+    # --- the Qdrant API ----------------------------------------------------------------------------------------------
+
+    async def _answer_qdrant(self, row: Method, body: bytes, context: _Context) -> bytes:
+        if row.path == HEALTH_CHECK:
+            r.parse(qdrant_pb2.HealthCheckRequest, body)
+            version = await self._read(self._version)
+            return qdrant_pb2.HealthCheckReply(title=_TITLE, version=version).SerializeToString()
+        if row.offline is Offline.REFUSED:
+            raise NotServed(row.why_refused)
+        if row.kind is Kind.READ:
+            started = self._clock.monotonic()
+            reply, trailers = await self._read(lambda: self._answer_read(row, body, started))
+            context.set_trailing_metadata(trailers)
+            return reply
+        if not self._alone:
+            raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
+        reply = await self._write(lambda: self._writes.apply_direct(row.path, body))
+        self._advance(self._store.applied_seq)
+        return reply
+
+    def _answer_read(self, row: Method, body: bytes, started: float) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+        # Told before the read: what is newer than promised does no harm.
+        trailers = self._freshness(collection_named_in(row, body))
+        if not row.path.startswith(r.COLLECTIONS):
+            return self._reader.answer(row.path, body), trailers
+        with self._store.snapshot():
+            return (
+                catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started),
+                trailers,
+            )
+
+    def _freshness(self, name: str) -> tuple[tuple[str, str], ...]:
+        collection = self._store.collection(name) if name else None
+        applied_seq = self._store.applied_seq
+        if collection is None:
+            return ((AS_OF, str(applied_seq)),)
+        as_of = applied_seq if catalogue.is_whole(collection) else collection.as_of_seq
+        return ((COMPLETENESS, _COMPLETENESS_NAMES[collection.completeness]), (AS_OF, str(as_of)))
+
+    def _version(self) -> str:
+        return self._store.meta(catalogue.REMOTE_VERSION) or ASSUMED_VERSION
+
+    # --- control -----------------------------------------------------------------------------------------------------
+
+    async def _attach(self, body: bytes) -> Message:
+        request = r.parse(control.AttachRequest, body)
+        answer = await self._write(lambda: self._imports.attach(request))
+        self._applied_seq = answer.applied_seq
+        self._advance(answer.applied_seq)
+        return answer
+
+    async def _prepare(self, body: bytes) -> Message:
+        request = r.parse(control.PrepareRequest, body)
+        try:
+            resolved = await self._read(lambda: self._writes.prepare(request.method, request.request))
+        except Refusal as refusal:
+            return control.PrepareResponse(code=refusal.code, details=refusal.details)
+        return control.PrepareResponse(resolved=resolved)
+
+    async def _apply(self, body: bytes) -> Message:
+        request = r.parse(control.ApplyRequest, body)
+        answer = await self._write(lambda: self._writes.apply(request.entries))
+        self._advance(answer.applied_seq)
+        return answer
+
+    async def _import_catalogue(self, body: bytes) -> Message:
+        request = r.parse(control.ImportCatalogueRequest, body)
+        await self._applied(request.since_seq)
+        return await self._write(lambda: self._imports.catalogue(request))
+
+    async def _import_page(self, body: bytes) -> Message:
+        request = r.parse(control.ImportPageRequest, body)
+        # Entries that the page already shows must not be applied over it.
+        await self._applied(request.since_seq)
+        return await self._write(lambda: self._imports.page(request))
+
+    async def _set_completeness(self, body: bytes) -> Message:
+        request = r.parse(control.SetCompletenessRequest, body)
+        return await self._write(lambda: self._imports.set_completeness(request))
+
+    async def _status(self, body: bytes) -> Message:
+        r.parse(control.StatusRequest, body)
+        return await self._read(self._status_now)
+
+    def _status_now(self) -> control.StatusResponse:
+        with self._store.snapshot():
+            return control.StatusResponse(
+                applied_seq=self._store.applied_seq,
+                collections=[
+                    control.CollectionState(
+                        name=collection.name,
+                        completeness=collection.completeness or control.COMPLETENESS_EMPTY,  # type: ignore[arg-type]
+                        points=collection.points,
+                        as_of_seq=collection.as_of_seq,
+                        index_lag=self._index.lag(collection.cid),
+                        resume_at=collection.resume_at,
+                        expected_points=collection.expected_points,
+                        index_state=self._index.state(collection.cid),
+                    )
+                    for collection in self._store.collections()
+                ],
+                catalogue_known=catalogue.is_known(self._store),
+                remote_version=self._store.meta(catalogue.REMOTE_VERSION),
+                pid=os.getpid(),
+            )
+
+    # --- threads -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        return await self._run(self._readers, work)
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        # A caller that hangs up must not leave the loop believing that nothing was written.
+        return await asyncio.shield(self._run(self._writer, work))
+
+    async def _run(self, threads: Executor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    def _advance(self, seq: int) -> None:
+        self._applied_seq = max(self._applied_seq, seq)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _applied(self, seq: int) -> None:
+        """Wait until the entries up to `seq` are in."""
+        while self._applied_seq < seq:
+            await self._moved.wait()
+
+
+class _Router(grpc.GenericRpcHandler):
+    """Hands every known method to the service as raw bytes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        method: str = details.method
+        if not self._service.knows(method):
+            return None
+
+        async def handle(body: bytes, context: _Context) -> bytes:
+            return await self._service.answer(method, body, context)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def collection_named_in(row: Method, body: bytes) -> str:
+    """The collection that a request names: field 1 of every request that names one, mostly the first bytes."""
+    if not body or "collection_name" not in row.request.DESCRIPTOR.fields_by_name:
+        return ""
+    if body[0] == 0x0A and body[1] < 0x80 and len(body) >= 2 + body[1]:
+        return body[2 : 2 + body[1]].decode("utf-8", "replace")
+    name: str = getattr(row.request.FromString(body), "collection_name", "")
+    return name
