@@ -116,7 +116,8 @@ class Disk(Protocol):
 def publish(disk: Disk, path: Path, parts: Sequence[bytes]) -> None:
     """Make or replace a file so that a crash leaves the old one or the new one, whole.
 
-    Temporary name, sync, rename, sync the directory. What a failed attempt leaves is a `*.tmp`, which the next open removes.
+    Temporary name, sync, rename, sync the directory. What a failed attempt leaves is a `*.tmp`; the next open removes
+    it.
     """
     temporary = path.with_name(path.name + TEMP_SUFFIX)
     if disk.facts(temporary) is not None:

@@ -103,14 +103,14 @@ class TailCache:
         while self._bytes > self._limit_bytes:
             self._bytes -= len(self._records.popleft().body) + FRAME_OVERHEAD_BYTES
 
-    def read(self, after_seq: int, last_seq: int, limit_entries: int, limit_bytes: int) -> list[Record] | None:
-        """Entries after `after_seq` up to `last_seq`; None when the cache does not reach back that far."""
+    def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record] | None:
+        """Entries after `after_seq`; None when the cache does not reach back that far."""
         if not self._records or self._records[0].seq > after_seq + 1:
             return None
         first = self._records[0].seq
         found: list[Record] = []
         total = 0
-        for seq in range(after_seq + 1, min(last_seq, self._records[-1].seq) + 1):
+        for seq in range(after_seq + 1, self._records[-1].seq + 1):
             record = self._records[seq - first]
             total += len(record.body)
             if len(found) >= limit_entries or (found and total > limit_bytes):

@@ -12,10 +12,10 @@ from pathlib import Path
 from server.clock import Clock
 from server.wal.files import Disk, Lock, publish
 from server.wal.keyring import Entropy, Keyring, create_key
+from server.wal.reader import CHUNK_BYTES
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, Head, SegmentCodec, SegmentHeader, encode_head
 from server.wal.recovery import Cut, Recovery
 from server.wal.scan import (
-    CHUNK_BYTES,
     HEAD_NAME,
     LOCK_NAME,
     QUARANTINE_DIRECTORY,
@@ -41,6 +41,7 @@ class Opened:
     head: Head
     key: bytes
     tip: Tip
+    rules: FrameRules
     recovery: Recovery
 
 
@@ -98,7 +99,7 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
         entries_verified=found.entries_verified,
         leftovers_removed=leftovers,
     )
-    return Opened(lock, found, renewed, key, tip, recovery)
+    return Opened(lock, found, renewed, key, tip, rules, recovery)
 
 
 def _first_head(disk: Disk, found: Survey, clock: Clock, entropy: Entropy) -> Head:

@@ -1,17 +1,20 @@
 """Entries that Qdrant refuses: one signed file each, kept until an operator decides.
 
-Promises: a file is whole or absent after a crash; what is listed was signed by this log; nothing is removed here.
+Promises: a file is whole or absent after a crash; what is listed without a flaw was signed by this log; an entry leaves
+only by `release`.
 """
 
 from __future__ import annotations
 
 import hmac
 import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 
+from server.errors import WalDamaged, WalError
 from server.wal.files import TEMP_SUFFIX, Disk, publish
 from server.wal.keyring import Keyring
 from server.wal.record import CRC_BYTES, MAC_BYTES, VERSION, EntryState, Record, Signer, subkey
@@ -41,7 +44,7 @@ def encode_item(
     record: Record, key_id: bytes, key: bytes, log_id: bytes, *, code: int, details: str, now_ns: int
 ) -> bytes:
     """The whole file of one refused entry."""
-    text = details.encode("utf-8", "replace")[:DETAILS_BYTES_MAX].decode("utf-8", "ignore").encode()
+    text = _shortened(details).encode()
     trace = record.trace.encode("ascii")
     plain = _ITEM.pack(
         MAGIC,
@@ -66,6 +69,11 @@ def encode_item(
     signed = b"".join((plain, text, record.principal, trace, record.body))
     signed += Signer(subkey(key, "quarantine", log_id)).mac(signed)
     return signed + _U32.pack(google_crc32c.value(signed))
+
+
+def _shortened(details: str) -> str:
+    """Text that fits, cut between characters."""
+    return details.encode("utf-8", "replace")[:DETAILS_BYTES_MAX].decode("utf-8", "ignore")
 
 
 def decode_item(data: bytes, keyring: Keyring, path: Path) -> tuple[QuarantineItem, Record] | str:
@@ -104,35 +112,71 @@ def decode_item(data: bytes, keyring: Keyring, path: Path) -> tuple[QuarantineIt
     return item, record
 
 
-def keep(disk: Disk, directory: Path, seq: int, data: bytes) -> Path:
-    """Write one item durably."""
-    folder = directory / QUARANTINE_DIRECTORY
-    disk.make_directory(folder)
-    path = folder / f"{seq:020d}{SUFFIX}"
-    publish(disk, path, [data])
-    return path
+class Quarantine:
+    """The refused entries of one log. Blocking; safe to use from several threads."""
 
+    def __init__(self, disk: Disk, directory: Path, keyring: Keyring, key_id: bytes, log_id: bytes) -> None:
+        self._disk = disk
+        self._folder = directory / QUARANTINE_DIRECTORY
+        self._keyring = keyring
+        self._key_id = key_id
+        self._log_id = log_id
+        self._guard = threading.Lock()
+        self._items: dict[Path, QuarantineItem] | None = None
 
-def list_items(disk: Disk, directory: Path, keyring: Keyring) -> list[QuarantineItem]:
-    """Every item, oldest first; damaged ones carry a flaw."""
-    folder = directory / QUARANTINE_DIRECTORY
-    items = []
-    for name in disk.names(folder):
-        if name.endswith(TEMP_SUFFIX):
-            continue
-        path = folder / name
-        decoded = load(disk, path, keyring)
+    def keep(self, record: Record, *, code: int, details: str, now_ns: int) -> None:
+        """Write one entry durably; the same entry again replaces it."""
+        key = self._keyring.key(self._key_id, "the quarantine")
+        data = encode_item(record, self._key_id, key, self._log_id, code=code, details=details, now_ns=now_ns)
+        path = self._path(record.seq)
+        with self._guard:
+            self._disk.make_directory(self._folder)
+            publish(self._disk, path, [data])
+            self._known()[path] = QuarantineItem(record.seq, record.kind, code, _shortened(details), now_ns, path)
+
+    def items(self) -> list[QuarantineItem]:
+        """Every refused entry, oldest first; damaged ones carry a flaw."""
+        with self._guard:
+            return [item for _, item in sorted(self._known().items())]
+
+    def record(self, seq: int) -> Record:
+        """The entry itself. Raises WalDamaged when its file is not to be trusted, WalError when there is none."""
+        path = self._path(seq)
+        if self._disk.facts(path) is None:
+            raise WalError(f"entry {seq} is not in quarantine", hint="`understudy wal quarantine list` shows what is")
+        decoded = self._load(path)
         if isinstance(decoded, str):
-            digits = name.removesuffix(SUFFIX)
-            items.append(QuarantineItem(int(digits) if digits.isdecimal() else 0, 0, 0, "", 0, path, decoded))
-        else:
-            items.append(decoded[0])
-    return items
+            raise WalDamaged(f"{path}: {decoded}", hint="Keep the file; `understudy wal quarantine drop` removes it")
+        return decoded[1]
 
+    def release(self, seq: int) -> None:
+        """Remove an entry, durably."""
+        path = self._path(seq)
+        with self._guard:
+            if self._disk.facts(path) is not None:
+                self._disk.remove(path)
+                self._disk.sync_directory(self._folder)
+            self._known().pop(path, None)
 
-def load(disk: Disk, path: Path, keyring: Keyring) -> tuple[QuarantineItem, Record] | str:
-    """One item from its file, or what is wrong with it."""
-    facts = disk.facts(path)
-    if facts is None or not facts.is_file:
-        return "it is not a plain file"
-    return decode_item(disk.read(path, 0, facts.size), keyring, path)
+    def _path(self, seq: int) -> Path:
+        return self._folder / f"{seq:020d}{SUFFIX}"
+
+    def _known(self) -> dict[Path, QuarantineItem]:
+        """What the directory holds, read once: nobody else changes it while we hold the lock of the log."""
+        if self._items is None:
+            names = (name for name in self._disk.names(self._folder) if not name.endswith(TEMP_SUFFIX))
+            self._items = {self._folder / name: self._look(self._folder / name) for name in names}
+        return self._items
+
+    def _look(self, path: Path) -> QuarantineItem:
+        decoded = self._load(path)
+        if isinstance(decoded, str):
+            digits = path.name.removesuffix(SUFFIX)
+            return QuarantineItem(int(digits) if digits.isdecimal() else 0, 0, 0, "", 0, path, decoded)
+        return decoded[0]
+
+    def _load(self, path: Path) -> tuple[QuarantineItem, Record] | str:
+        facts = self._disk.facts(path)
+        if facts is None or not facts.is_file:
+            return "it is not a plain file"
+        return decode_item(self._disk.read(path, 0, facts.size), self._keyring, path)

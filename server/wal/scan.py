@@ -6,7 +6,6 @@ verified; each flaw is reported with file, offset and verdict; memory stays with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,15 +13,12 @@ from server.errors import WalDamaged, WalKeyMissing
 from server.wal.files import TEMP_SUFFIX, Disk
 from server.wal.keyring import KEYS_DIRECTORY, Keyring, load_keys
 from server.wal.memory import OffsetIndex, PendingIndex
+from server.wal.reader import SegmentReader, Stretch
 from server.wal.record import (
     CRC_BYTES,
-    FRAME_OVERHEAD_BYTES,
     FRAME_TRAILER_BYTES,
     HEAD_BYTES,
-    MAC_BYTES,
-    PRINCIPAL_BYTES,
     SEGMENT_HEADER_BYTES,
-    TRACE_BYTES_MAX,
     EntryState,
     Flaw,
     Frame,
@@ -39,7 +35,6 @@ from server.wal.recovery import TABLE, Verdict, place_of, proof_after
 HEAD_NAME = "head"
 LOCK_NAME = "lock"
 QUARANTINE_DIRECTORY = "quarantine"
-CHUNK_BYTES = 1024 * 1024
 _PREFIX, _SUFFIX = "segment-", ".wal"
 
 
@@ -125,52 +120,6 @@ class Survey:
     def cuts(self) -> list[Problem]:
         """Torn tails."""
         return [problem for problem in self.problems if problem.verdict is Verdict.CUT]
-
-
-class SegmentReader:
-    """Frames of one segment, one after the other, read in chunks and verified."""
-
-    def __init__(
-        self, disk: Disk, path: Path, codec: SegmentCodec, rules: FrameRules, *, offset: int, end: int, mac: bytes
-    ) -> None:
-        self._disk = disk
-        self._path = path
-        self._codec = codec
-        self._rules = rules
-        self._data = b""
-        self._base = offset
-        self.offset = offset
-        self.end = end
-        self.mac = mac
-
-    @classmethod
-    def from_offset(
-        cls, disk: Disk, path: Path, codec: SegmentCodec, rules: FrameRules, *, offset: int, end: int
-    ) -> SegmentReader:
-        """A reader that begins at a frame in the middle: the MAC before it is what the frame is chained to."""
-        trailer = disk.read(path, offset - FRAME_TRAILER_BYTES, MAC_BYTES)
-        return cls(disk, path, codec, rules, offset=offset, end=end, mac=trailer)
-
-    def next(self) -> Frame | Flaw | None:
-        """The next frame; None at the end; a flaw leaves the reader where it is."""
-        if self.offset >= self.end:
-            return None
-        result = self._codec.decode(self._data, self.offset - self._base, self.mac, self._rules)
-        while result is Flaw.SHORT and self._base + len(self._data) < self.end:
-            length = self._codec.frame_bytes(self._data, self.offset - self._base)
-            needed = length if isinstance(length, int) else 0
-            if needed > self._rules.entry_bytes + FRAME_OVERHEAD_BYTES + PRINCIPAL_BYTES + TRACE_BYTES_MAX:
-                return Flaw.ILLEGAL
-            before = self._base + len(self._data)
-            self._base = self.offset
-            self._data = self._disk.read(self._path, self.offset, min(max(CHUNK_BYTES, needed), self.end - self.offset))
-            if self._base + len(self._data) <= before:
-                break
-            result = self._codec.decode(self._data, 0, self.mac, self._rules)
-        if isinstance(result, Frame):
-            self.offset += result.length
-            self.mac = result.mac
-        return result
 
 
 def survey(disk: Disk, directory: Path, rules: FrameRules, *, deep: bool = False) -> Survey:
@@ -306,19 +255,11 @@ class _Walk:
         self._segment = segment
         self._head = head
         self._is_last = is_last
-        self._rules = rules
         is_tail = head.tail_segment == segment.number and head.tail_offset > 0
         self._promised = head.tail_offset if is_tail else SEGMENT_HEADER_BYTES
         self._promised_mac = head.tail_mac if is_tail else segment.codec.head_mac
-        self._reader = SegmentReader(
-            disk,
-            segment.path,
-            segment.codec,
-            rules,
-            offset=SEGMENT_HEADER_BYTES,
-            end=segment.size,
-            mac=segment.codec.head_mac,
-        )
+        stretch = Stretch(segment.path, segment.codec, SEGMENT_HEADER_BYTES, segment.size)
+        self._reader = SegmentReader(disk, stretch, rules, segment.codec.head_mac)
 
     def run(self) -> None:
         """Walk to the end or to the first flaw."""
@@ -395,18 +336,3 @@ def damaged(found: Survey) -> WalDamaged:
         f"the log in {found.directory} is damaged: {first}{others}. Nothing was changed",
         hint="`understudy wal verify` lists every flaw; `understudy wal reset` keeps a backup and starts an empty log",
     )
-
-
-def entries_between(
-    disk: Disk, segment: Segment, rules: FrameRules, *, after_seq: int, end: int, start: int
-) -> Iterator[Frame]:
-    """Verified ENTRY frames of a segment after `after_seq`. Raises WalDamaged at the first flaw."""
-    reader = SegmentReader.from_offset(disk, segment.path, segment.codec, rules, offset=start, end=end)
-    while (frame := reader.next()) is not None:
-        if isinstance(frame, Flaw):
-            raise WalDamaged(
-                f"{segment.path} at offset {reader.offset}: {frame.value}",
-                hint="`understudy wal verify` lists every flaw; keep the file",
-            )
-        if frame.record is not None and frame.record.seq > after_seq:
-            yield frame

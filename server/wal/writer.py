@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from server.clock import Clock
 from server.errors import UnderstudyError, WalFull, WalLatched
@@ -28,8 +29,7 @@ _log = logging.getLogger("understudy.wal")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class Tip:
+class Tip(NamedTuple):
     """The end of the log: what the next frame is chained to."""
 
     codec: SegmentCodec
