@@ -108,7 +108,9 @@ class Edge(Section):
 class Health(Section):
     """How Understudy decides that Qdrant is up."""
 
-    probe_interval_seconds: Seconds = Field(1.0, gt=0, description="Time between fast probes")
+    probe_interval_seconds: Seconds = Field(
+        0.5, gt=0, description="Time between the starts of fast probes; a slow one does not hold up the next"
+    )
     probe_timeout_seconds: Seconds = Field(1.0, gt=0, description="A probe that takes longer has failed")
     fall: PositiveInt = Field(3, description="Failed probes in a row until Qdrant counts as down")
     rise: PositiveInt = Field(2, description="Good probes in a row until it counts as up again")

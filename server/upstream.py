@@ -53,11 +53,15 @@ class Connectivity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one probe found. `version` is Qdrant's version when it told one, else empty."""
+    """What one probe found. `version` is the one that Qdrant last told, else empty.
+
+    `is_refused`: there was no connection, or it broke; a probe that merely got no answer in time is not.
+    """
 
     ok: bool
     detail: str
     version: str = ""
+    is_refused: bool = False
 
 
 class Fault(Enum):
@@ -299,16 +303,19 @@ class Upstream:
         if not self._closed:
             self._open().get_state(try_to_connect=True)
 
-    async def probe(self, timeout_seconds: float) -> Probe:
+    async def probe(self, timeout_seconds: float, *, asks_version: bool = False) -> Probe:
         """Ask the other side how it is: `grpc.health.v1`, else Qdrant's own HealthCheck. Raises nothing of its own.
 
-        Neither needs a key in Qdrant, so a good probe proves nothing about one.
+        The version is asked for after a failed probe, or with `asks_version`. Neither call needs a key in Qdrant, so a
+        good probe proves nothing about one.
         """
+        if asks_version:
+            self._version_is_fresh = False
         deadline = self._clock.monotonic() + timeout_seconds
         try:
             probe = await self._probe_once(deadline)
         except UpstreamUnreachable as error:
-            probe = Probe(False, str(error))
+            probe = Probe(False, str(error), self._version, not isinstance(error, UpstreamTimeout))
         if not probe.ok:
             # It may come back as another version.
             self._version_is_fresh = False
