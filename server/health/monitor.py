@@ -1,8 +1,8 @@
 """Watches Qdrant: connectivity, fast probes, a slow ping. Feeds the detector and tells of each new verdict.
 
 Promises: up means that a probe was answered in time over a connection that is READY. A connection that goes away is
-followed by a probe at once. Fast probes start every `probe_interval_seconds` while Qdrant is up, also while earlier ones
-are silent, so a Qdrant that hangs counts as down after at most `probe_timeout_seconds + fall * probe_interval_seconds`.
+followed by a probe at once. While Qdrant is up a fast probe starts every `probe_interval_seconds`, also while earlier
+ones are silent, so one that hangs counts as down after `probe_timeout_seconds + fall * probe_interval_seconds` at most.
 While it is down, probes come at pauses that double up to `backoff_max_seconds`, and at once when the channel connects.
 Every probe is counted in `fallback_health_checks_total`; how late the event loop ran is measured and held against a
 failed probe. Does not promise that a verdict is still true when it arrives.
