@@ -60,11 +60,11 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
     found = survey(disk, directory, rules)
     if found.refusals:
         raise damaged(found)
+    leftovers = _sweep(disk, found)
     is_new = found.is_empty
     head = _first_head(disk, found, clock, entropy) if found.head is None else found.head
     key = found.keyring.key(head.key_id, str(directory / HEAD_NAME))
     cuts = tuple(_cut(disk, found, problem, clock) for problem in found.cuts)
-    leftovers = _sweep(disk, found)
     disk.make_directory(directory / QUARANTINE_DIRECTORY)
     if found.segments:
         _make_durable(disk, found, head)

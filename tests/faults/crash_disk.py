@@ -1,0 +1,367 @@
+"""A disk with two images: what a process sees (live) and what survives a power cut (durable).
+
+Promises: what was not synced may be lost, kept, torn at 512-byte sectors or kept out of order; a name made, renamed or
+removed may be lost until its directory is synced; what was synced stays. Any call can be made to fail, and the disk can
+be photographed at any call. Sector writes are atomic; nothing is ever invented. Threads may share a disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.errors import WalLocked
+from server.wal.files import DIRECTORY_MODE, FILE_MODE, FileFacts
+
+SECTOR_BYTES = 512
+
+
+@dataclass
+class Inode:
+    """One file: its live bytes, its durable bytes, and every version of each sector written since the last sync."""
+
+    live: bytearray = field(default_factory=bytearray)
+    durable: bytes = b""
+    dirty: dict[int, list[bytes]] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    mode: int = FILE_MODE
+    is_ours: bool = True
+    is_link: bool = False
+
+    def write(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
+        if end > len(self.live):
+            self.live.extend(bytes(end - len(self.live)))
+        self.live[offset:end] = data
+        self.sizes.append(len(self.live))
+        for sector in range(offset // SECTOR_BYTES, (end + SECTOR_BYTES - 1) // SECTOR_BYTES):
+            start = sector * SECTOR_BYTES
+            self.dirty.setdefault(sector, []).append(bytes(self.live[start : start + SECTOR_BYTES]))
+
+    def truncate(self, size: int) -> None:
+        del self.live[size:]
+        self.sizes.append(size)
+        for sector in [sector for sector in self.dirty if sector * SECTOR_BYTES >= size]:
+            del self.dirty[sector]
+
+    def sync(self) -> None:
+        self.durable = bytes(self.live)
+        self.dirty.clear()
+        self.sizes.clear()
+
+    def after_crash(self, rng: random.Random) -> Inode:
+        """What might be left: any size on the way, any mix of old and new sectors; holes read as zeros."""
+        size = rng.choice([len(self.durable), len(self.live), *self.sizes[-4:]])
+        left = bytearray(self.durable[:size].ljust(size, b"\0"))
+        luck = rng.choice((0.0, 0.5, 0.9, 1.0))
+        for sector, versions in self.dirty.items():
+            if rng.random() < luck:
+                start = sector * SECTOR_BYTES
+                version = versions[-1] if rng.random() < 0.7 else rng.choice(versions)
+                version = version[: max(0, size - start)]
+                left[start : start + len(version)] = version
+        return Inode(live=left, durable=bytes(left), mode=self.mode, is_ours=self.is_ours)
+
+
+@dataclass
+class _NameChange:
+    """Not yet durable: names of one directory that change together. None = the name goes."""
+
+    changes: dict[str, int | None]
+
+
+@dataclass
+class _Directory:
+    live: dict[str, int] = field(default_factory=dict)
+    durable: dict[str, int] = field(default_factory=dict)
+    pending: list[_NameChange] = field(default_factory=list)
+
+    def change(self, **changes: int | None) -> None:
+        self.pending.append(_NameChange(dict(changes)))
+        _apply(self.live, changes)
+
+    def sync(self) -> None:
+        self.durable = dict(self.live)
+        self.pending.clear()
+
+
+def _apply(names: dict[str, int], changes: dict[str, int | None]) -> None:
+    for name, inode in changes.items():
+        if inode is None:
+            names.pop(name, None)
+        else:
+            names[name] = inode
+
+
+class _CrashFile:
+    def __init__(self, disk: CrashDisk, path: Path, inode: Inode) -> None:
+        self._disk = disk
+        self._path = path
+        self._inode = inode
+        self.closed = False
+        self.failed_sync = False
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        with self._disk.guard:
+            assert not self.closed
+            data = b"".join(parts)
+            try:
+                self._disk.called("append", self._path)
+            except OSError:
+                # A failing write may have written some of it.
+                self._inode.write(len(self._inode.live), data[: self._disk.rng.randrange(len(data) + 1)])
+                raise
+            self._inode.write(len(self._inode.live), data)
+
+    def sync(self) -> None:
+        with self._disk.guard:
+            assert not self.closed
+            assert not self.failed_sync, f"{self._path} was synced again after a failed sync"
+            try:
+                self._disk.called("sync", self._path)
+            except OSError:
+                self.failed_sync = True
+                # What the kernel does: the pages are marked clean and will never be written.
+                self._inode.dirty.clear()
+                self._inode.sizes.clear()
+                raise
+            self._inode.sync()
+            self._disk.called("synced", self._path)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _CrashLock:
+    def __init__(self, disk: CrashDisk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
+
+    def release(self) -> None:
+        self._disk.locks.discard(self._path)
+
+
+class CrashDisk:
+    """A `server.wal.files.Disk` in memory. `on_call(operation, path)` runs before each call and may raise OSError."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.guard = threading.RLock()
+        self.inodes: dict[int, Inode] = {}
+        self.directories: dict[Path, _Directory] = {Path("/"): _Directory()}
+        self.durable_directories: set[Path] = {Path("/")}
+        self.locks: set[Path] = set()
+        self.on_call: Callable[[str, Path], None] | None = None
+        self.calls: list[tuple[str, str]] = []
+        self.files: list[_CrashFile] = []
+        self._next_inode = 1
+
+    def called(self, operation: str, path: Path) -> None:
+        self.calls.append((operation, path.name))
+        if self.on_call is not None:
+            self.on_call(operation, path)
+
+    # --- photographs -------------------------------------------------------------------------------------------------
+
+    def photograph(self) -> CrashDisk:
+        """The same state of both images, apart from this disk."""
+        with self.guard:
+            twin = CrashDisk()
+            twin.inodes = copy.deepcopy(self.inodes)
+            twin.directories = copy.deepcopy(self.directories)
+            twin.durable_directories = set(self.durable_directories)
+            twin._next_inode = self._next_inode
+            return twin
+
+    def after_power_cut(self, seed: int) -> CrashDisk:
+        """One of the states that a power cut may leave; the same seed gives the same state."""
+        rng = random.Random(seed)
+        twin = CrashDisk(seed)
+        twin._next_inode = self._next_inode
+        twin.inodes = {number: inode.after_crash(rng) for number, inode in self.inodes.items()}
+        luck = rng.choice((0.0, 0.5, 1.0))
+        for path, directory in self.directories.items():
+            if path in self.durable_directories:
+                names = dict(directory.durable)
+                for change in directory.pending:
+                    if rng.random() < luck:
+                        _apply(names, change.changes)
+                twin.directories[path] = _Directory(live=names, durable=dict(names))
+                twin.durable_directories.add(path)
+        return twin
+
+    def after_kill(self) -> CrashDisk:
+        """The process is gone, the machine is not: everything written is still seen, nothing more is durable."""
+        return self.photograph()
+
+    # --- bytes for tests that tamper ---------------------------------------------------------------------------------
+
+    def content(self, path: Path) -> bytes:
+        """Live bytes of a file."""
+        return bytes(self._inode(path).live)
+
+    def put(self, path: Path, data: bytes) -> None:
+        """Make or replace a file, durably, as somebody else would."""
+        directory = self._directory(path.parent)
+        if path.name not in directory.live:
+            self.inodes[self._next_inode] = Inode()
+            directory.live[path.name] = directory.durable[path.name] = self._next_inode
+            self._next_inode += 1
+        inode = self._inode(path)
+        inode.live[:] = data
+        inode.sync()
+
+    def drop(self, path: Path) -> None:
+        """Remove a file, durably, as somebody else would."""
+        directory = self._directory(path.parent)
+        directory.live.pop(path.name, None)
+        directory.durable.pop(path.name, None)
+
+    def everything(self) -> dict[Path, bytes]:
+        """Every file with its live bytes."""
+        return {
+            path / name: bytes(self.inodes[number].live)
+            for path, directory in self.directories.items()
+            for name, number in directory.live.items()
+            if number in self.inodes
+        }
+
+    # --- server.wal.files.Disk ---------------------------------------------------------------------------------------
+
+    def make_directory(self, path: Path) -> None:
+        with self.guard:
+            for part in (*reversed(path.parents), path):
+                if part not in self.directories:
+                    self.called("mkdir", part)
+                    self.directories[part] = _Directory()
+                    self.called("sync_directory", part.parent)
+                    self.durable_directories.add(part)
+
+    def names(self, path: Path) -> list[str]:
+        with self.guard:
+            self.called("names", path)
+            children = {child.name for child in self.directories if child.parent == path and child != path}
+            return sorted(children | set(self.directories[path].live)) if path in self.directories else []
+
+    def facts(self, path: Path) -> FileFacts | None:
+        with self.guard:
+            self.called("facts", path)
+            if path in self.directories:
+                return FileFacts(is_file=False, is_link=False, mode=DIRECTORY_MODE, is_ours=True, size=0)
+            number = self.directories[path.parent].live.get(path.name) if path.parent in self.directories else None
+            if number is None:
+                return None
+            inode = self.inodes[number]
+            return FileFacts(
+                is_file=not inode.is_link,
+                is_link=inode.is_link,
+                mode=inode.mode,
+                is_ours=inode.is_ours,
+                size=len(inode.live),
+            )
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        with self.guard:
+            self.called("read", path)
+            return bytes(self._inode(path).live[offset : offset + length])
+
+    def create(self, path: Path) -> _CrashFile:
+        with self.guard:
+            self.called("create", path)
+            directory = self._directory(path.parent)
+            if path.name in directory.live:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            self.inodes[self._next_inode] = Inode()
+            directory.change(**{path.name: self._next_inode})
+            self._next_inode += 1
+            return self._file(path)
+
+    def open_append(self, path: Path) -> _CrashFile:
+        with self.guard:
+            self.called("open_append", path)
+            return self._file(path)
+
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        with self.guard:
+            self.called("rewrite", path)
+            inode = self._inode(path)
+            assert inode.live[offset : offset + len(data)] == data, "rewrite must not change a byte"
+            inode.write(offset, data)
+            self.called("sync", path)
+            inode.sync()
+            self.called("synced", path)
+
+    def truncate(self, path: Path, size: int) -> None:
+        with self.guard:
+            self.called("truncate", path)
+            self._inode(path).truncate(size)
+            self.called("sync", path)
+            self._inode(path).sync()
+            self.called("synced", path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self.guard:
+            self.called("rename", target)
+            if source in self.directories:
+                self._rename_directory(source, target)
+                return
+            directory = self._directory(source.parent)
+            assert source.parent == target.parent
+            number = directory.live.get(source.name)
+            if number is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+            directory.change(**{source.name: None, target.name: number})
+
+    def remove(self, path: Path) -> None:
+        with self.guard:
+            self.called("remove", path)
+            self._inode(path)
+            self._directory(path.parent).change(**{path.name: None})
+
+    def sync_directory(self, path: Path) -> None:
+        with self.guard:
+            self.called("sync_directory", path)
+            self._directory(path).sync()
+            self.called("synced", path)
+
+    def lock(self, path: Path) -> _CrashLock:
+        with self.guard:
+            self.called("lock", path)
+            if path in self.locks:
+                raise WalLocked(f"the log in {path.parent} is in use")
+            self.locks.add(path)
+            return _CrashLock(self, path)
+
+    def _rename_directory(self, source: Path, target: Path) -> None:
+        for path in [path for path in self.directories if path == source or source in path.parents]:
+            moved = target / path.relative_to(source)
+            self.directories[moved] = self.directories.pop(path)
+            if path in self.durable_directories:
+                self.durable_directories.discard(path)
+                self.durable_directories.add(moved)
+
+    def _file(self, path: Path) -> _CrashFile:
+        file = _CrashFile(self, path, self._inode(path))
+        self.files.append(file)
+        return file
+
+    def _directory(self, path: Path) -> _Directory:
+        try:
+            return self.directories[path]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+    def _inode(self, path: Path) -> Inode:
+        number = self._directory(path.parent).live.get(path.name)
+        if number is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        inode = self.inodes[number]
+        if inode.is_link:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        return inode

@@ -1,0 +1,70 @@
+"""What the tests of the log share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.wal.files import Disk
+from server.wal.log import Log
+from server.wal.limits import WalLimits
+from server.wal.record import EntryState, FrameRules, NewRecord, Record
+from tests.faults.clock import ManualClock
+
+KINDS = frozenset(range(1, 18))
+DIRECTORY = Path("/data/wal")
+PENDING, SYNCED = EntryState.PENDING, EntryState.SYNCED
+RULES = FrameRules(KINDS, 10_000_000, 10_000)
+
+
+class Entropy:
+    """Bytes that look random and are the same in every run."""
+
+    def __init__(self, seed: str = "") -> None:
+        self._seed = seed
+        self._count = 0
+
+    def __call__(self, length: int) -> bytes:
+        self._count += 1
+        return hashlib.shake_256(f"{self._seed}/{self._count}".encode()).digest(length)
+
+
+def entry(body: bytes, state: EntryState = PENDING, *, kind: int = 1, points: int = 1) -> NewRecord:
+    """An entry with everything in it."""
+    return NewRecord(
+        kind, state, body, hashlib.sha256(body).digest(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", points
+    )
+
+
+def opened(
+    directory: Path = DIRECTORY,
+    *,
+    disk: Disk,
+    limits: WalLimits | None = None,
+    clock: ManualClock | None = None,
+    kinds: frozenset[int] = KINDS,
+    entropy: Entropy | None = None,
+) -> Log:
+    """An open log on a manual clock."""
+    return Log.open(
+        directory,
+        disk=disk,
+        clock=clock or ManualClock(),
+        limits=limits or WalLimits(),
+        kinds=kinds,
+        entropy=entropy or Entropy(),
+    )
+
+
+async def read_all(log: Log, after_seq: int = 0, *, page: int = 1000) -> list[Record]:
+    """Every entry after `after_seq`."""
+    found: list[Record] = []
+    while records := await log.read(found[-1].seq if found else after_seq, page, 1 << 20):
+        found += records
+    return found
+
+
+def bodies(records: Sequence[Record]) -> list[bytes]:
+    """Their bodies."""
+    return [record.body for record in records]
