@@ -18,7 +18,7 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from aiohttp import web
@@ -189,7 +189,7 @@ def _refuse(status: int, reason: str) -> web.Response:
 
 
 def _static(name: str) -> str:
-    return resources.files("server").joinpath("static", name).read_text(encoding="utf-8")
+    return (Path(__file__).with_name("static") / name).read_text(encoding="utf-8")
 
 
 def _asset(path: str, content_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -60,7 +60,7 @@ function cards(status) {
     card(ago(status.last_sync), "last sync"),
     card(phase, "circuit breaker", phase === "closed" ? "" : "bad"),
     card(count(held), "in quarantine", held ? "bad" : ""),
-    card(replica.pid ? "running" : "away", `replica, ${count(replica.restarts)} restarts`, replica.pid ? "" : "bad"),
+    card(replica.pid ? "running" : "away", `replica, ${count(replica.restarts)} ${replica.restarts === 1 ? "restart" : "restarts"}`, replica.pid ? "" : "bad"),
     card(size(status.wal?.bytes), "log on disk"),
   ];
 }
@@ -104,7 +104,7 @@ function alerts(status) {
 
 function show(status) {
   const state = String(status.state ?? "unknown").toLowerCase();
-  document.body.dataset.state = state;
+  document.body.dataset.state = status.upstream ? state : "alone";
   const headline = status.upstream ? HEADLINES[state] ?? state : ALONE;
   document.title = `${status.upstream ? state : "local store"} · Understudy`;
   set("headline", headline);
