@@ -262,7 +262,9 @@ class Resolver:
                 actions.extend(_repointed(old, new, aliases[new]))
         if len(actions) == len(request.actions):
             return None
-        return [(r.COLLECTIONS + "UpdateAliases", collections.ChangeAliases(actions=actions, timeout=request.timeout))]
+        plain = _without(request, "actions")
+        plain.actions.extend(actions)
+        return [(r.COLLECTIONS + "UpdateAliases", plain)]
 
     def _no_alias(self, name: str) -> Refusal:
         if not catalogue.is_known(self._reads):
