@@ -1,0 +1,46 @@
+"""scikit-learn's digits: 1,797 real images of 8 by 8 pixels with labels, and a client's k-NN accuracy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient, models
+
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Vectors and labels; point ids are row numbers."""
+
+    vectors: NDArray[np.float32]
+    labels: list[int]
+
+    def point(self, row: int) -> models.PointStruct:
+        """One row as a point."""
+        payload = {"label": self.labels[row], "row": row, "even": self.labels[row] % 2 == 0}
+        return models.PointStruct(id=row, vector=self.vectors[row].tolist(), payload=payload)
+
+
+def load() -> Digits:
+    """The data set, which ships with scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return Digits(bunch.data.astype(np.float32), [int(label) for label in bunch.target])
+
+
+def accuracy(client: QdrantClient, collection: str, digits: Digits, rows: Sequence[int]) -> float:
+    """Share of rows whose label most of their nearest points have. The rows must not be in the collection."""
+    right = 0
+    for row in rows:
+        found = client.query_points(
+            collection, query=digits.vectors[row].tolist(), limit=NEIGHBOURS, with_payload=["label"]
+        ).points
+        votes = Counter(hit.payload["label"] for hit in found if hit.payload)
+        right += votes.most_common(1)[0][0] == digits.labels[row]
+    return right / len(rows)

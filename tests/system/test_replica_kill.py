@@ -1,0 +1,85 @@
+"""Chroma's process dies by SIGKILL under load: nobody notices, it returns by itself, and its answers are right."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+
+from tests.system import workload
+from tests.system.digits import Digits
+from tests.system.test_outage import create, gather
+from tests.system.understudy import Understudy, is_alive
+from tests.system.workload import differences
+from tests.upstream.process import Standin, until
+
+ROWS = range(1700, 1750)
+
+
+def check_answers(client: QdrantClient, digits: Digits) -> None:
+    """The five nearest, filtered and not, as numpy computes them."""
+    loaded = digits.vectors[:1200]
+    even = np.asarray([label % 2 == 0 for label in digits.labels[:1200]])
+    only_even = models.Filter(must=[models.FieldCondition(key="even", match=models.MatchValue(value=True))])
+    for row in ROWS:
+        distances = np.linalg.norm(loaded - digits.vectors[row], axis=1)
+        for chosen, query_filter in ((distances, None), (np.where(even, distances, np.inf), only_even)):
+            hits = client.query_points(
+                "digits", query=digits.vectors[row].tolist(), limit=5, query_filter=query_filter
+            ).points
+            assert [hit.score for hit in hits] == pytest.approx(sorted(chosen)[:5], rel=1e-5)
+            assert [chosen[int(hit.id)] for hit in hits] == pytest.approx([hit.score for hit in hits], rel=1e-5)
+
+
+@pytest.mark.parametrize("upstream", ["away", "there"])
+async def test_the_replica_is_killed_under_load(
+    standin: Standin, understudy: Understudy, digit_data: Digits, upstream: str
+) -> None:
+    client = understudy.client()
+    await asyncio.to_thread(create, client, digit_data)
+    clients = [understudy.async_client() for _ in range(6)]
+    crowd = gather([workload.direct(one) for one in clients], digit_data)
+    record = crowd.record
+    await crowd.after(50)
+    if upstream == "away":
+        await asyncio.to_thread(standin.kill)
+    await crowd.after(50)
+    killed = []
+    for _ in range(3):
+        victim = await asyncio.to_thread(understudy.replica_pid)
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
+        await crowd.after(60)
+        await asyncio.to_thread(
+            until, lambda victim=victim: understudy.replica_pid() not in (0, victim), 30, "a new replica process"
+        )
+        await crowd.after(40)
+    await crowd.end()
+    assert record.errors == []
+    assert record.stale == []
+    assert not any(is_alive(victim) for victim in killed)
+    if upstream == "there":
+        await asyncio.to_thread(standin.kill)
+        await asyncio.to_thread(understudy.wait_state, "local")
+    await asyncio.to_thread(check_answers, client, digit_data)
+    assert differences(client, "mixed", record.expected) == []
+    await asyncio.to_thread(standin.start)
+    await asyncio.to_thread(understudy.wait_drained)
+    with_upstream = standin.client()
+    assert differences(with_upstream, "mixed", record.expected) == []
+    with_upstream.close()
+    client.close()
+    for one in clients:
+        await one.close()
+
+
+async def test_the_replica_ends_with_the_proxy(understudy: Understudy) -> None:
+    """No orphan holds the store when the proxy dies by SIGKILL."""
+    replica = understudy.replica_pid()
+    assert is_alive(replica)
+    understudy.kill()
+    await asyncio.to_thread(until, lambda: not is_alive(replica), 20, "the orphaned replica ends by itself")
