@@ -13,10 +13,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from server.replica.records import Key, Record
-from server.replica.spaces import Floats, Metric, Space, similarities
+from server.replica.spaces import Floats, Space, similarities
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -162,7 +161,7 @@ def _dense_block(space: Space, records: Sequence[Record]) -> Block:
             keys.append(record.key)
     data = np.frombuffer(b"".join(parts), dtype="<f4").astype(np.float32, copy=False)
     data = data.reshape(len(keys), space.field.size)
-    if space.metric is Metric.COSINE and space.field.datatype == collections.Datatype.Uint8:
+    if space.needs_normalising:
         data = _normalised_rows(data)
     return Block(space, keys, data, _NO_INTEGERS, _NO_INDICES)
 

@@ -1,8 +1,8 @@
 """Vectors kept in memory for exact search, bounded in bytes.
 
 Promises: `Resident.view` gives the vectors of one space exactly as of the caller's snapshot of the store; a view never
-changes once given out, so scoring needs no lock. Changes reach a view when it is next asked for: only the changed points
-are read. A space that does not fit is not kept (`view` returns None) and the caller walks the store instead.
+changes once given out, so scoring needs no lock. Changes reach a view when it is next asked for: only the changed
+points are read. A space that does not fit is not kept (`view` returns None) and the caller walks the store instead.
 """
 
 from __future__ import annotations

@@ -58,6 +58,11 @@ class Space:
         """Whether the score that clients see falls with likeness."""
         return self.metric in (Metric.EUCLID, Metric.MANHATTAN)
 
+    @property
+    def needs_normalising(self) -> bool:
+        """Whether cosine has to be made when comparing: bytes are stored as they came."""
+        return self.metric is Metric.COSINE and self.field.datatype == collections.Datatype.Uint8
+
     def shown(self, similarity: float) -> float:
         """The score that clients see for a similarity to a vector."""
         if self.metric is Metric.EUCLID:

@@ -206,7 +206,7 @@ class Store(Reads):
     def __init__(self, directory: Path, clock: Clock) -> None:
         """Open or create. Raises DataDirUnusable when the directory cannot be used or another process holds it."""
         self._directory = directory
-        self._clock = clock
+        self.clock = clock
         self.recovered = ""
         self._write_lock = threading.RLock()
         self._local = threading.local()
@@ -246,7 +246,7 @@ class Store(Reads):
         except sqlite3.OperationalError as error:
             raise DataDirUnusable(f"cannot open {path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            kept = f"{_FILE}.corrupted.{self._clock.wall_ns()}"
+            kept = f"{_FILE}.corrupted.{self.clock.wall_ns()}"
             path.rename(self._directory / kept)
             for suffix in ("-wal", "-shm"):
                 with_suffix = self._directory / f"{_FILE}{suffix}"

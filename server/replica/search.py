@@ -1,0 +1,286 @@
+"""Answers to the read calls of qdrant.Points.
+
+Promises: one snapshot of the store for each call; what Qdrant would refuse is a Refusal with its status and text, what
+only the server can do is NotServed. Synchronous and safe to call from many threads; numpy and SQLite let go of the GIL.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from google.protobuf.message import Message
+
+from generated.qdrant import points_pb2 as points
+from server import config
+from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
+from server.replica.outputs import Wanted
+from server.replica.records import Collection, Key, Record
+from server.replica.refusal import NotServed
+from server.replica.requests import parse
+from server.replica.resident import Resident, SnapshotPassed
+from server.replica.session import Session, matching_keys
+from server.replica.spaces import Space
+from server.replica.store import Store
+from server.replica.universal import Hit, Universal
+
+__all__ = ["Searcher", "VectorIndex", "matching_keys"]
+
+_POINTS = "/qdrant.Points/"
+_SNAPSHOT_TRIES = 20
+
+
+class VectorIndex(Protocol):
+    """An approximate index that proposes candidates; every one is checked and scored again."""
+
+    def propose(self, collection: Collection, space: Space, vector: Any, count: int) -> Sequence[Key] | None:
+        """About the `count` nearest points as of the collection's revision; None when it cannot tell."""
+        ...
+
+
+Handler: TypeAlias = Callable[["_Answer", Any], Message]
+
+
+class _Answer:
+    """One call: sessions in one snapshot."""
+
+    def __init__(self, store: Store, resident: Resident, settings: config.Replica, index: VectorIndex | None) -> None:
+        self.store = store
+        self.settings = settings
+        self._resident = resident
+        self._index = index
+        # Sampling wants no secret, only spread.
+        self.chance = random.Random()  # noqa: S311
+
+    def session(self, name: str) -> Session:
+        """Raises Refusal when there is no such collection."""
+        return Session(self.store, catalogue.find(self.store, name), self._resident)
+
+    def universal(self, session: Session) -> Universal:
+        """The runner of queries."""
+        return Universal(session, self.session, self.chance, self.settings.response_max_points)
+
+    def scored(self, session: Session, hits: Sequence[Hit], parts: Wanted, target: Any) -> None:
+        """Fill a repeated ScoredPoint. A point that is gone by now cannot be: the snapshot holds."""
+        found: dict[Key, Record] = {}
+        if not parts.is_bare:
+            keys = [hit.key for hit in hits]
+            found = session.reads.fetch(session.collection.cid, keys, payload=parts.payload, vectors=parts.vectors)
+        for hit in hits:
+            self.fill(session, parts)(target.add(), hit, found.get(hit.key) or Record(hit.key))
+
+    def fill(self, session: Session, parts: Wanted) -> Callable[[points.ScoredPoint, Hit, Record], None]:
+        """A function that fills one ScoredPoint."""
+
+        def one(target: points.ScoredPoint, hit: Hit, record: Record) -> None:
+            outputs.fill(target, record, parts, session.fields.version)
+            target.score = hit.score
+            if hit.order is not None:
+                target.order_value.CopyFrom(ordering.order_value(hit.order))
+
+        return one
+
+    def query(self, request: points.QueryPoints, target: Any) -> None:
+        """Run one universal query into a repeated ScoredPoint."""
+        session = self.session(request.collection_name)
+        parts = outputs.wanted(request)
+        self.scored(session, self.universal(session).run(request), parts, target)
+
+    def grouped(self, query: points.QueryPoints, request: Any, limit: int, size: int) -> points.GroupsResult:
+        """Run one universal query and group its results."""
+        session = self.session(query.collection_name)
+        parts = outputs.wanted(request)
+        wide = points.QueryPoints()
+        wide.CopyFrom(query)
+        _widen(wide, max(session.collection.points, 1))
+        hits = self.universal(session).run(wide, limit=max(session.collection.points, 1))
+        gathered = groups.gather(session, hits, request.group_by, limit, size)
+        lookup = request.with_lookup if request.HasField("with_lookup") else None
+        return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
+
+
+def _widen(node: points.QueryPoints | points.PrefetchQuery, limit: int) -> None:
+    """Grouping needs all candidates of prefetches, not the first few."""
+    for inner in node.prefetch:
+        inner.limit = limit
+        _widen(inner, limit)
+
+
+def _of_batch(parent: str, child: str) -> str:
+    """Requests of a batch go to the collection of the batch."""
+    return parent or child
+
+
+def _query(answer: _Answer, request: points.QueryPoints) -> Message:
+    response = points.QueryResponse()
+    answer.query(request, response.result)
+    return response
+
+
+def _query_batch(answer: _Answer, request: points.QueryBatchPoints) -> Message:
+    response = points.QueryBatchResponse()
+    for one in request.query_points:
+        one.collection_name = _of_batch(request.collection_name, one.collection_name)
+        answer.query(one, response.result.add().result)
+    return response
+
+
+def _query_groups(answer: _Answer, request: points.QueryPointGroups) -> Message:
+    query = points.QueryPoints(collection_name=request.collection_name, prefetch=request.prefetch)
+    for name in ("query", "filter", "params", "lookup_from"):
+        if request.HasField(name):
+            getattr(query, name).CopyFrom(getattr(request, name))
+    if request.HasField("using"):
+        query.using = request.using
+    if request.HasField("score_threshold"):
+        query.score_threshold = request.score_threshold
+    limit = request.limit if request.HasField("limit") else groups.DEFAULT_LIMIT
+    size = request.group_size if request.HasField("group_size") else groups.DEFAULT_SIZE
+    return points.QueryGroupsResponse(result=answer.grouped(query, request, limit, size))
+
+
+def _search(answer: _Answer, request: points.SearchPoints) -> Message:
+    response = points.SearchResponse()
+    answer.query(legacy.search(request), response.result)
+    return response
+
+
+def _search_batch(answer: _Answer, request: points.SearchBatchPoints) -> Message:
+    response = points.SearchBatchResponse()
+    for one in request.search_points:
+        one.collection_name = _of_batch(request.collection_name, one.collection_name)
+        answer.query(legacy.search(one), response.result.add().result)
+    return response
+
+
+def _search_groups(answer: _Answer, request: points.SearchPointGroups) -> Message:
+    result = answer.grouped(legacy.search(request), request, request.limit, request.group_size)
+    return points.SearchGroupsResponse(result=result)
+
+
+def _recommended(answer: _Answer, request: points.RecommendPoints, target: Any) -> None:
+    if request.limit == 0:
+        answer.session(request.collection_name)
+        return
+    answer.query(legacy.recommend(request), target)
+
+
+def _recommend(answer: _Answer, request: points.RecommendPoints) -> Message:
+    response = points.RecommendResponse()
+    _recommended(answer, request, response.result)
+    return response
+
+
+def _recommend_batch(answer: _Answer, request: points.RecommendBatchPoints) -> Message:
+    response = points.RecommendBatchResponse()
+    for one in request.recommend_points:
+        one.collection_name = _of_batch(request.collection_name, one.collection_name)
+        _recommended(answer, one, response.result.add().result)
+    return response
+
+
+def _recommend_groups(answer: _Answer, request: points.RecommendPointGroups) -> Message:
+    result = answer.grouped(legacy.recommend(request), request, request.limit, request.group_size)
+    return points.RecommendGroupsResponse(result=result)
+
+
+def _discovered(answer: _Answer, request: points.DiscoverPoints, target: Any) -> None:
+    if request.limit == 0:
+        answer.session(request.collection_name)
+        return
+    answer.query(legacy.discover(request), target)
+
+
+def _discover(answer: _Answer, request: points.DiscoverPoints) -> Message:
+    response = points.DiscoverResponse()
+    _discovered(answer, request, response.result)
+    return response
+
+
+def _discover_batch(answer: _Answer, request: points.DiscoverBatchPoints) -> Message:
+    response = points.DiscoverBatchResponse()
+    for one in request.discover_points:
+        one.collection_name = _of_batch(request.collection_name, one.collection_name)
+        _discovered(answer, one, response.result.add().result)
+    return response
+
+
+def _get(answer: _Answer, request: points.GetPoints) -> Message:
+    return listing.get(answer.session(request.collection_name), request)
+
+
+def _scroll(answer: _Answer, request: points.ScrollPoints) -> Message:
+    return listing.scroll(answer.session(request.collection_name), request, answer.settings.response_max_points)
+
+
+def _count(answer: _Answer, request: points.CountPoints) -> Message:
+    return listing.count(answer.session(request.collection_name), request)
+
+
+def _facet(answer: _Answer, request: points.FacetCounts) -> Message:
+    return listing.facet(answer.session(request.collection_name), request)
+
+
+def _matrix_pairs(answer: _Answer, request: points.SearchMatrixPoints) -> Message:
+    session = answer.session(request.collection_name)
+    return matrix.pairs(matrix.sampled(session, answer.universal(session), request))
+
+
+def _matrix_offsets(answer: _Answer, request: points.SearchMatrixPoints) -> Message:
+    session = answer.session(request.collection_name)
+    return matrix.offsets(matrix.sampled(session, answer.universal(session), request))
+
+
+_HANDLERS: dict[str, tuple[type[Message], Handler]] = {
+    "Get": (points.GetPoints, _get),
+    "Scroll": (points.ScrollPoints, _scroll),
+    "Count": (points.CountPoints, _count),
+    "Facet": (points.FacetCounts, _facet),
+    "Query": (points.QueryPoints, _query),
+    "QueryBatch": (points.QueryBatchPoints, _query_batch),
+    "QueryGroups": (points.QueryPointGroups, _query_groups),
+    "Search": (points.SearchPoints, _search),
+    "SearchBatch": (points.SearchBatchPoints, _search_batch),
+    "SearchGroups": (points.SearchPointGroups, _search_groups),
+    "Recommend": (points.RecommendPoints, _recommend),
+    "RecommendBatch": (points.RecommendBatchPoints, _recommend_batch),
+    "RecommendGroups": (points.RecommendPointGroups, _recommend_groups),
+    "Discover": (points.DiscoverPoints, _discover),
+    "DiscoverBatch": (points.DiscoverBatchPoints, _discover_batch),
+    "SearchMatrixPairs": (points.SearchMatrixPoints, _matrix_pairs),
+    "SearchMatrixOffsets": (points.SearchMatrixPoints, _matrix_offsets),
+}
+
+METHODS = frozenset(_POINTS + name for name in _HANDLERS)
+
+
+class Searcher:
+    """Answers reads from the store."""
+
+    def __init__(self, store: Store, settings: config.Replica, index: VectorIndex | None = None) -> None:
+        self._store = store
+        self._settings = settings
+        self._index = index
+        self._resident = Resident(store, settings.resident_bytes)
+
+    def answer(self, method: str, body: bytes) -> bytes:
+        """The serialized response to a read call. Raises Refusal."""
+        found = _HANDLERS.get(method.removeprefix(_POINTS))
+        if found is None or not method.startswith(_POINTS):
+            raise NotServed(f"{method} is not a read that the replica knows")
+        started = self._store.clock.monotonic()
+        request_type, handler = found
+        request = parse(request_type, body)
+        for _ in range(_SNAPSHOT_TRIES):
+            try:
+                with self._store.snapshot():
+                    answer = _Answer(self._store, self._resident, self._settings, self._index)
+                    response = handler(answer, request)
+                    break
+            except SnapshotPassed:
+                continue
+        else:
+            raise NotServed("the collection changes too fast to be read whole")
+        response.time = self._store.clock.monotonic() - started  # type: ignore[attr-defined]
+        return response.SerializeToString()

@@ -1,0 +1,200 @@
+"""One read of one collection: which points match, in which order, and what their vectors are.
+
+Promises: a filter is compiled once a request; ids named in it are looked up instead of searched for; everything comes
+from one snapshot of the store. Does not know requests or responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from generated.qdrant import qdrant_common_pb2 as common
+from server.replica import catalogue
+from server.replica.chunks import Block, block_of
+from server.replica.fields import Fields
+from server.replica.filters import Matcher, compile_filter, is_trivial
+from server.replica.points import key_of
+from server.replica.reads import Reads
+from server.replica.records import Collection, Key, Record
+from server.replica.resident import Resident
+from server.replica.spaces import Space, space_of
+
+_PAGE = 2048
+_FIRST_PAGE = 256
+_VECTOR_PAGE = 4096
+
+Masked = tuple[Block, "npt.NDArray[np.bool_] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A compiled filter: how to test a point, and the only ids that can pass (None = any)."""
+
+    matcher: Matcher | None
+    only: tuple[Key, ...] | None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every point passes."""
+        return self.matcher is None
+
+
+EVERYTHING = Selection(None, None)
+
+
+def both(first: Selection, second: Selection) -> Selection:
+    """What passes the two."""
+    if first.matcher is None or second.matcher is None:
+        matcher = first.matcher or second.matcher
+    else:
+        left, right = first.matcher, second.matcher
+        matcher = Matcher(
+            lambda payload, point: left.test(payload, point) and right.test(payload, point),
+            left.needs_payload or right.needs_payload,
+            left.needs_vectors or right.needs_vectors,
+        )
+    if first.only is None or second.only is None:
+        return Selection(matcher, first.only if second.only is None else second.only)
+    return Selection(matcher, tuple(sorted(set(first.only) & set(second.only))))
+
+
+def excluding(keys: Iterable[Key]) -> Selection:
+    """Every point but these."""
+    unwanted = frozenset(keys)
+    if not unwanted:
+        return EVERYTHING
+    return Selection(Matcher(lambda _, point: point is None or point.key not in unwanted, False, False), None)
+
+
+def only(keys: Iterable[Key]) -> Selection:
+    """Just these points."""
+    wanted = frozenset(keys)
+    matcher = Matcher(lambda _, point: point is not None and point.key in wanted, False, False)
+    return Selection(matcher, tuple(sorted(wanted)))
+
+
+class Session:
+    """Reads one collection. `resident` is None inside a write transaction."""
+
+    def __init__(self, reads: Reads, collection: Collection, resident: Resident | None = None) -> None:
+        self.reads = reads
+        self.collection = collection
+        self._resident = resident
+
+    @cached_property
+    def fields(self) -> Fields:
+        """Payload indexes and the version to mirror."""
+        return Fields.of(self.collection.schema, self.reads.meta(catalogue.REMOTE_VERSION))
+
+    def space(self, name: str) -> Space:
+        """A vector space. Raises the refusal for an unknown name."""
+        return space_of(self.collection.config, name)
+
+    def select(self, query: common.Filter | None, where: str = "filter") -> Selection:
+        """Compile a filter. Raises Refusal."""
+        if query is None or is_trivial(query):
+            return EVERYTHING
+        matcher = compile_filter(query, self.fields, where)
+        only = _only_ids(query)
+        return Selection(matcher, None if only is None else tuple(sorted(only)))
+
+    def records(
+        self, selection: Selection, *, start: Key | None = None, payload: bool = False, vectors: bool = False
+    ) -> Iterator[Record]:
+        """Matching points in id order from `start` on; `payload` and `vectors`: parts wanted beside what is tested."""
+        matcher = selection.matcher
+        payload = payload or (matcher is not None and matcher.needs_payload)
+        vectors = vectors or (matcher is not None and matcher.needs_vectors)
+        for page in self._pages(selection, start, payload, vectors):
+            yield from page if matcher is None else matcher.select(page)
+
+    def _pages(self, selection: Selection, start: Key | None, payload: bool, vectors: bool) -> Iterator[list[Record]]:
+        cid = self.collection.cid
+        if selection.only is not None:
+            wanted = [key for key in selection.only if start is None or key >= start]
+            for at in range(0, len(wanted), _PAGE):
+                batch = wanted[at : at + _PAGE]
+                found = self.reads.fetch(cid, batch, payload=payload, vectors=vectors)
+                yield [found[key] for key in batch if key in found]
+            return
+        size = _FIRST_PAGE
+        page = self.reads.scan(cid, limit=size, start=start, payload=payload, vectors=vectors)
+        while page:
+            yield page
+            if len(page) < size:
+                return
+            size = _PAGE
+            page = self.reads.scan(cid, page[-1].key, size, payload=payload, vectors=vectors)
+
+    def keys(self, selection: Selection, *, start: Key | None = None) -> Iterator[Key]:
+        """Keys of matching points in order."""
+        if selection.is_everything:
+            return self.reads.keys(self.collection.cid, start=start or b"")
+        return (record.key for record in self.records(selection, start=start))
+
+    def count(self, selection: Selection) -> int:
+        """Number of matching points."""
+        if selection.is_everything:
+            return self.collection.points
+        return sum(1 for _ in self.keys(selection))
+
+    def blocks(self, space: Space, selection: Selection) -> Iterator[Masked]:
+        """The vectors of the matching points that have one, in blocks; with masks of rows that do not count."""
+        view = self._resident.view(self.collection, space) if self._resident is not None else None
+        if view is None:
+            yield from self._streamed(space, selection)
+        elif selection.is_everything:
+            yield from view.blocks()
+        else:
+            yield from view.pick(self.keys(selection))
+
+    def _streamed(self, space: Space, selection: Selection) -> Iterator[Masked]:
+        batch: list[Record] = []
+        for record in self.records(selection, vectors=True):
+            batch.append(record)
+            if len(batch) == _VECTOR_PAGE:
+                yield block_of(space, batch), None
+                batch = []
+        if batch:
+            yield block_of(space, batch), None
+
+    def block_of_keys(self, space: Space, keys: Iterable[Key]) -> Block:
+        """The vectors of single points, in the order of `keys`; those that lack one are left out."""
+        wanted = list(keys)
+        found = self.reads.fetch(self.collection.cid, wanted, payload=False)
+        return block_of(space, [found[key] for key in wanted if key in found])
+
+    def missing(self, keys: Sequence[Key]) -> list[Key]:
+        """Those of `keys` that do not exist."""
+        found = self.reads.has(self.collection.cid, keys)
+        return [key for key in keys if key not in found]
+
+
+def _only_ids(query: common.Filter) -> set[Key] | None:
+    """The ids that can pass at most; None = any. An over-approximation, cheap to find."""
+    bounds = [bound for bound in map(_only_of, query.must) if bound is not None]
+    should = [_only_of(condition) for condition in query.should]
+    if should and all(bound is not None for bound in should):
+        bounds.append(set().union(*(bound for bound in should if bound is not None)))
+    return set.intersection(*bounds) if bounds else None
+
+
+def _only_of(condition: common.Condition) -> set[Key] | None:
+    match condition.WhichOneof("condition_one_of"):
+        case "has_id":
+            return {key_of(point_id) for point_id in condition.has_id.has_id}
+        case "filter":
+            return _only_ids(condition.filter)
+        case _:
+            return None
+
+
+def matching_keys(reads: Reads, collection: Collection, query: common.Filter, where: str = "filter") -> list[Key]:
+    """The keys of the points that pass a filter, in order; an empty filter matches all. Raises Refusal."""
+    session = Session(reads, collection)
+    return list(session.keys(session.select(query, where)))

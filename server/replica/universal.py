@@ -1,0 +1,295 @@
+"""The universal query: every form, nested prefetches, fusion, re-scoring.
+
+Promises: the plan is Qdrant's. Filters of outer levels hold in the inner ones; ids that any level refers to are left
+out of the result; the inner queries give candidates, the outer one ranks them. Results are (id, score[, order value]).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from generated.qdrant import points_pb2 as points
+from server.replica import inputs, ordering, ranking, scoring
+from server.replica.chunks import QueryVector, Sparse
+from server.replica.idf import weighted
+from server.replica.inputs import Source
+from server.replica.ordering import OrderValue
+from server.replica.records import Key
+from server.replica.refusal import NotServed, Refusal, bad_body, invalid
+from server.replica.session import EVERYTHING, Selection, Session, both, excluding, only
+from server.replica.spaces import Space
+
+Node = points.QueryPoints | points.PrefetchQuery
+
+DEFAULT_LIMIT = 10
+_MMR_DIVERSITY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result."""
+
+    key: Key
+    score: float
+    order: OrderValue | None = None
+
+
+def _bad_request(why: str) -> Refusal:
+    return invalid(f"Bad request: {why}")
+
+
+class Universal:
+    """Runs universal queries of one session. `open_session` finds other collections; `chance` samples."""
+
+    def __init__(
+        self, session: Session, open_session: Callable[[str], Session], chance: random.Random, most_points: int
+    ) -> None:
+        self._session = session
+        self._open = open_session
+        self._chance = chance
+        self._most_points = most_points
+
+    def run(self, request: points.QueryPoints, *, limit: int | None = None) -> list[Hit]:
+        """The results of a request; `limit` replaces that of the request. Raises Refusal."""
+        session = self._session
+        selection = session.select(request.filter if request.HasField("filter") else None)
+        asked = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        if asked == 0 and limit is None:
+            raise bad_body("limit", "value 0 invalid, must be 1 or larger")
+        here, elsewhere = self._referenced(request)
+        for source, keys in [(session, here), *elsewhere]:
+            inputs.demand(source, keys)
+        self._check(request)
+        is_sample = request.query.WhichOneof("variant") == "sample" and not request.prefetch
+        offset = 0 if is_sample else request.offset
+        wanted = asked if limit is None else limit
+        count = self._capped(wanted + offset)
+        hits = self._level(request, both(selection, excluding(here)), count, "", wanted)
+        return hits[offset : offset + wanted]
+
+    def _capped(self, count: int) -> int:
+        """Never more than there are points; refused when an answer would be larger than the limit on answers."""
+        possible = min(count, max(self._session.collection.points, 1))
+        if possible > self._most_points:
+            raise NotServed(f"the answer would hold more than {self._most_points} points (replica.response_max_points)")
+        return possible
+
+    def _referenced(self, node: Node) -> tuple[list[Key], list[tuple[Session, list[Key]]]]:
+        """Ids that a request and its prefetches refer to, here and in other collections."""
+        here: list[Key] = []
+        elsewhere: list[tuple[Session, list[Key]]] = []
+        keys = inputs.referenced(vector_inputs(node.query)) if node.HasField("query") else []
+        if keys:
+            source = self._source(node)
+            if source.is_other:
+                elsewhere.append((source.session, keys))
+            else:
+                here.extend(keys)
+        for inner in node.prefetch:
+            more_here, more_elsewhere = self._referenced(inner)
+            here.extend(more_here)
+            elsewhere.extend(more_elsewhere)
+        return here, elsewhere
+
+    def _source(self, node: Node) -> Source:
+        lookup = node.lookup_from if node.HasField("lookup_from") else None
+        return inputs.source_of(lookup, node.using, self._session, self._open)
+
+    def _check(self, node: Node) -> None:
+        """What Qdrant refuses before it looks at points, at every level."""
+        form = node.query.WhichOneof("variant") if node.HasField("query") else None
+        if node.prefetch and form is None:
+            raise _bad_request(
+                "A query is needed to merge the prefetches. Can't have prefetches without defining a query."
+            )
+        if node.HasField("score_threshold"):
+            if form == "order_by":
+                raise _bad_request("Can't use score_threshold with an order_by query.")
+            if form is None:
+                raise _bad_request(
+                    "A query is needed to use the score_threshold. Can't have score_threshold without defining a query."
+                )
+        if form in ("fusion", "rrf") and node.using:
+            raise _bad_request("Fusion queries cannot be combined with the 'using' field.")
+        if form in ("fusion", "rrf") and not node.prefetch:
+            raise _bad_request("cannot apply Fusion without prefetches")
+        if form == "formula" and not node.prefetch:
+            raise _bad_request("cannot apply Formula without prefetches")
+        for inner in node.prefetch:
+            self._check(inner)
+
+    def _level(self, node: Node, selection: Selection, count: int, where: str, asked: int) -> list[Hit]:
+        """The first `count` results of one level; `asked` is the limit of the request, offset not counted."""
+        sources: list[list[Hit]] = []
+        for number, inner in enumerate(node.prefetch):
+            place = f"{where}prefetch[{number}]."
+            inner_filter = inner.filter if inner.HasField("filter") else None
+            narrowed = both(selection, self._session.select(inner_filter, f"{place}filter"))
+            limit = inner.limit if inner.HasField("limit") else DEFAULT_LIMIT
+            if limit == 0:
+                raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
+            sources.append(self._level(inner, narrowed, self._capped(limit), place, limit))
+        form = node.query.WhichOneof("variant") if node.HasField("query") else None
+        threshold = node.score_threshold if node.HasField("score_threshold") else None
+        if form in ("fusion", "rrf"):
+            return _above(self._fused(node.query, sources), threshold)[:count]
+        if form == "formula":
+            raise NotServed("a query by formula")
+        if sources:
+            candidates = {hit.key for source in sources for hit in source}
+            if not candidates:
+                return []
+            selection = both(selection, only(candidates))
+        return self._ranked(node, selection, count, asked, threshold)
+
+    def _fused(self, query: points.Query, sources: Sequence[Sequence[Hit]]) -> list[Hit]:
+        pairs = [_pairs(source) for source in sources]
+        if query.WhichOneof("variant") == "rrf":
+            weights = list(query.rrf.weights)
+            if weights and len(weights) != len(pairs):
+                raise _bad_request("RRF weights must have the same length as the prefetches")
+            k = query.rrf.k if query.rrf.HasField("k") else ranking.DEFAULT_RRF_K
+            if k == 0:
+                raise bad_body("query.rrf.k", "value 0 invalid, must be 1 or larger")
+            fused = ranking.reciprocal_rank_fusion(pairs, k, weights)
+        elif query.fusion == points.Fusion.DBSF:
+            fused = ranking.distribution_fusion(pairs)
+        else:
+            fused = ranking.reciprocal_rank_fusion(pairs, ranking.DEFAULT_RRF_K, [])
+        return [Hit(key, score) for key, score in fused]
+
+    def _ranked(self, node: Node, selection: Selection, count: int, asked: int, threshold: float | None) -> list[Hit]:
+        match node.query.WhichOneof("variant") if node.HasField("query") else None:
+            case None:
+                return [Hit(key, 1.0) for key in islice(self._session.keys(selection), count)]
+            case "order_by":
+                found = ordering.ordered(self._session, node.query.order_by, selection, count)
+                return [Hit(key, 1.0, value) for key, value in found]
+            case "sample":
+                return [Hit(key, 1.0) for key in self.sample(selection, count)]
+            case "text":
+                raise NotServed("a query by text needs the server's full-text scoring")
+            case "nearest_with_mmr":
+                return self._mmr(node, selection, count, asked, threshold)
+            case _:
+                scorer = self._scorer(node, node.query)
+                space = self._session.space(node.using)
+                return self._best(scorer, space, selection, count, threshold)
+
+    def _best(
+        self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
+    ) -> list[Hit]:
+        found = scoring.best(scorer, self._session.blocks(space, selection), count, threshold)
+        return [Hit(key, score) for key, score in found]
+
+    def sample(self, selection: Selection, count: int) -> list[Key]:
+        """Random matching points."""
+        keys = list(self._session.keys(selection))
+        return self._chance.sample(keys, min(count, len(keys)))
+
+    def _mmr(self, node: Node, selection: Selection, count: int, asked: int, threshold: float | None) -> list[Hit]:
+        mmr = node.query.nearest_with_mmr.mmr
+        diversity = mmr.diversity if mmr.HasField("diversity") else _MMR_DIVERSITY
+        if not 0 <= diversity <= 1:
+            raise bad_body("query.mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
+        candidates = self._capped(mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
+        space = self._session.space(node.using)
+        vector = inputs.prepared(inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node)), space)
+        nearest = self._nearest(node, space, vector)
+        found = self._best(nearest, space, selection, candidates, threshold)
+        block = self._session.block_of_keys(space, [hit.key for hit in found])
+        scores = {hit.key: hit for hit in found}
+        picked = ranking.maximal_marginal_relevance(block, nearest.vector, 1 - diversity, count)
+        return [scores[key] for key in picked]
+
+    def _nearest(self, node: Node, space: Space, vector: QueryVector) -> scoring.Nearest:
+        """Weighted by inverse document frequency where the space asks for it."""
+        if isinstance(vector, Sparse) and space.has_idf:
+            corpus = EVERYTHING
+            if node.params.idf.HasField("corpus"):
+                corpus = self._session.select(node.params.idf.corpus, "params.idf.corpus")
+            vector = weighted(self._session, space, vector, corpus)
+        return scoring.Nearest(space, vector)
+
+    def _scorer(self, node: Node, query: points.Query) -> scoring.Scorer:
+        space = self._session.space(node.using)
+        source = self._source(node)
+
+        def vector(one: points.VectorInput) -> QueryVector:
+            return self._nearest(node, space, inputs.prepared(inputs.demanded(one, source), space)).vector
+
+        match query.WhichOneof("variant"):
+            case "nearest":
+                return scoring.Nearest(space, vector(query.nearest))
+            case "recommend":
+                return self._recommend(node, query.recommend, space, source)
+            case "discover":
+                pairs = [(vector(pair.positive), vector(pair.negative)) for pair in query.discover.context.pairs]
+                return scoring.Discover(vector(query.discover.target), pairs)
+            case "context":
+                return scoring.Context([(vector(p.positive), vector(p.negative)) for p in query.context.pairs])
+            case "relevance_feedback":
+                feedback = query.relevance_feedback
+                if feedback.strategy.WhichOneof("variant") != "naive":
+                    raise invalid("Malformed feedback strategy")
+                naive = feedback.strategy.naive
+                items = [(vector(item.example), item.score) for item in feedback.feedback]
+                return scoring.Feedback(vector(feedback.target), items, naive.a, naive.b, naive.c)
+            case form:
+                raise NotServed(f"the query form `{form}` is not known to the replica")
+
+    def _recommend(self, node: Node, query: points.RecommendInput, space: Space, source: Source) -> scoring.Scorer:
+        """Examples that lack the vector are left out, as in Qdrant."""
+        positive = [vector for one in query.positive if (vector := inputs.given(one, source)) is not None]
+        negative = [vector for one in query.negative if (vector := inputs.given(one, source)) is not None]
+        if query.strategy == points.RecommendStrategy.AverageVector:
+            if not positive:
+                raise _bad_request("At least one positive vector ID required with this strategy")
+            return self._nearest(node, space, inputs.prepared(scoring.average(positive, negative), space))
+        if not (query.positive or query.negative):
+            raise _bad_request("At least one positive or negative vector ID required with this strategy")
+        liked = [self._nearest(node, space, inputs.prepared(one, space)).vector for one in positive]
+        disliked = [self._nearest(node, space, inputs.prepared(one, space)).vector for one in negative]
+        if query.strategy == points.RecommendStrategy.BestScore:
+            return scoring.BestScore(liked, disliked)
+        return scoring.SumScores(liked, disliked)
+
+
+def _pairs(hits: Sequence[Hit]) -> list[scoring.Scored]:
+    return [(hit.key, hit.score) for hit in hits]
+
+
+def _above(hits: list[Hit], threshold: float | None) -> list[Hit]:
+    """Scores of fusion and formula pass when they reach the threshold."""
+    return hits if threshold is None else [hit for hit in hits if hit.score >= threshold]
+
+
+def vector_inputs(query: points.Query) -> Iterator[points.VectorInput]:
+    """All inputs of a vector query."""
+    match query.WhichOneof("variant"):
+        case "nearest":
+            yield query.nearest
+        case "nearest_with_mmr":
+            yield query.nearest_with_mmr.nearest
+        case "recommend":
+            yield from query.recommend.positive
+            yield from query.recommend.negative
+        case "discover":
+            yield query.discover.target
+            yield from _pair_inputs(query.discover.context)
+        case "context":
+            yield from _pair_inputs(query.context)
+        case "relevance_feedback":
+            yield query.relevance_feedback.target
+            yield from (item.example for item in query.relevance_feedback.feedback)
+        case _:
+            return
+
+
+def _pair_inputs(context: points.ContextInput) -> Iterator[points.VectorInput]:
+    for pair in context.pairs:
+        yield pair.positive
+        yield pair.negative
