@@ -176,6 +176,9 @@ class Writer:
             if end < len(batch) and _goes_with(batch[start], batch[end]):
                 continue
             outcomes.append(self._carry_out_run(batch[start:end]))
+            if isinstance(batch[start], Roll) and (renewal := self._renew_head_when_due()):
+                # Before anything in the new segment is acknowledged, so that its absence would show.
+                outcomes.append(renewal)
             start = end
         return outcomes
 

@@ -1,0 +1,308 @@
+"""A log of three records, damaged in every way: refused, or cut as a torn tail; never believed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from server.errors import WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe
+from server.wal.limits import WalLimits
+from server.wal.log import Log
+from server.wal.opening import open_directory
+from server.wal.reader import Stretch, read_entries
+from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES
+from server.wal.scan import HEAD_NAME, segment_name, survey
+from tests.faults.clock import ManualClock
+from tests.faults.crash_disk import CrashDisk
+from tests.wal.support import DIRECTORY, PENDING, RULES, Entropy, bodies, entry, opened, read_all
+
+BODIES = [b"one", b"two!", b"three"]
+FIRST = DIRECTORY / segment_name(1)
+HEAD = DIRECTORY / HEAD_NAME
+Files = dict[Path, bytes]
+
+
+async def written(*, clean: bool, seed: str = "", limits: WalLimits | None = None, replayed: int = 0) -> Files:
+    """Files of a log that holds BODIES, after a close or after a kill."""
+    disk = CrashDisk()
+    log = opened(disk=disk, entropy=Entropy(seed), limits=limits)
+    for body in BODIES:
+        await log.append(entry(body))
+    await log.mark_replayed(replayed)
+    files = disk.everything()
+    await log.close()
+    return disk.everything() if clean else files
+
+
+def disk_of(files: Mapping[Path, bytes]) -> CrashDisk:
+    disk = CrashDisk()
+    disk.make_directory(DIRECTORY / "keys")
+    disk.make_directory(DIRECTORY / "quarantine")
+    for path, data in files.items():
+        disk.put(path, data)
+    return disk
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The log opened."""
+
+    bodies: list[bytes]
+    cut: bytes
+    pending: int
+
+
+def outcome(files: Mapping[Path, bytes]) -> Accepted | WalError:
+    """Open; when it is refused, nothing may have changed on disk."""
+    disk = disk_of(files)
+    try:
+        result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("later"))
+    except WalError as error:
+        assert disk.everything() == dict(files), "refused, and yet something was changed"
+        assert not disk.locks
+        return error
+    stretches = [Stretch(s.path, s.codec, SEGMENT_HEADER_BYTES, s.size) for s in result.survey.segments]
+    found = read_entries(disk, stretches, RULES, after_seq=0, limit_entries=10**9, limit_bytes=10**9)
+    copies = [data for path, data in sorted(disk.everything().items()) if ".corrupted." in path.name]
+    assert len(copies) == len(result.recovery.cuts)
+    return Accepted(bodies(found), b"".join(copies), len(result.survey.pending))
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """The frames of a segment, by their lengths."""
+    frames, at = [], SEGMENT_HEADER_BYTES
+    while at < len(data):
+        principal, trace = (int.from_bytes(data[at + n : at + n + 2], "little") for n in (12, 14))
+        length = 96 + principal + trace + int.from_bytes(data[at + 16 : at + 20], "little")
+        frames.append(data[at : at + length])
+        at += length
+    return frames
+
+
+def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bit // 8, bytes(flipped)
+
+
+async def test_untouched_logs_open() -> None:
+    assert outcome(await written(clean=True)) == Accepted(BODIES, b"", 3)
+    assert outcome(await written(clean=False)) == Accepted(BODIES, b"", 3)
+
+
+async def test_every_flipped_bit_of_a_closed_log() -> None:
+    files = await written(clean=True)
+    data = files[FIRST]
+    seal = len(data) - len(frames_of(data)[-1])
+    for offset, flipped in flips(data):
+        result = outcome({**files, FIRST: flipped})
+        if offset < seal:
+            assert isinstance(result, WalDamaged), offset
+        else:
+            # Beyond the head: the seal alone, which holds no entry.
+            assert result == Accepted(BODIES, flipped[seal:], 3), offset
+
+
+async def test_every_flipped_bit_of_a_killed_log() -> None:
+    files = await written(clean=False)
+    data = files[FIRST]
+    third = len(data) - len(frames_of(data)[-1])
+    for offset, flipped in flips(data):
+        result = outcome({**files, FIRST: flipped})
+        if offset < third:
+            assert isinstance(result, WalDamaged), f"{offset}: the third record shows that this was durable"
+        else:
+            assert result == Accepted(BODIES[:2], flipped[third:], 2), offset
+
+
+async def test_every_truncation() -> None:
+    closed, killed = await written(clean=True), await written(clean=False)
+    data = closed[FIRST]
+    seal = len(data) - len(frames_of(data)[-1])
+    for length in range(len(data)):
+        result = outcome({**closed, FIRST: data[:length]})
+        if length < seal:
+            assert isinstance(result, WalDamaged), length
+        else:
+            assert result == Accepted(BODIES, data[seal:length], 3), length
+    data = killed[FIRST]
+    ends = list(itertools.accumulate((len(frame) for frame in frames_of(data)), initial=SEGMENT_HEADER_BYTES))
+    for length in range(len(data)):
+        result = outcome({**killed, FIRST: data[:length]})
+        if length < SEGMENT_HEADER_BYTES:
+            assert isinstance(result, WalDamaged), length
+        else:
+            whole = sum(end <= length for end in ends) - 1
+            assert result == Accepted(BODIES[:whole], data[ends[whole] : length], whole), length
+
+
+async def test_every_order_drop_duplicate_and_splice_of_records() -> None:
+    for clean in (True, False):
+        files = await written(clean=clean)
+        other = await written(clean=clean, seed="another log")
+        data = files[FIRST]
+        frames = frames_of(data)
+        foreign = frames_of(other[FIRST])
+        known = [*range(len(frames)), *range(-len(foreign), 0)]
+        tried = 0
+        for length in range(len(frames) + 2):
+            for order in itertools.product(known, repeat=length):
+                chosen = [frames[n] if n >= 0 else foreign[n] for n in order]
+                if length > 4 or order == tuple(range(length)):
+                    continue
+                result = outcome({**files, FIRST: data[:SEGMENT_HEADER_BYTES] + b"".join(chosen)})
+                if isinstance(result, Accepted):
+                    # Foreign checksums are wrong here, so a foreign tail looks torn; it must be cut.
+                    kept = len(result.bodies)
+                    assert order[:kept] == tuple(range(kept)), order
+                    assert result.cut, order
+                    assert not clean or kept == len(BODIES), order
+                tried += 1
+        assert tried > 500
+
+
+async def test_every_flipped_bit_of_the_head_and_of_the_key() -> None:
+    files = await written(clean=True)
+    for offset, flipped in flips(files[HEAD]):
+        assert isinstance(outcome({**files, HEAD: flipped}), WalDamaged), offset
+    for length in range(HEAD_BYTES):
+        assert isinstance(outcome({**files, HEAD: files[HEAD][:length]}), WalDamaged), length
+    assert isinstance(outcome({**files, HEAD: files[HEAD] + b"\0"}), WalDamaged)
+    (key_path,) = (path for path in files if path.suffix == ".key")
+    for offset, flipped in flips(files[key_path]):
+        assert isinstance(outcome({**files, key_path: flipped}), WalKeyUnsafe), offset
+    other = await written(clean=True, seed="another log")
+    for path in (HEAD, FIRST):
+        assert isinstance(outcome({**files, path: other[path]}), WalError), path
+    renamed = {path: data for path, data in files.items() if path != key_path}
+    assert isinstance(outcome({**renamed, **{p: d for p, d in other.items() if p.suffix == ".key"}}), WalKeyMissing)
+
+
+async def test_an_older_head_shows() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    heads = [disk.content(HEAD)]
+    for body in BODIES:
+        await log.append(entry(body))
+    await log.close()
+    for _ in range(2):
+        heads.append(disk.content(HEAD))
+        log = opened(disk=disk)
+        heads.append(disk.content(HEAD))
+        await log.append(entry(b"more"))
+        await log.close()
+    files = disk.everything()
+    assert isinstance(outcome(files), Accepted)
+    for old in heads:
+        result = outcome({**files, HEAD: old})
+        assert isinstance(result, WalDamaged)
+        assert "old copy" in str(result)
+
+
+async def test_a_missing_head_key_or_segment_refuses() -> None:
+    files = await written(clean=True)
+    for path, error in ((HEAD, WalDamaged), (FIRST, WalDamaged)):
+        left = {p: d for p, d in files.items() if p != path}
+        assert isinstance(outcome(left), error), path
+    without_key = {path: data for path, data in files.items() if path.suffix != ".key"}
+    assert isinstance(outcome(without_key), WalKeyMissing)
+    only_head = {path: data for path, data in without_key.items() if path == HEAD}
+    assert isinstance(outcome(only_head), WalKeyMissing), "a key is never remade"
+    only_segment = {path: data for path, data in files.items() if path == FIRST}
+    assert isinstance(outcome(only_segment), WalKeyMissing)
+
+
+SMALL = WalLimits(segment_bytes=300)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_segments_that_are_dropped_exchanged_cut_or_added(clean: bool) -> None:
+    files = await written(clean=clean, limits=SMALL)
+    names = sorted(path for path in files if path.name.startswith("segment-"))
+    assert len(names) == 3
+    assert outcome(files) == Accepted(BODIES, b"", 3)
+    for dropped in (set(c) for n in (1, 2, 3) for c in itertools.combinations(names, n)):
+        left = {path: data for path, data in files.items() if path not in dropped}
+        assert isinstance(outcome(left), WalDamaged), dropped
+    for order in itertools.permutations(names):
+        if list(order) != names:
+            moved = {**files, **{path: files[source] for path, source in zip(names, order, strict=True)}}
+            assert isinstance(outcome(moved), WalDamaged), order
+    for path in names:
+        added = {**files, DIRECTORY / segment_name(4): files[path]}
+        assert isinstance(outcome(added), WalDamaged), path
+    for path in names[:2]:
+        for length in range(len(files[path])):
+            assert isinstance(outcome({**files, path: files[path][:length]}), WalDamaged), (path, length)
+        for extra in (b"\0", frames_of(files[path])[0]):
+            assert isinstance(outcome({**files, path: files[path] + extra}), WalDamaged)
+        for offset, flipped in flips(files[path]):
+            assert isinstance(outcome({**files, path: flipped}), WalDamaged), (path, offset)
+
+
+async def test_damage_in_replayed_segments_is_found_when_they_are_read_and_by_verify() -> None:
+    """Open does not read frames that both Qdrant and the head have passed; nothing is handed out unverified."""
+    files = await written(clean=True, limits=SMALL, replayed=3)
+    first = files[FIRST]
+    missed = 0
+    for _, flipped in itertools.islice(flips(first), 0, None, 7):
+        damaged = {**files, FIRST: flipped}
+        disk = disk_of(damaged)
+        assert survey(disk, DIRECTORY, RULES, deep=True).refusals
+        try:
+            log = opened(disk=disk, limits=SMALL, entropy=Entropy("later"))
+        except WalDamaged:
+            continue
+        missed += 1
+        with pytest.raises(WalDamaged, match=FIRST.name):
+            await read_all(log)
+        assert bodies(await log.read(1, 10, 10**6)) == BODIES[1:]
+        await log.close()
+    assert missed > 10
+
+
+async def test_the_message_names_file_offset_and_the_next_command() -> None:
+    files = await written(clean=True)
+    flipped = bytearray(files[FIRST])
+    flipped[SEGMENT_HEADER_BYTES + 70] ^= 1
+    result = outcome({**files, FIRST: bytes(flipped)})
+    assert isinstance(result, WalDamaged)
+    for part in (FIRST.name, f"offset {SEGMENT_HEADER_BYTES}", "understudy wal verify", "Nothing was changed"):
+        assert part in str(result)
+
+
+async def test_an_entry_whose_method_is_not_allowed_any_more_is_not_read_back() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"fine", PENDING, kind=17))
+    await log.close()
+    with pytest.raises(WalDamaged, match="signed and yet not allowed"):
+        opened(disk=disk, kinds=frozenset(range(1, 17)))
+    with pytest.raises(WalDamaged, match="signed and yet not allowed"):
+        opened(disk=disk, limits=WalLimits(entry_bytes=3))
+
+
+async def test_a_torn_tail_is_kept_aside_and_the_log_goes_on() -> None:
+    files = await written(clean=False)
+    disk = disk_of({**files, FIRST: files[FIRST][:-10]})
+    log = opened(disk=disk, entropy=Entropy("later"))
+    (cut,) = log.recovery.cuts
+    assert cut.copy.startswith(f"{FIRST.name}.at-")
+    assert ".corrupted.20231114T221320.000000000Z" in cut.copy
+    assert disk.content(DIRECTORY / cut.copy) == files[FIRST][cut.offset : -10]
+    assert not log.recovery.clean
+    assert await log.append(entry(b"again")) == 3
+    await log.close()
+    assert await _reread(disk) == [*BODIES[:2], b"again"]
+
+
+async def _reread(disk: CrashDisk) -> list[bytes]:
+    log: Log = opened(disk=disk, entropy=Entropy("last"))
+    found = bodies(await read_all(log))
+    await log.close()
+    return found
