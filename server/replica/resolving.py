@@ -33,7 +33,7 @@ Resolved: TypeAlias = "list[Plain] | None"
 class Matching(Protocol):
     """Finds points: `search.matching_keys`."""
 
-    def __call__(self, reads: Reads, collection: Collection, condition: common.Filter) -> list[Key]:
+    def __call__(self, reads: Reads, collection: Collection, condition: common.Filter, /) -> list[Key]:
         """Keys of the points that match, in key order. Raises Refusal for a filter that Qdrant refuses."""
         ...
 

@@ -28,7 +28,7 @@ from server.replica.imports import Imports
 from server.replica.refusal import NotServed, Refusal
 from server.replica.store import Store
 from server.replica.writes import Writes
-from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, METHODS, Code, Kind, Method, Offline
+from server.rpc import AS_OF, ASSUMED_VERSION, COMPLETENESS, HEALTH_CHECK, METHODS, Code, Kind, Method, Offline
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ _GRPC_HEALTH = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse{status: SERVING}.
 _SERVING = b"\x08\x01"
 
-# What the replica says it is until it has seen a real Qdrant: the release whose behaviour it mirrors.
-ASSUMED_VERSION = "1.18.3"
 _TITLE = "qdrant - vector search engine"
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
@@ -83,6 +81,18 @@ class IndexStates(Protocol):
     def state(self, cid: int) -> str:
         """`ready`, `building` or `off`."""
         ...
+
+
+class NoIndex:
+    """There is no vector index: every search is exact."""
+
+    def lag(self, cid: int) -> int:
+        """See IndexStates."""
+        return 0
+
+    def state(self, cid: int) -> str:
+        """See IndexStates."""
+        return "off"
 
 
 class Service:
@@ -304,7 +314,7 @@ def collection_named_in(row: Method, body: bytes) -> str:
     """The collection that a request names: field 1 of every request that names one, mostly the first bytes."""
     if not body or "collection_name" not in row.request.DESCRIPTOR.fields_by_name:
         return ""
-    if body[0] == 0x0A and body[1] < 0x80 and len(body) >= 2 + body[1]:
+    if len(body) > 1 and body[0] == 0x0A and body[1] < 0x80 and len(body) >= 2 + body[1]:
         return body[2 : 2 + body[1]].decode("utf-8", "replace")
-    name: str = getattr(row.request.FromString(body), "collection_name", "")
+    name: str = getattr(r.parse(row.request, body), "collection_name", "")
     return name

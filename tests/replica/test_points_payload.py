@@ -15,9 +15,7 @@ from server.replica.refusal import Refusal
 
 
 def _map(values: dict[str, Any]) -> dict[str, json_pb.Value]:
-    return {
-        key: json_pb.Value.FromString(json_to_value(value).SerializeToString()) for key, value in values.items()
-    }
+    return {key: json_pb.Value.FromString(json_to_value(value).SerializeToString()) for key, value in values.items()}
 
 
 def _point(values: dict[str, Any]) -> pb.PointStruct:

@@ -1,0 +1,46 @@
+"""The parts of the replica's process, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from server import config
+from server.clock import Clock
+from server.replica.imports import Imports
+from server.replica.search import Searcher
+from server.replica.service import NoIndex, Service
+from server.replica.session import matching_keys
+from server.replica.store import Store
+from server.replica.touched import Touched
+from server.replica.writes import Writes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What runs in the process."""
+
+    store: Store
+    service: Service
+
+    def close(self) -> None:
+        """End the threads, then let go of the store."""
+        self.service.close()
+        self.store.close()
+
+
+def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone: bool) -> Parts:
+    """Open the store and build the service on it. Raises DataDirUnusable."""
+    store = Store(directory, clock)
+    touched = Touched(store.applied_seq, limit_keys=settings.touched_keys)
+    service = Service(
+        store,
+        reader=Searcher(store, settings),
+        writes=Writes(store, matching_keys, touched, clock),
+        imports=Imports(store, touched),
+        index=NoIndex(),
+        clock=clock,
+        alone=alone,
+        read_threads=settings.read_threads,
+    )
+    return Parts(store, service)

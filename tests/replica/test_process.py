@@ -1,0 +1,298 @@
+"""The replica's process from the proxy's side: starts, serves, dies, comes back, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_pb2
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server import config
+from server.clock import SystemClock
+from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable
+from server.replica import requests as r
+from server.replica.process import ReplicaProcess
+from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, Call, Code
+from server.telemetry import Telemetry
+from tests.replica.local_store import CREATE, Local, create, dense, entry, ids, payload, point, upsert
+
+GET = r.COLLECTIONS + "Get"
+
+
+@asynccontextmanager
+async def _running(directory: Path, **settings: Any) -> AsyncIterator[ReplicaProcess]:
+    replica = ReplicaProcess(directory, config.Replica(**settings), clock=SystemClock(), telemetry=Telemetry.silent())
+    await replica.start()
+    try:
+        yield replica
+    finally:
+        await replica.stop()
+
+
+async def _apply(replica: ReplicaProcess, *entries: control.LogEntry) -> control.ApplyResponse:
+    return await replica.control.apply(control.ApplyRequest(entries=entries))
+
+
+def _kill(replica: ReplicaProcess, number: signal.Signals = signal.SIGKILL) -> None:
+    assert replica.pid is not None
+    os.kill(replica.pid, number)
+
+
+async def test_it_starts_serves_and_ends(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        pid = replica.pid
+        assert pid is not None
+        attached = await replica.control.attach(control.AttachRequest(log_id="L", last_seq=0))
+        assert (attached.applied_seq, attached.rewound) == (0, False)
+        prepared = await replica.control.prepare(
+            control.PrepareRequest(method=CREATE, request=create().SerializeToString())
+        )
+        assert (prepared.code, list(prepared.resolved)) == (0, [])
+        answer = await _apply(replica, entry(1, CREATE, create()), entry(2, r.UPSERT, upsert(point(1))))
+        assert [result.code for result in answer.results] == [0, 0]
+        status = await replica.control.status()
+        assert (status.pid, status.applied_seq) == (pid, 2)
+        [state] = status.collections
+        assert (state.name, state.points, state.completeness) == ("c", 1, control.COMPLETENESS_COMPLETE)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert replica.pid is None
+
+
+async def test_reads_carry_completeness_and_age(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        await _apply(replica, entry(1, CREATE, create()))
+        request = collections.GetCollectionInfoRequest(collection_name="c").SerializeToString()
+        reply = await replica.backend.handle(Call(GET, request))
+        assert reply.is_ok
+        assert collections.GetCollectionInfoResponse.FromString(reply.body).result.points_count == 0
+        trailers = dict(reply.trailers)
+        assert (trailers[COMPLETENESS], trailers[AS_OF]) == ("complete", "1")
+        await replica.control.set_completeness(
+            control.SetCompletenessRequest(completeness=control.COMPLETENESS_HYDRATING)
+        )
+        reply = await replica.backend.handle(Call(GET, request))
+        assert dict(reply.trailers)[COMPLETENESS] == "hydrating"
+
+
+async def test_statuses_come_through(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        unknown = collections.GetCollectionInfoRequest(collection_name="c").SerializeToString()
+        assert (await replica.backend.handle(Call(GET, unknown))).code is Code.UNAVAILABLE
+        await replica.control.import_catalogue(control.ImportCatalogueRequest(whole=True, remote_version="1.19.0"))
+        reply = await replica.backend.handle(Call(GET, unknown))
+        assert (reply.code, reply.details) == (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!")
+        health = await replica.backend.handle(Call(HEALTH_CHECK, b""))
+        assert qdrant_pb2.HealthCheckReply.FromString(health.body).version == "1.19.0"
+        assert (await replica.backend.handle(Call("/qdrant.Points/Upsertt", b""))).code is Code.UNIMPLEMENTED
+        snapshots = await replica.backend.handle(Call("/qdrant.Snapshots/List", b""))
+        assert snapshots.code is Code.UNAVAILABLE
+        assert "snapshots" in snapshots.details
+        direct = await replica.backend.handle(Call(r.UPSERT, upsert(point(1)).SerializeToString()))
+        assert direct.code is Code.FAILED_PRECONDITION
+        garbage = await replica.backend.handle(Call(GET, b"\xff\xff"))
+        assert garbage.code is Code.INTERNAL
+        assert garbage.details.startswith("failed to decode Protobuf message: ")
+        prepared = await replica.control.prepare(
+            control.PrepareRequest(method=r.UPSERT, request=upsert(point(1)).SerializeToString())
+        )
+        assert (prepared.code, prepared.details) == (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!")
+
+
+async def test_a_page_waits_for_the_entries_that_it_already_shows(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        await _apply(replica, entry(1, CREATE, create()))
+        vectors = pb.VectorsOutput(vector=pb.VectorOutput(dense=pb.DenseVector(data=[1, 1])))
+        page = pb.ScrollResponse(result=[pb.RetrievedPoint(id=point(1).id, vectors=vectors)])
+        importing = asyncio.create_task(
+            replica.control.import_page(
+                control.ImportPageRequest(collection="c", page=page.SerializeToString(), since_seq=2)
+            )
+        )
+        await _apply(replica, entry(2, r.UPSERT, upsert(point(1, a="older"), point(2))))
+        answer = await importing
+        assert (answer.imported, answer.removed) == (1, 1)
+
+
+async def test_a_refusal_is_told(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        await _apply(replica, entry(1, CREATE, create()))
+    async with _running(tmp_path / "store") as replica:
+        with pytest.raises(ReplicaRefused) as refused:
+            await replica.control.import_page(control.ImportPageRequest(collection="c", since_seq=0))
+        assert refused.value.code == Code.FAILED_PRECONDITION
+
+
+async def test_files_are_private(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        async with _running(tmp_path / "store") as replica:
+            await _apply(replica, entry(1, CREATE, create()))
+            sockets = replica._sockets
+            assert sockets is not None
+            assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+            for path in (tmp_path / "store").rglob("*"):
+                assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    finally:
+        os.umask(old)
+    assert not sockets.exists()
+
+
+async def test_a_temporary_directory_with_a_long_name_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    async with _running(tmp_path / "store") as replica:
+        assert (await replica.control.status()).applied_seq == 0
+    assert not list(long.iterdir())
+
+
+async def test_it_comes_back_after_a_kill_and_calls_wait_for_it(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        restarted = asyncio.Event()
+        replica.on_restart = restarted.set
+        first = replica.pid
+        await _apply(replica, entry(1, CREATE, create()), entry(2, r.UPSERT, upsert(point(1, a=1))))
+        _kill(replica)
+        status = await replica.control.status()
+        assert status.applied_seq == 2
+        assert status.pid != first
+        await restarted.wait()
+        assert replica.restarts == 1
+        assert replica.pid == status.pid
+
+
+async def test_a_call_does_not_wait_beyond_its_deadline(tmp_path: Path) -> None:
+    clock = SystemClock()
+    async with _running(tmp_path / "store") as replica:
+        _kill(replica, signal.SIGSTOP)
+        try:
+            with pytest.raises(ReplicaUnavailable):
+                await replica.backend.handle(Call(HEALTH_CHECK, b"", deadline=clock.monotonic() + 0.2))
+        finally:
+            _kill(replica, signal.SIGCONT)
+
+
+async def test_a_process_that_hangs_is_replaced(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store", hang_seconds=0.6) as replica:
+        restarted = asyncio.Event()
+        replica.on_restart = restarted.set
+        first = replica.pid
+        _kill(replica, signal.SIGSTOP)
+        await restarted.wait()
+        assert (await replica.control.status()).pid != first
+
+
+async def test_it_may_crash_many_times(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store", restart_max_seconds=0.2) as replica:
+        for _ in range(4):
+            status = await replica.control.status()
+            os.kill(status.pid, signal.SIGKILL)
+        assert (await replica.control.status()).pid != status.pid
+        assert replica.restarts >= 3
+
+
+async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("not a directory")
+    replica = ReplicaProcess(
+        tmp_path / "store",
+        config.Replica(start_timeout_seconds=1.0),
+        clock=SystemClock(),
+        telemetry=Telemetry.silent(),
+    )
+    with pytest.raises(DataDirUnusable):
+        await replica.start()
+    await replica.stop()
+
+
+_PROXY = """
+import asyncio, sys
+from pathlib import Path
+from server import config
+from server.clock import SystemClock
+from server.replica.process import ReplicaProcess
+from server.telemetry import Telemetry
+
+async def main():
+    replica = ReplicaProcess(Path(sys.argv[1]), config.Replica(), clock=SystemClock(), telemetry=Telemetry.silent())
+    await replica.start()
+    print(replica.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_it_does_not_outlive_a_proxy_that_is_killed(tmp_path: Path) -> None:
+    proxy = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PROXY, str(tmp_path / "store"), stdout=subprocess.PIPE
+    )
+    assert proxy.stdout is not None
+    assert int(await proxy.stdout.readline()) > 0
+    proxy.kill()
+    await proxy.wait()
+    # The directory has one holder at a time: that this one starts means that the other is gone.
+    async with _running(tmp_path / "store") as replica:
+        assert (await replica.control.status()).applied_seq == 0
+
+
+def _random_entry(seq: int, rng: random.Random) -> control.LogEntry:
+    some = rng.sample(range(30), rng.randint(1, 4))
+    kind = rng.randrange(4)
+    if kind == 0:
+        return entry(seq, r.DELETE, pb.DeletePoints(collection_name="c", points=ids(*some)))
+    if kind == 1:
+        change = payload({f"k{rng.randrange(3)}": seq})
+        return entry(
+            seq, r.SET_PAYLOAD, pb.SetPayloadPoints(collection_name="c", points_selector=ids(*some), payload=change)
+        )
+    return entry(seq, r.UPSERT, upsert(*[point(number, dense(seq, number), seq=seq) for number in some]))
+
+
+async def test_killed_at_random_moments_it_holds_exactly_the_entries_up_to_its_cursor(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    entries = [entry(1, CREATE, create()), *(_random_entry(seq, rng) for seq in range(2, 600))]
+    async with _running(tmp_path / "store", restart_max_seconds=0.1) as replica:
+        applied = 0
+        kills = 0
+        while applied < len(entries):
+            pid = replica.pid
+            batch = entries[applied : applied + rng.randint(1, 40)]
+            applying = asyncio.create_task(_apply(replica, *batch))
+            if kills < 12 and pid is not None and rng.random() < 0.5:
+                # Somewhere within the call: its sending, the transaction, the answer.
+                await asyncio.sleep(rng.random() * 0.02)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+            answer = await applying
+            assert answer.applied_seq == batch[-1].seq
+            applied = answer.applied_seq
+        assert kills >= 8
+    model = Local(tmp_path / "model")
+    for one in entries:
+        model.writes.apply([one])
+    survivor = Local(tmp_path / "store")
+    try:
+        assert survivor.store.applied_seq == len(entries)
+        assert survivor.points() == model.points()
+        assert len(survivor.points()) > 5
+    finally:
+        survivor.close()
+        model.close()
