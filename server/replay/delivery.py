@@ -16,10 +16,18 @@ from generated.qdrant import collections_pb2, points_pb2
 from server import config
 from server.clock import Clock
 from server.errors import UpstreamTimeout, UpstreamUnreachable
-from server.replay import judge as table
 from server.replay.bisect import Operation, deleted_by, halves, keys_of
 from server.replay.causality import Causality
-from server.replay.judge import Outcome
+from server.replay.judge import (
+    Outcome,
+    are_aliases_settled,
+    has_vector,
+    is_about_collection,
+    is_same_collection,
+    judge,
+    judge_reply,
+    retry_after_seconds,
+)
 from server.rpc import Backend, Call, Code, Metadata, Reply
 
 _GET_COLLECTION = "/qdrant.Collections/Get"
@@ -101,7 +109,7 @@ class Delivery:
                 continue
             if answer.outcome is not Outcome.PERMANENT:
                 return Delivered(answer)
-            whole = table.is_about_collection(operation.method, answer.code, answer.details)
+            whole = is_about_collection(operation.method, answer.code, answer.details)
             parts = None if whole or result.calls >= self._settings.bisect_calls else halves(operation)
             if parts is not None:
                 todo.extendleft(reversed(parts))
@@ -133,7 +141,7 @@ class Delivery:
         reply = await self._call(operation.method, operation.body)
         if isinstance(reply, Answer):
             return reply
-        outcome = table.judge_reply(operation.method, reply)
+        outcome = judge_reply(operation.method, reply)
         if outcome is Outcome.COMPARE:
             found = await self._is_there_already(operation)
             if isinstance(found, Answer):
@@ -162,7 +170,7 @@ class Delivery:
             if isinstance(reply, Answer):
                 return reply
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
-            return table.are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
+            return are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
         assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
         question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
         reply = await self._ask(_GET_COLLECTION, question.SerializeToString())
@@ -170,22 +178,22 @@ class Delivery:
             return reply
         info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
         if isinstance(request, collections_pb2.CreateCollection):
-            return table.is_same_collection(request, info)
-        return table.has_vector(request, info)
+            return is_same_collection(request, info)
+        return has_vector(request, info)
 
     async def _ask(self, method: str, body: bytes) -> Reply | Answer:
         """An OK reply, or an Answer that makes the entry wait and come again."""
         reply = await self._call(method, body)
         if isinstance(reply, Answer):
             return reply
-        outcome = table.judge(method, reply.code, reply.details)
+        outcome = judge(method, reply.code, reply.details)
         if outcome is Outcome.DONE:
             return reply
         return _answer(Outcome.AUTH if outcome is Outcome.AUTH else Outcome.TRANSIENT, reply)
 
 
 def _answer(outcome: Outcome, reply: Reply) -> Answer:
-    return Answer(outcome, reply.code, reply.details, table.retry_after_seconds(reply.trailers))
+    return Answer(outcome, reply.code, reply.details, retry_after_seconds(reply.trailers))
 
 
 def _was_applied_before(operation: Operation, answer: Answer, rest: Iterable[Operation]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from server.wal.record import Record
 
 
 class RefusedEntry(Protocol):
-    """What the log tells of an entry in quarantine. `flaw` is set when its file is not to be trusted."""
+    """What the log tells of an entry in quarantine."""
 
     @property
     def seq(self) -> int:
@@ -24,11 +24,6 @@ class RefusedEntry(Protocol):
     @property
     def details(self) -> str:
         """Text of the refusal."""
-        ...
-
-    @property
-    def flaw(self) -> str:
-        """What is wrong with the file, "" = nothing."""
         ...
 
 
@@ -52,10 +47,6 @@ class PendingLog(Protocol):
         """Keep an entry for the operator, durably. The same entry again replaces it."""
         ...
 
-    def quarantined(self) -> Sequence[RefusedEntry]:
-        """What is in quarantine."""
-        ...
-
-    async def read_quarantined(self, seq: int) -> Record:
-        """One entry of the quarantine, as it was put there."""
+    def quarantined_entries(self) -> Iterable[tuple[RefusedEntry, Record]]:
+        """What is in quarantine and to be trusted, oldest first, each with its entry as it was put there; blocking."""
         ...

@@ -150,6 +150,8 @@ class Stepper:
             await self._load()
         if not self._page:
             return Standing(Step.DRAINED)
+        if not self._recalled:
+            await self._recall()
         if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._quarantined:
             return Standing(Step.HALTED, "the quarantine is not empty: `understudy wal quarantine list`")
         if not self._is_up():
@@ -171,22 +173,20 @@ class Stepper:
     async def _load(self) -> None:
         records = await self._log.read_pending(self._settings.page_entries, self._settings.page_bytes)
         self._page.extend(unpack(record, self._kinds) for record in records)
-        if not self._recalled:
-            await self._recall()
 
     async def _recall(self) -> None:
         """What is in quarantine now decides who follows; operators may have changed it since the last sync."""
-        items = {item.seq: item for item in self._log.quarantined() if not item.flaw}
+        self._causality, self._quarantined = await asyncio.to_thread(self._causality_of_quarantine)
         self._recalled = True
-        if self._quarantined == items.keys():
-            return
+        self._telemetry.metrics.quarantine(len(self._quarantined))
+
+    def _causality_of_quarantine(self) -> tuple[Causality, frozenset[int]]:
         causality = Causality()
-        for seq in sorted(items):
-            parcel = unpack(await self._log.read_quarantined(seq), self._kinds)
-            parcel.taint(causality, Code(items[seq].code), items[seq].details)
-        self._causality = causality
-        self._quarantined = frozenset(items)
-        self._telemetry.metrics.quarantine(len(items))
+        seqs = set()
+        for item, record in self._log.quarantined_entries():
+            unpack(record, self._kinds).taint(causality, Code(item.code), item.details)
+            seqs.add(item.seq)
+        return causality, frozenset(seqs)
 
     async def _deliver(self, parcel: Parcel) -> Delivered:
         if parcel.problem:
