@@ -7,13 +7,21 @@ is up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.clock import Clock
 from server.health.callbacks import Subscribers
 from server.health.detector import Verdict
 from server.health.state import Event, State, step
+from server.logs import Message
 from server.telemetry import Telemetry
+
+_MESSAGES = {
+    State.LOCAL: Message.FALLBACK_ON,
+    State.DRAINING: Message.DRAINING,
+    State.REMOTE: Message.FALLBACK_OFF,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +35,19 @@ class Change:
 
 
 class Mode:
-    """The state of the proxy. Belongs to one event loop."""
+    """The state of the proxy. Belongs to one event loop.
 
-    def __init__(self, *, sync_on_connect: bool, pending: int, clock: Clock, telemetry: Telemetry) -> None:
+    `on_change` is called in the loop as part of the change, before the subscribers hear of it, and must not wait.
+    """
+
+    def __init__(self, *, has_upstream: bool, sync_on_connect: bool, clock: Clock, telemetry: Telemetry) -> None:
         self.state = State.LOCAL
-        self.reason = "starting"
+        self.reason = "Qdrant was not reached yet" if has_upstream else "no Qdrant is configured"
         self.since_ns = clock.wall_ns()
         self.upstream_up = False
+        self.on_change: Callable[[Change], None] | None = None
         self.subscribers: Subscribers[Change] = Subscribers()
         self._sync_on_connect = sync_on_connect
-        self._pending = pending
         self._clock = clock
         self._telemetry = telemetry
         telemetry.metrics.state(int(self.state))
@@ -55,40 +66,39 @@ class Mode:
         """Qdrant came or went."""
         self.upstream_up = verdict.up
         if not verdict.up:
-            self._step(Event.UPSTREAM_DOWN, verdict.reason)
-        elif pending and not self._sync_on_connect:
-            self._step(Event.SYNC_REFUSED, "Qdrant is up, sync_on_connect is off: run `understudy sync`")
+            self._step(verdict.reason, Event.UPSTREAM_DOWN)
+        elif pending and not self._sync_on_connect and self.state is State.LOCAL:
+            self._step("Qdrant is up, sync_on_connect is off: run `understudy sync`", Event.SYNC_REFUSED)
         else:
-            self._step(Event.UPSTREAM_UP, verdict.reason)
-            if not pending:
-                self._step(Event.DRAINED, verdict.reason)
+            events = (Event.UPSTREAM_UP,) if pending else (Event.UPSTREAM_UP, Event.DRAINED)
+            self._step(verdict.reason, *events)
 
     def write_logged(self) -> None:
         """A write went to the log: until it is replayed Qdrant's answers would be old."""
-        self._step(Event.WRITE_LOGGED, "a write went to the log")
+        self._step("a write went to the log", Event.WRITE_LOGGED)
 
     def drained(self) -> None:
         """Nothing is pending and no local write is under way."""
-        self._step(Event.DRAINED, "nothing is pending")
+        self._step("nothing is pending", Event.DRAINED)
 
     def sync_requested(self) -> None:
         """An operator asks for the replay that sync_on_connect does not start."""
         if self.upstream_up:
-            self._step(Event.SYNC_REQUESTED, "asked for by the operator")
+            self._step("asked for by the operator", Event.SYNC_REQUESTED)
 
-    def _step(self, event: Event, reason: str) -> None:
-        before = self.state
-        after = step(before, event)
+    def _step(self, reason: str, *events: Event) -> None:
+        """Go along the table; only where it ends is told."""
+        before = after = self.state
+        for event in events:
+            after = step(after, event)
         if after is before:
             return
+        change = Change(before, after, self._clock.monotonic(), reason)
         self.state = after
         self.reason = reason
         self.since_ns = self._clock.wall_ns()
         self._telemetry.metrics.state(int(after))
-        self._telemetry.log.info(
-            "fallback on" if after is State.LOCAL else "state changed",
-            before=before.name,
-            after=after.name,
-            reason=reason,
-        )
-        self.subscribers.fire(Change(before, after, self._clock.monotonic(), reason))
+        self._telemetry.log.info(_MESSAGES[after], before=before.name, after=after.name, reason=reason)
+        if self.on_change is not None:
+            self.on_change(change)
+        self.subscribers.fire(change)

@@ -25,6 +25,7 @@ from server.credentials import Credentials
 from server.entries import collection_name, pending_entry, synced_entries
 from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
 from server.gate import WriteGate
+from server.logs import Message as M
 from server.mirror import Mirror
 from server.mode import Mode
 from server.repairs import Repairs
@@ -36,6 +37,7 @@ from server.wal.record import EntryState, NewRecord
 
 T = TypeVar("T")
 
+_FILTER_ON_REDACTED = "the filter matches on a secret; the local copy holds secrets redacted, so only Qdrant can answer"
 _RETRY_PAUSE_SECONDS = 0.02
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
@@ -119,9 +121,8 @@ class Router:
         except UpstreamUnreachable as failure:
             self._repairs.upstream_failed(failure)
             return None
-        if reply.is_ok:
-            self._credentials.saw_accepted(call, row.kind if row else Kind.ADMIN)
-        elif reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
+        self._credentials.saw(call, row.kind if row else Kind.ADMIN, reply)
+        if reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
             return None
         return _from_remote(reply)
 
@@ -136,6 +137,8 @@ class Router:
         refusal = self._credentials.check(call, row.kind, collection_name(request))
         if refusal is not None:
             return refusal
+        if self._scrubber.secrets_in_filters(call.method, call.body):
+            return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
         return self._from_local(call, reply)
@@ -193,34 +196,40 @@ class Router:
 
     async def _acknowledged(self, call: Call, row: Method, request: Message, reply: Reply) -> Reply:
         """Qdrant has answered: what it accepted goes to the log for the replica."""
+        self._credentials.saw(call, Kind.WRITE, reply)
         if reply.is_ok:
-            self._credentials.saw_accepted(call, Kind.WRITE)
-            body, _ = self._scrubber.scrub_request(call.method, call.body)
-            limits = self._settings.wal
-            parts = synced_entries(
-                row,
-                request,
-                body,
-                tenant=call.tenant,
-                entry_bytes=limits.entry_bytes,
-                entry_points=limits.entry_points,
-            )
-            try:
-                for entry in parts:
-                    self._synced_seq = await self._log.append(self._record(call, row, entry, EntryState.SYNCED))
-            except WalError as error:
-                self._telemetry.log.error("local write failed", method=call.method, error=str(error))
-                self._repairs.in_doubt(collection_name(request), str(error))
+            scrubbed = self._scrubber.scrub(call.method, call.body)
+            self._telemetry.metrics.redactions(scrubbed.redactions)
+            if scrubbed.in_filters:
+                self._repairs.in_doubt(collection_name(request), _FILTER_ON_REDACTED)
+            else:
+                await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)
             await self._mirror.admit()
         return _from_remote(reply)
+
+    async def _log_synced(self, call: Call, row: Method, request: Message, body: bytes) -> None:
+        limits = self._settings.wal
+        parts = synced_entries(
+            row, request, body, tenant=call.tenant, entry_bytes=limits.entry_bytes, entry_points=limits.entry_points
+        )
+        try:
+            for entry in parts:
+                self._synced_seq = await self._log.append(self._record(call, row, entry, EntryState.SYNCED))
+        except WalError as error:
+            self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
+            self._repairs.in_doubt(collection_name(request), str(error))
 
     async def _write_local(self, call: Call, row: Method, request: Message, *, maybe_applied: bool) -> Reply:
         """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""
         refusal = self._credentials.check(call, Kind.WRITE, collection_name(request))
         if refusal is not None:
             return refusal
-        body, _ = self._scrubber.scrub_request(call.method, call.body)
+        scrubbed = self._scrubber.scrub(call.method, call.body)
+        self._telemetry.metrics.redactions(scrubbed.redactions)
+        if scrubbed.in_filters:
+            return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
+        body = scrubbed.body
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
                 prepared = await self._within(call, self._prepare(call.method, body))

@@ -218,6 +218,9 @@ _ROWS = (
 METHODS: Mapping[str, Method] = {row.path: row for row in _ROWS}
 WAL_KINDS: Mapping[int, str] = {row.wal_kind: row.path for row in _ROWS if row.wal_kind}
 
+# What Understudy says it is until it has seen a real Qdrant: the release whose behaviour the replica mirrors.
+ASSUMED_VERSION = "1.18.3"
+
 HEALTH_CHECK = "/qdrant.Qdrant/HealthCheck"
 
 # Trailing metadata keys, fixed in the design.

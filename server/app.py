@@ -1,0 +1,386 @@
+"""Composition root: the only file that wires, and the only one that names a real clock, disk and network.
+
+Promises: `async with Understudy(settings) as u` starts everything in the order in which parts need each other and stops
+it in the reverse order: clients out, writes settled, replay stopped with its cursor on disk, replica gone, log closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from generated.qdrant import collections_pb2, qdrant_pb2
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.admin import Admin, Desk
+from server.clock import Clock, SystemClock
+from server.config import Settings
+from server.conflicts import Conflicts
+from server.credentials import Credentials
+from server.cutover import CutOver
+from server.directories import prepare_directory, read_or_make_secret
+from server.edge import Edge
+from server.errors import ConfigError, DataDirUnusable
+from server.gate import WriteGate
+from server.health.breaker import Breaker
+from server.health.detector import Verdict
+from server.health.monitor import Monitor
+from server.health.state import State
+from server.logs import Message
+from server.mirror import Mirror
+from server.mode import Change, Mode
+from server.repairs import Repairs
+from server.replay import Replayer
+from server.replica.hydrate import Hydrator
+from server.replica.process import ReplicaProcess
+from server.router import Parts, Router
+from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call
+from server.scrub import Scrubber
+from server.status import Sources, entry_document, status_document
+from server.telemetry import Telemetry
+from server.tenancy import TenancyLayer
+from server.upkeep import Upkeep
+from server.upstream import Upstream, parse_target
+from server.wal.files import RealDisk, publish
+from server.wal.limits import WalLimits
+from server.wal.log import Log
+
+_REPLICA_START_SECONDS = 30.0
+_FIRST_VERDICT_SECONDS = 1.0
+_STOP_SECONDS = 8.0
+_LIST_BYTES = 64 * 1024 * 1024
+_LIST_ALIASES = "/qdrant.Collections/ListAliases"
+
+
+class Understudy:
+    """The proxy. `async with Understudy(settings) as u:` serves at `u.address` until the block ends.
+
+    Raises UnderstudyError on entry when it cannot start; what had been started is stopped again.
+    """
+
+    def __init__(
+        self, settings: Settings, *, telemetry: Telemetry | None = None, clock: Clock | None = None, version: str = ""
+    ) -> None:
+        self.settings = settings
+        self.address = ""
+        self.admin_address: str | None = None
+        self._clock = clock or SystemClock()
+        self._telemetry = telemetry or Telemetry.start(settings, clock=self._clock)
+        self._version = version
+        self._stack = contextlib.AsyncExitStack()
+        self._monitor: Monitor | None = None
+        self._breaker: Breaker | None = None
+        self._replayer: Replayer | None = None
+        self._hydrator: Hydrator | None = None
+
+    async def __aenter__(self) -> Understudy:
+        """Start; returns when clients can call."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; returns when everything acknowledged is on disk and no process of ours is left."""
+        await self._stack.aclose()
+
+    async def status(self) -> dict[str, Any]:
+        """What `understudy status` shows."""
+        return await status_document(
+            Sources(
+                version=self._version,
+                upstream=self.settings.vectorstore.url,
+                clock=self._clock,
+                mode=self._parts.mode,
+                log=self._parts.log,
+                mirror=self._parts.mirror,
+                replica=self._process,
+                breaker=self._breaker,
+                replayer=self._replayer,
+                hydrator=self._hydrator,
+            )
+        )
+
+    # --- starting, in order of need ----------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings, clock, telemetry, stack = self.settings, self._clock, self._telemetry, self._stack
+        fallback = settings.vectorstore.fallback
+        store = prepare_directory(fallback.local_path)
+        disk = RealDisk()
+        repairs_done = contextlib.ExitStack()
+        stack.callback(repairs_done.close)  # after the log is closed
+        log = await asyncio.to_thread(
+            Log.open,
+            prepare_directory(fallback.wal_path),
+            disk=disk,
+            clock=clock,
+            limits=WalLimits.from_settings(settings.wal),
+            kinds=frozenset(WAL_KINDS),
+        )
+        stack.push_async_callback(log.close)
+        for cut in log.recovery.cuts:
+            telemetry.log.warning(
+                Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
+            )
+
+        self._upstream = upstream = await self._connect()
+        mode = Mode(
+            has_upstream=upstream is not None,
+            sync_on_connect=fallback.sync_on_connect,
+            clock=clock,
+            telemetry=telemetry,
+        )
+        credentials = Credentials(
+            store / "credentials",
+            secret=read_or_make_secret(store / "credentials.key"),
+            configured=settings.keys,
+            upstream_key=_upstream_key(settings),
+            has_upstream=upstream is not None,
+            clock=clock,
+        )
+        self._run("credentials", credentials.run())
+        replica = ReplicaProcess(store, settings.replica, clock=clock, telemetry=telemetry)
+        await replica.start()
+        stack.push_async_callback(replica.stop)
+        mirror = Mirror(log, replica.control, settings.replica, telemetry)
+        replica.on_restart = mirror.replica_restarted
+        self._run("mirror", mirror.run())
+
+        self._parts = parts = Parts(
+            settings=settings,
+            mode=mode,
+            upstream=upstream,
+            replica=replica.backend,
+            replica_writes=replica.control,
+            log=log,
+            mirror=mirror,
+            conflicts=Conflicts(),
+            gate=WriteGate(),
+            credentials=credentials,
+            scrubber=Scrubber.load(settings.scrub.rules_path) if settings.scrub.enabled else Scrubber(()),
+            repairs=Repairs(
+                store,
+                mode,
+                write_durably=lambda path: publish(disk, path, (b"",)),
+                remove_durably=lambda path: _remove_durably(disk, path),
+                set_completeness=replica.control.set_completeness,
+                copy_again=self._copy_again,
+                connection_failed=self._connection_failed,
+                telemetry=telemetry,
+            ),
+            telemetry=telemetry,
+            clock=clock,
+        )
+        repairs_done.callback(parts.repairs.close)
+        self._process = replica
+        await self._catch_up()
+        self._router = Router(parts)
+        stack.push_async_callback(self._router.settle, _STOP_SECONDS)
+        if upstream is not None:
+            await self._follow(upstream)
+        upkeep = Upkeep(log, mirror, retention_days=fallback.wal_retention_days, clock=clock, telemetry=telemetry)
+        self._run("upkeep", upkeep.run())
+        await self._open_doors()
+
+    async def _connect(self) -> Upstream | None:
+        """The channel to Qdrant, None when no Qdrant is configured."""
+        store = self.settings.vectorstore
+        if store.url is None:
+            return None
+        target, secure = parse_target(store.url)
+        try:
+            roots = await asyncio.to_thread(store.ca_path.read_bytes) if store.ca_path else None
+        except OSError as error:
+            raise ConfigError(f"cannot read vectorstore.ca_path {store.ca_path}: {error.strerror}") from error
+        upstream = Upstream(
+            target,
+            clock=self._clock,
+            api_key=_upstream_key(self.settings),
+            tls_roots=roots,
+            secure=secure,
+            max_message_bytes=self.settings.edge.max_message_bytes,
+            max_backoff_seconds=self.settings.health.backoff_max_seconds,
+            name="Qdrant",
+        )
+        self._stack.push_async_callback(upstream.close)
+        return upstream
+
+    async def _catch_up(self) -> None:
+        """Bring the replica up to the log, and mark it where a crash left it in doubt."""
+        parts = self._parts
+        try:
+            async with asyncio.timeout(_REPLICA_START_SECONDS):
+                await parts.mirror.caught_up(parts.log.last_seq)
+                if parts.repairs.was_in_doubt:
+                    await self._process.control.set_completeness(
+                        control_pb.SetCompletenessRequest(completeness=control_pb.COMPLETENESS_STALE)
+                    )
+                await self._learn_aliases()
+        except TimeoutError as error:
+            raise DataDirUnusable(
+                f"the replica did not take in the log within {_REPLICA_START_SECONDS:g} s",
+                hint="Its own messages are above; with a copy of the directory made, removing its store is safe",
+            ) from error
+
+    async def _learn_aliases(self) -> None:
+        reply = await self._process.backend.handle(Call(_LIST_ALIASES, b""))
+        if reply.is_ok:
+            aliases = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
+            self._parts.conflicts.know_aliases({alias.alias_name: alias.collection_name for alias in aliases})
+
+    async def _follow(self, upstream: Upstream) -> None:
+        """Watch Qdrant; replay and hydrate while it is up."""
+        settings, parts, clock, telemetry = self.settings, self._parts, self._clock, self._telemetry
+        fallback, replay = settings.vectorstore.fallback, settings.replay
+        monitor = Monitor(upstream, settings.health, fallback.health_check_interval, clock, telemetry)
+        self._breaker = Breaker(replay.breaker_failures, replay.breaker_open_seconds)
+        replayer = Replayer(
+            parts.log,
+            upstream,
+            self._breaker,
+            replay,
+            clock,
+            telemetry,
+            parts.credentials.for_replay,
+            WAL_KINDS,
+        )
+        replayer.on_unreachable = monitor.report_failure
+        replayer.on_drained = CutOver(
+            parts.mode,
+            parts.gate,
+            drain_now=replayer.drain_now,
+            drain_again=replayer.request_sync,
+            pending_count=lambda: parts.log.pending_count,
+            barrier_seconds=replay.barrier_seconds,
+            telemetry=telemetry,
+        )
+        hydrator = Hydrator(
+            parts.log,
+            upstream,
+            self._process.control,
+            settings.hydrate,
+            clock,
+            telemetry,
+            credential=parts.credentials.for_replay,
+        )
+        self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
+        monitor.on_change = self._upstream_changed
+        parts.mode.on_change = self._mode_changed
+        self._run("replay", replayer.run())
+        self._run("hydrate", hydrator.run())
+        self._run("health", monitor.run())
+        if parts.repairs.was_in_doubt:
+            hydrator.request(None)
+        await monitor.first_verdict(_FIRST_VERDICT_SECONDS)
+
+    async def _open_doors(self) -> None:
+        """Admin port, then the port of the clients."""
+        settings, telemetry = self.settings, self._telemetry
+        if settings.admin is not None:
+            admin = Admin(
+                Desk(
+                    status=self.status,
+                    metrics=telemetry.metrics.prometheus,
+                    ready=lambda: self._parts.log.latched or "",
+                    hydrate=self._hydrate_now,
+                    sync=self._sync_now,
+                    wal_entries=self._wal_entries,
+                )
+            )
+            self.admin_address = await admin.start(settings.admin)
+            self._stack.push_async_callback(admin.stop)
+        layered = TenancyLayer(self._router, settings.tenancy, remote_version=self._remote_version)
+        edge = Edge(layered, settings.edge, settings.listen, self._clock, telemetry, health_reply=self._health_reply)
+        host, port = await edge.start()
+        self._stack.push_async_callback(edge.stop, settings.edge.shutdown_grace_seconds * 0.5)
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run a part's loop until the end; one that ends by itself is a fault that must show."""
+        task = asyncio.create_task(work, name=name)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            if not done.cancelled():
+                self._telemetry.log.error("a part of Understudy stopped", part=name, error=repr(done.exception()))
+
+        async def stop() -> None:
+            task.remove_done_callback(ended)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        task.add_done_callback(ended)
+        self._stack.push_async_callback(stop)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _upstream_changed(self, verdict: Verdict) -> None:
+        """Qdrant came or went: first the state, then whoever waits for an answer of a dead Qdrant."""
+        parts = self._parts
+        parts.mode.upstream_changed(verdict, pending=parts.log.pending_count)
+        self._telemetry.metrics.upstream_up(verdict.up)
+        if not verdict.up and self._upstream is not None:
+            self._upstream.abort_in_flight(verdict.reason)
+
+    def _mode_changed(self, change: Change) -> None:
+        replayer, hydrator = self._replayer, self._hydrator
+        assert replayer is not None and hydrator is not None
+        replayer.upstream_up = change.after is State.DRAINING
+        hydrator.upstream_up = change.after is State.REMOTE
+        if change.after is State.DRAINING:
+            replayer.request_sync(change.reason)
+        if change.after is State.REMOTE and change.before is State.DRAINING:
+            hydrator.request_reconcile()
+
+    def _connection_failed(self, reason: str) -> None:
+        if self._monitor is not None:
+            self._monitor.report_failure(reason)
+
+    def _copy_again(self, collection: str) -> None:
+        if self._hydrator is not None:
+            self._hydrator.request([collection])
+
+    # --- what operators and clients ask ------------------------------------------------------------------------------
+
+    def _health_reply(self) -> bytes:
+        """Answered at once, whatever Qdrant does: clients of some languages block on it when they are made."""
+        version = self._remote_version() or ASSUMED_VERSION
+        return qdrant_pb2.HealthCheckReply(title="qdrant - vector search engine", version=version).SerializeToString()
+
+    def _remote_version(self) -> str | None:
+        return self._monitor.version if self._monitor is not None else None
+
+    async def _hydrate_now(self, collections: list[str]) -> dict[str, Any]:
+        if self._hydrator is None:
+            raise ConfigError("there is no Qdrant to copy from", hint="Set vectorstore.url or --upstream")
+        self._hydrator.request(collections or None)
+        return {"requested": collections or "all"}
+
+    async def _sync_now(self) -> dict[str, Any]:
+        if self._replayer is None:
+            raise ConfigError("there is no Qdrant to sync with", hint="Set vectorstore.url or --upstream")
+        self._parts.mode.sync_requested()
+        self._replayer.request_sync("asked for by the operator")
+        return {"pending": self._parts.log.pending_count}
+
+    async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
+        records = await self._parts.log.read(after, limit, _LIST_BYTES)
+        return [entry_document(record) for record in records]
+
+
+def _upstream_key(settings: Settings) -> str | None:
+    key = settings.vectorstore.api_key
+    return key.get_secret_value() if key else None
+
+
+def _remove_durably(disk: RealDisk, path: Path) -> None:
+    disk.remove(path)
+    disk.sync_directory(path.parent)

@@ -1,0 +1,118 @@
+"""What `understudy status` and the status page show, gathered from the parts.
+
+Promises: keys stay; times are ISO 8601 in UTC; nothing in it is secret. Does not wait for a replica that is away: its
+part is then empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.clock import Clock
+from server.errors import ReplicaUnavailable
+from server.health.breaker import Breaker
+from server.mirror import Mirror
+from server.mode import Mode
+from server.replay import Replayer
+from server.replica.hydrate import Hydrator
+from server.replica.process import ReplicaProcess
+from server.rpc import WAL_KINDS
+from server.upkeep import oldest_pending_seconds
+from server.wal.log import Log
+from server.wal.record import Record
+
+_REPLICA_ANSWER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the status comes from; the last three only with an upstream."""
+
+    version: str
+    upstream: str | None
+    clock: Clock
+    mode: Mode
+    log: Log
+    mirror: Mirror
+    replica: ReplicaProcess
+    breaker: Breaker | None
+    replayer: Replayer | None
+    hydrator: Hydrator | None
+
+
+async def status_document(sources: Sources) -> dict[str, Any]:
+    """The status as JSON."""
+    log, mode, replayer = sources.log, sources.mode, sources.replayer
+    progress = replayer.progress if replayer else None
+    replica = await _replica_status(sources.replica)
+    return {
+        "version": sources.version,
+        "state": mode.state.name.lower(),
+        "since": moment(mode.since_ns),
+        "reason": mode.reason,
+        "upstream": sources.upstream,
+        "pending": log.pending_count,
+        "oldest_pending_age_seconds": round(oldest_pending_seconds(log, sources.clock), 3)
+        if log.pending_count
+        else None,
+        "last_seq": log.last_seq,
+        "replayed_seq": log.replayed_seq,
+        "applied_seq": sources.mirror.applied_seq,
+        "breaker": sources.breaker.phase.name.lower() if sources.breaker else "closed",
+        "last_sync": moment(progress.last_sync) if progress and progress.last_sync else None,
+        "replay": {
+            "state": progress.state.name.lower(),
+            "attempt": progress.attempt,
+            "remaining": progress.remaining,
+            "last_error": progress.last_error,
+        }
+        if progress
+        else None,
+        "quarantine": len(log.quarantined()),
+        "collections": [_collection(one) for one in replica.collections],
+        "hydration": sources.hydrator.status() if sources.hydrator else [],
+        "replica": {"pid": sources.replica.pid, "restarts": sources.replica.restarts},
+        "wal": {"bytes": log.total_bytes, "segments": log.segment_count, "latched": log.latched},
+    }
+
+
+async def _replica_status(replica: ReplicaProcess) -> control_pb.StatusResponse:
+    try:
+        async with asyncio.timeout(_REPLICA_ANSWER_SECONDS):
+            return await replica.control.status()
+    except (ReplicaUnavailable, TimeoutError):
+        return control_pb.StatusResponse()
+
+
+def _collection(state: control_pb.CollectionState) -> dict[str, Any]:
+    name = control_pb.Completeness.Name(state.completeness)
+    return {
+        "name": state.name,
+        "completeness": name.removeprefix("COMPLETENESS_").lower(),
+        "points": state.points,
+        "expected_points": state.expected_points,
+        "as_of_seq": state.as_of_seq,
+        "index_state": state.index_state,
+        "index_lag": state.index_lag,
+    }
+
+
+def entry_document(record: Record) -> dict[str, Any]:
+    """One entry of the log, without its body."""
+    return {
+        "seq": record.seq,
+        "state": record.state.name.lower(),
+        "method": WAL_KINDS.get(record.kind, str(record.kind)),
+        "time": moment(record.wall_ns),
+        "bytes": len(record.body),
+        "points": record.points,
+    }
+
+
+def moment(wall_ns: int) -> str:
+    """Nanoseconds since the epoch as ISO 8601."""
+    return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")

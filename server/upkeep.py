@@ -1,0 +1,58 @@
+"""The slow loop beside the calls: numbers for the metrics, old segments of the log.
+
+Promises: gauges are at most a second old; a segment goes only when both readers of the log have passed it and its
+retention is over (the log checks that again). An error is logged and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.clock import Clock
+from server.errors import UnderstudyError
+from server.mirror import Mirror
+from server.telemetry import Telemetry
+from server.wal.log import Log
+
+_GAUGES_EVERY_SECONDS = 1.0
+_RETIRE_EVERY_SECONDS = 60.0
+_DAY_SECONDS = 86_400.0
+
+
+class Upkeep:
+    """Runs until cancelled."""
+
+    def __init__(self, log: Log, mirror: Mirror, *, retention_days: float, clock: Clock, telemetry: Telemetry) -> None:
+        self._log = log
+        self._mirror = mirror
+        self._retention_seconds = retention_days * _DAY_SECONDS
+        self._clock = clock
+        self._telemetry = telemetry
+
+    async def run(self) -> None:
+        """Gauges every second, retention every minute."""
+        retire_at = self._clock.monotonic()
+        while True:
+            try:
+                self.refresh()
+                if self._clock.monotonic() >= retire_at:
+                    retire_at = self._clock.monotonic() + _RETIRE_EVERY_SECONDS
+                    await self._log.retire(self._mirror.applied_seq, self._clock.wall_ns(), self._retention_seconds)
+            except (UnderstudyError, OSError) as error:
+                self._telemetry.log.error("upkeep failed", error=str(error))
+            await asyncio.sleep(_GAUGES_EVERY_SECONDS)
+
+    def refresh(self) -> None:
+        """Bring the gauges up to date."""
+        log, metrics = self._log, self._telemetry.metrics
+        metrics.wal_entries("pending", log.pending_count)
+        metrics.wal_entries("synced", max(0, log.last_seq - log.first_seq + 1 - log.pending_count))
+        metrics.wal(log.total_bytes, oldest_pending_seconds(log, self._clock), log.latched is not None)
+        metrics.quarantine(len(log.quarantined()))
+        metrics.mirror_lag(self._mirror.lag_entries)
+
+
+def oldest_pending_seconds(log: Log, clock: Clock) -> float:
+    """Age of the oldest pending entry, 0 when there is none."""
+    oldest = log.oldest_pending_ns
+    return 0.0 if oldest is None else max(0.0, (clock.wall_ns() - oldest) / 1e9)

@@ -1,0 +1,432 @@
+"""The router on a real log, real locks and a real mirror; Qdrant and the replica are fakes that record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from server.health.detector import Verdict
+from server.health.state import State
+
+from generated.qdrant import points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from generated.understudy.wal.v1 import entry_pb2
+from server import rpc
+from server.clock import SystemClock
+from server.config import Keys, Settings
+from server.conflicts import Conflicts
+from server.credentials import Credentials
+from server.errors import UpstreamTimeout, UpstreamUnreachable
+from server.gate import WriteGate
+from server.local_answers import PAYLOAD_KEY
+from server.mirror import Mirror
+from server.mode import Mode
+from server.repairs import Repairs
+from server.router import Parts, Router
+from server.rpc import WAL_KINDS, Call, Code, Reply
+from server.scrub import Scrubber
+from server.telemetry import Telemetry
+from server.wal.files import RealDisk
+from server.wal.log import Log, WalLimits
+from server.wal.record import EntryState
+
+UPSERT = "/qdrant.Points/Upsert"
+GET = "/qdrant.Points/Get"
+CLOCK = SystemClock()
+
+
+@dataclass
+class FakeQdrant:
+    """Answers what it is told to; an exception is raised."""
+
+    answers: list[Reply | Exception] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+
+    async def handle(self, call: Call, *, reserve_seconds: float = 0.0) -> Reply:
+        self.calls.append(call)
+        if self.hold is not None:
+            await self.hold.wait()
+        answer = self.answers.pop(0) if self.answers else Reply(b"remote")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class FakeReplica:
+    """Keeps what it is given."""
+
+    applied: list[control_pb.LogEntry] = field(default_factory=list)
+    refusal: control_pb.PrepareResponse = field(default_factory=control_pb.PrepareResponse)
+    reads: list[Call] = field(default_factory=list)
+    answer: Reply = field(default_factory=lambda: Reply(b"local", trailers=((rpc.COMPLETENESS, "complete"),)))
+    hold: asyncio.Event | None = None
+    marked: list[str] = field(default_factory=list)
+
+    async def attach(self, request: control_pb.AttachRequest) -> control_pb.AttachResponse:
+        return control_pb.AttachResponse(applied_seq=0)
+
+    async def prepare(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        return self.refusal
+
+    async def apply(self, request: control_pb.ApplyRequest) -> control_pb.ApplyResponse:
+        if self.hold is not None:
+            await self.hold.wait()
+        self.applied.extend(request.entries)
+        results = [control_pb.Applied(seq=entry.seq, reply=b"applied") for entry in request.entries]
+        return control_pb.ApplyResponse(results=results, applied_seq=request.entries[-1].seq)
+
+    async def handle(self, call: Call) -> Reply:
+        self.reads.append(call)
+        return self.answer
+
+    async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> None:
+        self.marked.append(request.collection)
+
+
+@dataclass
+class Rig:
+    """Everything around one router."""
+
+    router: Router
+    qdrant: FakeQdrant
+    replica: FakeReplica
+    log: Log
+    mode: Mode
+    failures: list[str]
+    marker: Path
+
+    async def entries(self) -> list[tuple[EntryState, entry_pb2.Entry]]:
+        records = await self.log.read(0, 1000, 10**9)
+        return [(record.state, entry_pb2.Entry.FromString(record.body)) for record in records]
+
+    def online(self) -> Rig:
+        self.mode.upstream_changed(Verdict(up=True, since=0.0, reason="test"), pending=self.log.pending_count)
+        return self
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
+    tasks: list[asyncio.Task[None]] = []
+    logs: list[Log] = []
+
+    def make(settings: Settings | None = None) -> Rig:
+        settings = settings or Settings()
+        telemetry = Telemetry.silent()
+        (tmp_path / "wal").mkdir(mode=0o700)
+        (tmp_path / "store").mkdir(mode=0o700)
+        limits = WalLimits.from_settings(settings.wal)
+        log = Log.open(tmp_path / "wal", disk=RealDisk(), clock=CLOCK, limits=limits, kinds=frozenset(WAL_KINDS))
+        logs.append(log)
+        qdrant, replica = FakeQdrant(), FakeReplica()
+        mirror = Mirror(log, replica, settings.replica, telemetry)
+        tasks.append(asyncio.create_task(mirror.run()))
+        mode = Mode(has_upstream=True, sync_on_connect=True, clock=CLOCK, telemetry=telemetry)
+        failures: list[str] = []
+
+        def connection_failed(reason: str) -> None:
+            failures.append(reason)
+            mode.upstream_changed(Verdict(up=False, since=0.0, reason=reason), pending=log.pending_count)
+
+        repairs = Repairs(
+            tmp_path / "store",
+            mode,
+            write_durably=lambda path: path.touch(),
+            remove_durably=lambda path: path.unlink(),
+            set_completeness=replica.set_completeness,
+            copy_again=replica.marked.append,
+            connection_failed=connection_failed,
+            telemetry=telemetry,
+        )
+        credentials = Credentials(
+            tmp_path / "store" / "ledger",
+            secret=b"s" * 32,
+            configured=Keys(),
+            upstream_key=None,
+            has_upstream=False,
+            clock=CLOCK,
+        )
+        parts = Parts(
+            settings=settings,
+            mode=mode,
+            upstream=qdrant,
+            replica=replica,
+            replica_writes=replica,
+            log=log,
+            mirror=mirror,
+            conflicts=Conflicts(),
+            gate=WriteGate(),
+            credentials=credentials,
+            scrubber=Scrubber.load(None),
+            repairs=repairs,
+            telemetry=telemetry,
+            clock=CLOCK,
+        )
+        return Rig(Router(parts), qdrant, replica, log, mode, failures, tmp_path / "store" / "in-doubt")
+
+    yield make
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for log in logs:
+        await log.close()
+
+
+def upsert(number: int = 1, text: str = "hello") -> Call:
+    request = points_pb2.UpsertPoints(collection_name="c", wait=True)
+    point = request.points.add(id=common.PointId(num=number))
+    point.vectors.vector.dense.data.extend([1.0, 2.0])
+    point.payload["text"].string_value = text
+    return Call(UPSERT, request.SerializeToString(), deadline=CLOCK.monotonic() + 30)
+
+
+def get(number: int = 1) -> Call:
+    request = points_pb2.GetPoints(collection_name="c", ids=[common.PointId(num=number)])
+    return Call(GET, request.SerializeToString(), deadline=CLOCK.monotonic() + 30)
+
+
+def source(reply: Reply) -> str:
+    return str(dict(reply.trailers)[rpc.SOURCE])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_a_read_is_forwarded_as_it_came(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    call = get()
+    reply = await rig.router.handle(call)
+    assert rig.qdrant.calls[0] is call
+    assert (reply.body, source(reply)) == (b"remote", "remote")
+    assert not rig.replica.reads
+
+
+async def test_a_method_of_a_newer_client_is_forwarded(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    reply = await rig.router.handle(Call("/qdrant.Points/FromTheFuture", b"\x08\x01"))
+    assert (reply.body, source(reply)) == (b"remote", "remote")
+
+
+@pytest.mark.parametrize(
+    ("failure", "connection_failed"),
+    [
+        (UpstreamUnreachable("refused", maybe_applied=False), True),
+        (UpstreamTimeout("slow", maybe_applied=True), False),
+        (Reply(code=Code.UNAVAILABLE, details="shard 3 is missing"), False),
+    ],
+)
+async def test_a_failed_read_is_answered_by_the_replica(make_rig: MakeRig, failure, connection_failed: bool) -> None:
+    rig = make_rig().online()
+    rig.qdrant.answers = [failure]
+    reply = await rig.router.handle(get())
+    assert (reply.body, source(reply)) == (b"local", "local")
+    assert bool(rig.failures) is connection_failed
+    trailers = dict(reply.trailers)
+    assert trailers[rpc.PENDING] == "0" and trailers[rpc.COMPLETENESS] == "complete" and rpc.STALE_WARNING in trailers
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
+        Code.FAILED_PRECONDITION,
+        Code.UNIMPLEMENTED,
+        Code.RESOURCE_EXHAUSTED,
+        Code.INTERNAL,
+    ],
+)
+@pytest.mark.parametrize("call", [upsert(), get()], ids=["write", "read"])
+async def test_refusals_of_qdrant_pass_untouched(make_rig: MakeRig, code: Code, call: Call) -> None:
+    rig = make_rig().online()
+    rig.qdrant.answers = [Reply(code=code, details="as Qdrant says", trailers=(("retry-after", "3"),))]
+    reply = await rig.router.handle(call)
+    assert (reply.code, reply.details, source(reply)) == (code, "as Qdrant says", "remote")
+    assert ("retry-after", "3") in reply.trailers
+    assert await rig.entries() == []
+    assert rig.mode.state is State.REMOTE
+
+
+async def test_an_acknowledged_write_is_mirrored_without_its_secrets(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    secret = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+    call = upsert(text=f"token {secret}")
+    reply = await rig.router.handle(call)
+    assert (reply.body, source(reply)) == (b"remote", "remote")
+    assert rig.qdrant.calls[0].body == call.body
+    ((state, entry),) = await rig.entries()
+    assert state is EntryState.SYNCED
+    assert secret.encode() not in entry.request
+    await until(lambda: len(rig.replica.applied) == 1)
+    assert rig.replica.applied[0].synced
+    assert rig.mode.state is State.REMOTE and rig.log.pending_count == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "maybe_applied", "after"),
+    [
+        (UpstreamUnreachable("refused", maybe_applied=False), False, State.LOCAL),
+        (UpstreamUnreachable("reset", maybe_applied=True), True, State.LOCAL),
+        (UpstreamTimeout("slow", maybe_applied=True), True, State.DRAINING),
+        (Reply(code=Code.UNAVAILABLE, details="shard 3 is missing"), True, State.DRAINING),
+    ],
+)
+async def test_a_write_that_qdrant_did_not_answer_goes_to_the_log(
+    make_rig: MakeRig, failure, maybe_applied: bool, after: State
+) -> None:
+    rig = make_rig().online()
+    rig.qdrant.answers = [failure]
+    reply = await rig.router.handle(upsert())
+    assert (reply.code, reply.body, source(reply)) == (Code.OK, b"applied", "local")
+    ((state, entry),) = await rig.entries()
+    assert (state, entry.maybe_applied, entry.collection) == (EntryState.PENDING, maybe_applied, "c")
+    assert rig.mode.state is after
+    # From now on reads must not ask Qdrant, which lacks the write.
+    assert source(await rig.router.handle(get())) == "local"
+
+
+async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
+    rig = make_rig()
+
+    async def client(number: int) -> None:
+        for turn in range(10):
+            await rig.router.handle(upsert(100 * number + turn))
+
+    await asyncio.gather(*(client(number) for number in range(4)))
+    logged = [points_pb2.UpsertPoints.FromString(entry.request).points[0].id.num for _, entry in await rig.entries()]
+    for number in range(4):
+        assert [one for one in logged if one // 100 == number] == [100 * number + turn for turn in range(10)]
+    assert rig.log.pending_count == 40
+
+
+async def test_what_the_replica_refuses_is_not_logged(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.replica.refusal = control_pb.PrepareResponse(code=3, details="Wrong input: Vector dimension error")
+    reply = await rig.router.handle(upsert())
+    assert (reply.code, reply.details) == (Code.INVALID_ARGUMENT, "Wrong input: Vector dimension error")
+    assert await rig.entries() == [] and not rig.replica.applied
+
+
+@pytest.mark.parametrize("online", [True, False])
+async def test_a_body_that_is_no_protobuf_is_refused_as_qdrant_does(make_rig: MakeRig, online: bool) -> None:
+    rig = make_rig().online() if online else make_rig()
+    reply = await rig.router.handle(Call(UPSERT, b"\xff\xff\xff"))
+    assert reply.code is Code.INTERNAL
+    assert reply.details.startswith("failed to decode Protobuf message")
+    assert await rig.entries() == []
+
+
+async def test_offline_refusals_say_why(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    snapshot = await rig.router.handle(Call("/qdrant.Snapshots/Create", b""))
+    unknown = await rig.router.handle(Call("/qdrant.Points/FromTheFuture", b""))
+    assert (snapshot.code, unknown.code) == (Code.UNAVAILABLE, Code.UNAVAILABLE)
+    assert "snapshots are files" in snapshot.details and "FromTheFuture" in unknown.details
+
+
+async def test_a_client_that_hangs_up_does_not_stop_a_write_halfway(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.qdrant.hold = asyncio.Event()
+    call = asyncio.create_task(rig.router.handle(upsert()))
+    await until(lambda: len(rig.qdrant.calls) == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    rig.qdrant.hold.set()
+    await until(lambda: len(rig.replica.applied) == 1)
+    await rig.router.settle(10)
+
+
+async def test_a_later_write_to_the_same_point_waits_for_the_earlier_one(make_rig: MakeRig) -> None:
+    """The first fails over to the log; the second, sent meanwhile, must not reach Qdrant before it."""
+    rig = make_rig().online()
+    rig.qdrant.hold = asyncio.Event()
+    rig.qdrant.answers = [UpstreamUnreachable("reset", maybe_applied=True)]
+    first = asyncio.create_task(rig.router.handle(upsert(7, "first")))
+    await until(lambda: len(rig.qdrant.calls) == 1)
+    second = asyncio.create_task(rig.router.handle(upsert(7, "second")))
+    other = asyncio.create_task(rig.router.handle(upsert(8, "other")))
+    await until(lambda: len(rig.qdrant.calls) == 2)
+    rig.qdrant.hold.set()
+    assert [source(reply) for reply in await asyncio.gather(first, second, other)] == ["local", "local", "remote"]
+    texts = {
+        points_pb2.UpsertPoints.FromString(call.body).points[0].payload["text"].string_value
+        for call in rig.qdrant.calls
+    }
+    assert texts == {"first", "other"}
+
+
+async def test_reads_after_the_switch_see_what_qdrant_acknowledged(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.replica.hold = asyncio.Event()
+    await rig.router.handle(upsert())
+    rig.qdrant.answers = [UpstreamUnreachable("gone", maybe_applied=False)]
+    reading = asyncio.create_task(rig.router.handle(get()))
+    await until(lambda: len(rig.qdrant.calls) == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not rig.replica.reads
+    rig.replica.hold.set()
+    assert source(await reading) == "local"
+    assert [entry.seq for entry in rig.replica.applied] == [1]
+
+
+async def test_an_acknowledged_write_that_the_log_refuses_puts_its_collection_in_doubt(make_rig: MakeRig) -> None:
+    settings = Settings.model_validate({"wal": {"entry_bytes": 5000}})
+    rig = make_rig(settings).online()
+    reply = await rig.router.handle(upsert(text="x" * 9000))
+    assert (reply.code, source(reply)) == (Code.OK, "remote")
+    await until(lambda: rig.replica.marked == ["c", "c"])
+    assert rig.marker.exists()
+
+
+async def test_complete_only_refuses_what_is_not_whole(make_rig: MakeRig) -> None:
+    rig = make_rig(Settings.model_validate({"replica": {"local_reads": "complete_only"}}))
+    rig.replica.answer = Reply(b"local", trailers=((rpc.COMPLETENESS, "hydrating"),))
+    reply = await rig.router.handle(get())
+    assert reply.code is Code.UNAVAILABLE and "hydrating" in reply.details
+
+
+async def test_best_effort_marks_what_is_not_whole(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.replica.answer = Reply(b"local", trailers=((rpc.COMPLETENESS, "hydrating"),))
+    reply = await rig.router.handle(get())
+    assert reply.is_ok and dict(reply.trailers)[rpc.COMPLETENESS] == "hydrating"
+
+
+async def test_the_stale_warning_goes_into_payloads_when_asked(make_rig: MakeRig) -> None:
+    rig = make_rig(Settings.model_validate({"responses": {"stale_warning": "payload"}}))
+    answer = points_pb2.GetResponse(result=[points_pb2.RetrievedPoint(id=common.PointId(num=1))])
+    rig.replica.answer = Reply(answer.SerializeToString())
+    reply = await rig.router.handle(get())
+    assert PAYLOAD_KEY in points_pb2.GetResponse.FromString(reply.body).result[0].payload
+
+
+async def test_the_marker_of_doubt_is_there_while_a_crash_would_lose_a_mirror_entry(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    assert not rig.marker.exists()
+    rig.qdrant.hold = asyncio.Event()
+    writing = asyncio.create_task(rig.router.handle(upsert()))
+    await until(lambda: len(rig.qdrant.calls) == 1)
+    assert rig.marker.exists()
+    rig.qdrant.hold.set()
+    await writing
+    # The next write finds Qdrant gone; its fsync covers the online write as well.
+    rig.qdrant.answers = [UpstreamUnreachable("gone", maybe_applied=False)]
+    await rig.router.handle(upsert(2))
+    await rig.router.handle(upsert(3))
+    assert not rig.marker.exists()
