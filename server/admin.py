@@ -14,7 +14,6 @@ Does not promise authentication: it listens on the loopback unless told otherwis
 from __future__ import annotations
 
 import errno
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
+from server.addresses import is_loopback, join_address, split_address
 from server.errors import AddressInUse, ConfigError, UnderstudyError
 from server.metrics import CONTENT_TYPE
 
@@ -80,7 +80,7 @@ class Admin:
             raise ConfigError(f"cannot listen on the admin address {address}: {error.strerror}") from error
         self._runner = runner
         bound_host, bound_port = runner.addresses[0][:2]
-        return f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        return join_address(bound_host, bound_port)
 
     async def stop(self) -> None:
         """Answer no more."""
@@ -153,25 +153,6 @@ class Admin:
 
     async def _sync(self, _request: web.Request) -> web.Response:
         return _json(await self._desk.sync())
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT or [IPV6]:PORT in parts. Raises ConfigError."""
-    host, separator, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"`{address}` is not HOST:PORT", hint="For instance 127.0.0.1:6335")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_of(header: str) -> str:

@@ -35,6 +35,10 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _unless_off(value: object) -> object:
+    return None if value in ("off", "none", "") else value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=10 * 365 * 86400)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -237,7 +241,9 @@ class Settings(Section):
     """The whole configuration."""
 
     listen: str = Field("127.0.0.1:6334", description="HOST:PORT for Qdrant clients; port 0 picks one")
-    admin: str | None = Field("127.0.0.1:6335", description="HOST:PORT of status page and metrics; none = off")
+    admin: Annotated[str | None, BeforeValidator(_unless_off)] = Field(
+        "127.0.0.1:6335", description="HOST:PORT of status page and metrics; `off` = none"
+    )
     vectorstore: VectorStore = VectorStore()
     edge: Edge = Edge()
     health: Health = Health()

@@ -45,6 +45,19 @@ class DataDirUnusable(UnderstudyError):
     hint = "Choose another directory with --data-dir or mend its owner and mode"
 
 
+class AdminUnreachable(UnderstudyError):
+    """A command found no running server behind the admin port."""
+
+    exit_code = 9
+    hint = "Is `understudy serve` running, with this admin address? Name another with --admin HOST:PORT"
+
+
+class AdminRefused(UnderstudyError):
+    """A running server did not do what a command asked for."""
+
+    exit_code = 10
+
+
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,204 @@
+"""Commands that ask a running server, through its admin port: `status`, `hydrate`, `sync`.
+
+Promises: says plainly when nobody answers there. Does not start anything.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.addresses import split_address
+from server.cli.options import AdminAddress, AsJson, ConfigFile, settings_from
+from server.cli.output import as_json, console, duration, facts, size, table
+from server.errors import AdminRefused, AdminUnreachable, ConfigError
+
+TIMEOUT_SECONDS = 10.0
+GUARD_HEADER = "x-understudy-admin"
+POLL_SECONDS = 0.5
+
+_STATES = {
+    "remote": "[bold green]REMOTE[/bold green]  Qdrant answers",
+    "local": "[bold yellow]LOCAL[/bold yellow]  Understudy answers",
+    "draining": "[bold blue]DRAINING[/bold blue]  Qdrant is back, pending writes are being replayed",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(
+        epilog="Examples:\n\n\b\nunderstudy status\nunderstudy status --admin 127.0.0.1:6335 --json | jq .pending"
+    )(status)
+    app.command(epilog="Examples:\n\n\b\nunderstudy hydrate\nunderstudy hydrate documents memories")(hydrate)
+    app.command(epilog="Example:\n\n\b\nunderstudy sync")(sync)
+
+
+def status(admin: AdminAddress = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
+    """Show what the running server does: state, pending writes, cursors, breaker, collections, last sync."""
+    document = Port.of(admin, config).get("/status")
+    if as_json_:
+        as_json(document)
+    else:
+        show_status(document)
+
+
+def hydrate(
+    collections: Annotated[
+        list[str] | None, typer.Argument(metavar="[COLLECTION]...", help="Which ones; none named: all.")
+    ] = None,
+    admin: AdminAddress = None,
+    wait: Annotated[bool, typer.Option(help="Show progress until it is done.")] = True,
+    config: ConfigFile = None,
+) -> None:
+    """Copy collections from Qdrant into the replica again, now."""
+    port = Port.of(admin, config)
+    names = list(collections or [])
+    port.post("/hydrate", {"collections": names})
+    if not wait:
+        console.print("asked for; `understudy status` shows how far it is")
+        return
+    if not _follow(port.get, names):
+        raise typer.Exit(1)
+
+
+def sync(admin: AdminAddress = None, config: ConfigFile = None) -> None:
+    """Replay what is pending now. With sync_on_connect it happens by itself."""
+    port = Port.of(admin, config)
+    port.post("/sync", {})
+    pending = int(port.get("/status").get("pending") or 0)
+    console.print("nothing is pending" if not pending else f"asked for; {pending} pending, see `understudy status`")
+
+
+class Port:
+    """The admin port of a running server."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._host, self._port = split_address(address)
+
+    @classmethod
+    def of(cls, admin: str | None, config: Any) -> Port:
+        """The port that flags, environment, file or defaults name. Raises ConfigError when it is switched off."""
+        address = settings_from(config, admin=admin).settings.admin
+        if address is None:
+            raise ConfigError("the admin port is switched off", hint="Set `admin` to HOST:PORT")
+        return cls(address)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What GET answers. Raises AdminUnreachable, AdminRefused."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What POST answers. Raises AdminUnreachable, AdminRefused."""
+        return self._ask("POST", path, json.dumps(body).encode())
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request(method, path, body, {GUARD_HEADER: "1", "Content-Type": "application/json"})
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise AdminUnreachable(f"no Understudy answers at {self.address} ({error})") from error
+        finally:
+            connection.close()
+        if not isinstance(document, dict):
+            raise AdminUnreachable(f"what answers at {self.address} is not Understudy")
+        if answer.status != 200:
+            raise AdminRefused(str(document.get("error", f"the server answered {answer.status}")))
+        return document
+
+
+def show_status(document: dict[str, Any]) -> None:
+    """The status as a person reads it."""
+    state = str(document.get("state", "")).lower()
+    upstream = document.get("upstream")
+    console.print(
+        _STATES.get(state, escape(state)) if upstream else "[bold blue]LOCAL STORE[/bold blue]  no Qdrant yet"
+    )
+    replica, wal = document.get("replica") or {}, document.get("wal") or {}
+    pending = f"{document.get('pending', 0)}"
+    oldest = document.get("oldest_pending_age_seconds")
+    if oldest is not None:
+        pending += f", the oldest for {duration(oldest)}"
+    breaker = document.get("breaker")
+    phase = breaker.get("phase") if isinstance(breaker, dict) else breaker
+    facts(
+        [
+            ("upstream", escape(str(upstream or "none"))),
+            ("since", f"{document.get('since', '')}  {escape(str(document.get('reason') or ''))}"),
+            ("pending", pending),
+            (
+                "cursors",
+                f"last {document.get('last_seq', 0)}, at Qdrant {document.get('replayed_seq', 0)}, "
+                f"in the replica {document.get('applied_seq', 0)}",
+            ),
+            ("breaker", str(phase or "").replace("_", "-")),
+            ("last sync", str(document.get("last_sync") or "never")),
+            ("replay", escape(_replay(document.get("replay") or {}))),
+            ("quarantine", str(_count(document.get("quarantine")))),
+            ("replica", f"pid {replica.get('pid')}, {replica.get('restarts', 0)} restarts"),
+            ("log", size(wal.get("bytes")) + (f", takes no writes: {wal['latched']}" if wal.get("latched") else "")),
+            ("version", str(document.get("version", ""))),
+        ]
+    )
+    rows = document.get("collections") or []
+    if rows:
+        made = table("collection", "local copy", "points#", "expected#", "index")
+        for row in rows:
+            made.add_row(
+                escape(str(row.get("name"))),
+                str(row.get("completeness")),
+                str(row.get("points", 0)),
+                str(row.get("expected_points", 0)),
+                str(row.get("index_state", "")),
+            )
+        console.print()
+        console.print(made)
+
+
+def _replay(replay: dict[str, Any]) -> str:
+    words = [str(replay[key]) for key in ("state",) if replay.get(key)]
+    words += [f"{key} {replay[key]}" for key in ("attempt", "remaining") if replay.get(key)]
+    words += [f"last error: {replay['last_error']}"] if replay.get("last_error") else []
+    return ", ".join(words) or "idle"
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list) else int(value or 0)
+
+
+def _follow(get: Callable[[str], dict[str, Any]], names: list[str]) -> bool:
+    """Show progress until no collection is being copied; False when one of them failed."""
+    bars: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        while True:
+            rows = [row for row in get("/status").get("collections") or [] if not names or row.get("name") in names]
+            for row in rows:
+                name, points = str(row.get("name")), int(row.get("points") or 0)
+                total = max(int(row.get("expected_points") or 0), points)
+                if name not in bars:
+                    bars[name] = progress.add_task(escape(name), total=total)
+                progress.update(bars[name], completed=points, total=total)
+            if not any(_is_copying(row) for row in rows):
+                break
+            time.sleep(POLL_SECONDS)
+    missing = [name for name in names if name not in bars]
+    for name in missing:
+        console.print(f"{escape(name)}: neither Qdrant nor the replica has it")
+    failed = [row for row in rows if row.get("completeness") not in ("complete", "COMPLETE")]
+    for row in failed:
+        console.print(f"{escape(str(row.get('name')))}: {row.get('completeness')}, see the server's log")
+    return not failed and not missing
+
+
+def _is_copying(row: dict[str, Any]) -> bool:
+    return str(row.get("completeness", "")).lower() == "hydrating"
