@@ -2,11 +2,11 @@
 
 Promises: copy-before-fire. `fire` copies the list of subscribers under the lock, releases the lock, and only then hands
 the event to each one's own queue, so it never waits for a callback. Each subscriber gets every event that was fired
-while it was subscribed, once, in order, on a thread of its own: it may block, raise, subscribe, unsubscribe or fire.
-The thread lives only while there is something to deliver.
+while it was subscribed, once, in the one order of all, on a thread of its own: it may block, raise, subscribe,
+unsubscribe or fire. The thread lives only while there is something to deliver.
 Limit: a subscriber that lags `limit` events behind loses the oldest ones; `Subscription.dropped` counts them and the
-log says so. Does not promise that two subscribers hear of an event at the same time, nor that events fired by several
-threads at once reach all in the same order, nor delivery after the process ends.
+log says so. Does not promise that two subscribers hear of an event at the same time, nor delivery after the process
+ends.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class Subscribers(Generic[E]):
             raise ValueError("limit ≥ 1 is needed")
         self._limit = limit
         self._lock = threading.Lock()
+        # Re-entrant: a log handler that fires must not hang.
+        self._order = threading.RLock()
         self._subscriptions: list[Subscription[E]] = []
 
     def subscribe(self, callback: Callable[[E], None]) -> Subscription[E]:
@@ -97,11 +99,13 @@ class Subscribers(Generic[E]):
         return subscription
 
     def fire(self, event: E) -> None:
-        """Tell every subscriber of this moment. Returns at once; events of one caller arrive in its order."""
-        with self._lock:
-            subscriptions = list(self._subscriptions)
-        for subscription in subscriptions:
-            subscription._put(event)
+        """Tell every subscriber of this moment. Returns at once, whatever they do."""
+        # One order for all, also when callbacks or several threads fire: queueing calls nobody, so nobody can block it.
+        with self._order:
+            with self._lock:
+                subscriptions = list(self._subscriptions)
+            for subscription in subscriptions:
+                subscription._put(event)
 
     def _remove(self, subscription: Subscription[E]) -> None:
         with self._lock:
