@@ -22,7 +22,7 @@ from server.replica.points import Key, id_of, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection
 from server.replica.refusal import NotServed, Refusal, empty_update, invalid, no_point, no_vector_name
-from server.replica.vector_forms import canonical_map, fields_of
+from server.replica.vector_forms import checked_map, fields_of
 from server.rpc import Code
 
 # What one write becomes: None = it is plain as it stands, else the plain writes that replace it, in order.
@@ -61,7 +61,7 @@ class Resolver:
             keys.append(key_of(point.id))
             if not point.HasField("vectors"):
                 raise invalid("Expected some vectors")
-            canonical_map(point.vectors, fields, f"points[{at}]")
+            checked_map(point.vectors, fields, f"points[{at}]")
         mode = request.update_mode
         if mode == pb.UpdateMode.Upsert and not request.HasField("update_filter"):
             return None
@@ -108,7 +108,7 @@ class Resolver:
             keys.append(key_of(point.id))
             if not point.HasField("vectors"):
                 raise invalid("vectors is expected")
-            canonical_map(point.vectors, fields, f"points[{at}]")
+            checked_map(point.vectors, fields, f"points[{at}]")
         if not catalogue.is_whole(collection):
             self._check_filter(collection, request)
             return None

@@ -28,6 +28,7 @@ UNNAMED = ""
 # Squared lengths this near to 0 or 1 count as zero or as normalised already, and are left alone.
 _ZERO_LENGTH = np.float32(1.1920929e-07)
 _UNIT_TOLERANCE = np.float32(1.0e-6)
+_ROUNDED = frozenset((collections.Datatype.Uint8, collections.Datatype.Float16))
 _INFERENCE = frozenset(("document", "image", "object"))
 _NO_INFERENCE = "vectors made by Qdrant's own inference (Document, Image, InferenceObject) need the server"
 
@@ -72,26 +73,35 @@ def _dense_field(name: str, params: collections.VectorParams) -> Field:
 
 
 def canonical_map(vectors: points.Vectors, fields: Fields, place: str) -> VectorMap:
-    """All vectors of one point, checked. `place` names the point in messages, such as `points[0]`.
+    """All vectors of one point as they are stored. `place` names the point in messages, such as `points[0]`.
 
     Raises Refusal as Qdrant would: unknown name, wrong dimension, empty vector, sparse for dense.
     """
+    return {name: _stored(vector, fields[name]) for name, vector in checked_map(vectors, fields, place).items()}
+
+
+def checked_map(vectors: points.Vectors, fields: Fields, place: str) -> VectorMap:
+    """All vectors of one point with their oneof set, values as they came. Raises as `canonical_map` does."""
     form = vectors.WhichOneof("vectors_options")
     if form is None:
         raise invalid("Expected some vectors")
     if form == "vector":
-        field = fields.get(UNNAMED)
-        return {UNNAMED: canonical(vectors.vector, field, UNNAMED, f"{place}.vector.vector")}
+        return {UNNAMED: _checked(vectors.vector, fields.get(UNNAMED), UNNAMED, f"{place}.vector.vector")}
     return {
-        name: canonical(vector, fields.get(name), name, f"{place}.vector.vectors.{name}", named=True)
+        name: _checked(vector, fields.get(name), name, f"{place}.vector.vectors.{name}", named=True)
         for name, vector in sorted(vectors.vectors.vectors.items())
     }
 
 
-def canonical(
+def canonical(vector: points.Vector, field: Field | None, name: str, place: str) -> points.Vector:
+    """One vector as its field stores it. Raises as `canonical_map` does."""
+    checked = _checked(vector, field, name, place)
+    return checked if field is None else _stored(checked, field)
+
+
+def _checked(
     vector: points.Vector, field: Field | None, name: str, place: str, *, named: bool = False
 ) -> points.Vector:
-    """One vector, checked against its field. Raises Refusal as Qdrant would."""
     vector = with_oneof(vector)
     form = vector.WhichOneof("vector")
     if form in _INFERENCE:
@@ -117,10 +127,54 @@ def canonical(
             raise wrong_input(
                 f"Vector dimension error: expected dim: {field.size}, got {len(row.data)}{suffix}",
             )
-    kept = [points.DenseVector(data=stored_values(row.data, field)) for row in rows]
+    if field.is_multi and form == "dense":
+        return points.Vector(multi_dense=points.MultiDenseVector(vectors=rows))
+    return vector
+
+
+def _stored(vector: points.Vector, field: Field) -> points.Vector:
+    """A checked vector with the values that its field keeps."""
+    if field.is_sparse or not (field.is_cosine or field.datatype in _ROUNDED):
+        return vector
     if field.is_multi:
-        return points.Vector(multi_dense=points.MultiDenseVector(vectors=kept))
-    return points.Vector(dense=kept[0])
+        rows = [_stored_row(row, field) for row in vector.multi_dense.vectors]
+        return points.Vector(multi_dense=points.MultiDenseVector(vectors=rows))
+    return points.Vector(dense=_stored_row(vector.dense, field))
+
+
+def _stored_row(row: points.DenseVector, field: Field) -> points.DenseVector:
+    return dense_of(stored_values(floats_of(row), field))
+
+
+# A DenseVector on the wire is one field, packed floats: by way of its bytes it becomes an array and back in one copy,
+# a hundred times as fast as float by float.
+_DATA_TAG = b"\x0a"
+
+
+def floats_of(row: points.DenseVector) -> Floats:
+    """The values of a dense vector. Read-only."""
+    if not row.data:
+        return np.empty(0, dtype=np.float32)
+    body = row.SerializeToString()
+    size = 4 * len(row.data)
+    # Tag and length, then the values; unknown fields of a newer client would follow.
+    start = 1 + len(_varint(size))
+    return np.frombuffer(body, dtype="<f4", count=len(row.data), offset=start)
+
+
+def dense_of(values: Floats) -> points.DenseVector:
+    """A dense vector of these values."""
+    body = values.astype("<f4", copy=False).tobytes()
+    return points.DenseVector.FromString(_DATA_TAG + _varint(len(body)) + body)
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def with_oneof(vector: points.Vector) -> points.Vector:
@@ -169,7 +223,7 @@ def _bad_sparse(place: str, why: str) -> Refusal:
 
 def stored_values(data: Iterable[float], field: Field) -> Floats:
     """Values as the field stores them: normalised for Cosine, rounded to the datatype."""
-    values: Floats = np.fromiter(data, dtype=np.float32)
+    values: Floats = data if isinstance(data, np.ndarray) else np.fromiter(data, dtype=np.float32)
     if field.datatype == collections.Datatype.Uint8:
         # Rust's `as u8`: cuts, saturates, NaN is 0. Qdrant does not normalise bytes.
         values = np.nan_to_num(np.clip(np.trunc(values), 0, 255), nan=0.0).astype(np.float32)

@@ -90,12 +90,12 @@ class Script:
     def vector(self) -> dict[str, Any]:
         """Some of the vectors of a point."""
         vectors: dict[str, Any] = {
-            "d": [self._rng.uniform(-2, 2) for _ in range(3)],
-            "e": [self._rng.uniform(-2, 2) for _ in range(2)],
+            "d": [self._rng.randrange(-16, 17) / 8 for _ in range(3)],
+            "e": [self._rng.randrange(-16, 17) / 8 for _ in range(2)],
             "s": models.SparseVector(
-                indices=self._rng.sample(range(20), 3), values=[self._rng.uniform(0.1, 1) for _ in range(3)]
+                indices=self._rng.sample(range(20), 3), values=[self._rng.randrange(1, 9) / 8 for _ in range(3)]
             ),
-            "m": [[self._rng.uniform(-2, 2) for _ in range(2)] for _ in range(self._rng.randint(1, 3))],
+            "m": [[self._rng.randrange(-16, 17) / 8 for _ in range(2)] for _ in range(self._rng.randint(1, 3))],
         }
         return {name: vectors[name] for name in self._rng.sample(sorted(vectors), self._rng.randint(1, 4))}
 
