@@ -1,8 +1,8 @@
 """`make demo`: a whole outage on real data, in the terminal.
 
 Loads half of scikit-learn's digits through Understudy, kills Qdrant with SIGKILL while clients go on reading and
-writing, brings it back, watches the log drain and compares both sides. The last line counts client errors, lost and different
-points; all zero is exit code 0.
+writing, brings it back, watches the log drain and compares both sides. The last line counts client errors,
+lost and different points; all zero is exit code 0.
 
 Qdrant is the test suite's stand-in unless QDRANT_BIN names a real server binary.
 """

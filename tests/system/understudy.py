@@ -148,7 +148,7 @@ class Understudy:
 
         def complete() -> bool:
             found = [one for one in self.status()["collections"] if one["name"] == collection]
-            return bool(found) and str(found[0]["completeness"]).upper().endswith("COMPLETE")
+            return bool(found) and found[0]["completeness"] == "complete"
 
         self._wait(complete, seconds, f"collection {collection} is complete in the replica")
 
