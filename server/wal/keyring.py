@@ -6,7 +6,7 @@ others may touch, that belongs to somebody else, or that is not a plain file, is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,11 @@ class Keyring:
             ) from None
 
 
-def load_keys(disk: Disk, wal_directory: Path) -> Keyring:
-    """Every key in `keys/`. Raises WalKeyUnsafe for a file that cannot be trusted."""
+def load_keys(disk: Disk, wal_directory: Path, names: Sequence[str]) -> Keyring:
+    """The keys among the names in `keys/`. Raises WalKeyUnsafe for a file that cannot be trusted."""
     directory = wal_directory / KEYS_DIRECTORY
     keys = {}
-    for name in disk.names(directory):
+    for name in names:
         if name.endswith(KEY_SUFFIX):
             key = _load_key(disk, directory / name)
             if name != key_id_of(key).hex() + KEY_SUFFIX:

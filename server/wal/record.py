@@ -39,6 +39,8 @@ FRAME_TRAILER_BYTES = MAC_BYTES + CRC_BYTES
 FRAME_OVERHEAD_BYTES = FRAME_HEADER_BYTES + FRAME_TRAILER_BYTES
 
 _HEAD_CLEAN = 1
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
 
 
 class EntryState(Enum):
@@ -160,8 +162,8 @@ class Signer:
 
     def __init__(self, key: bytes) -> None:
         padded = key.ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+        self._inner = hashlib.sha256(padded.translate(_INNER_PAD))
+        self._outer = hashlib.sha256(padded.translate(_OUTER_PAD))
 
     def mac(self, *parts: bytes) -> bytes:
         """MAC of the parts put end to end."""

@@ -125,15 +125,21 @@ class Survey:
 def survey(disk: Disk, directory: Path, rules: FrameRules, *, deep: bool = False) -> Survey:
     """Read a directory. Raises WalKeyMissing and WalKeyUnsafe; everything else becomes a Problem."""
     names = disk.names(directory)
-    found = Survey(directory, load_keys(disk, directory))
+    key_names = disk.names(directory / KEYS_DIRECTORY)
+    quarantine_names = disk.names(directory / QUARANTINE_DIRECTORY)
+    found = Survey(directory, load_keys(disk, directory, key_names))
     numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
     found.temporaries = [
         folder / name
-        for folder in (directory, directory / KEYS_DIRECTORY, directory / QUARANTINE_DIRECTORY)
-        for name in disk.names(folder)
+        for folder, names_there in (
+            (directory, names),
+            (directory / KEYS_DIRECTORY, key_names),
+            (directory / QUARANTINE_DIRECTORY, quarantine_names),
+        )
+        for name in names_there
         if name.endswith(TEMP_SUFFIX)
     ]
-    quarantined = [name for name in disk.names(directory / QUARANTINE_DIRECTORY) if not name.endswith(TEMP_SUFFIX)]
+    quarantined = [name for name in quarantine_names if not name.endswith(TEMP_SUFFIX)]
     if not found.keyring.keys and (numbers or HEAD_NAME in names or quarantined):
         raise WalKeyMissing(f"{directory} holds a log and no key in {found.keyring.directory}")
     if HEAD_NAME in names:

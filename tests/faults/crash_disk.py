@@ -81,6 +81,7 @@ class _Directory:
     live: dict[str, int] = field(default_factory=dict)
     durable: dict[str, int] = field(default_factory=dict)
     pending: list[_NameChange] = field(default_factory=list)
+    children: set[str] = field(default_factory=set)
 
     def change(self, **changes: int | None) -> None:
         self.pending.append(_NameChange(dict(changes)))
@@ -194,6 +195,8 @@ class CrashDisk:
                         _apply(names, change.changes)
                 twin.directories[path] = _Directory(live=names, durable=dict(names))
                 twin.durable_directories.add(path)
+        for path in twin.directories.keys() - {Path("/")}:
+            twin.directories[path.parent].children.add(path.name)
         return twin
 
     def after_kill(self) -> CrashDisk:
@@ -240,14 +243,15 @@ class CrashDisk:
                 if part not in self.directories:
                     self.called("mkdir", part)
                     self.directories[part] = _Directory()
+                    self.directories[part.parent].children.add(part.name)
                     self.called("sync_directory", part.parent)
                     self.durable_directories.add(part)
 
     def names(self, path: Path) -> list[str]:
         with self.guard:
             self.called("names", path)
-            children = {child.name for child in self.directories if child.parent == path and child != path}
-            return sorted(children | set(self.directories[path].live)) if path in self.directories else []
+            directory = self.directories.get(path)
+            return sorted(directory.children | directory.live.keys()) if directory is not None else []
 
     def facts(self, path: Path) -> FileFacts | None:
         with self.guard:
@@ -345,6 +349,8 @@ class CrashDisk:
             if path in self.durable_directories:
                 self.durable_directories.discard(path)
                 self.durable_directories.add(moved)
+        self.directories[source.parent].children.discard(source.name)
+        self.directories[target.parent].children.add(target.name)
 
     def _file(self, path: Path) -> _CrashFile:
         file = _CrashFile(self, path, self._inode(path))

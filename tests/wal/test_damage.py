@@ -14,7 +14,7 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.opening import open_directory
 from server.wal.reader import Stretch, read_entries
-from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES
+from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, NewRecord
 from server.wal.scan import HEAD_NAME, segment_name, survey
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
@@ -31,7 +31,8 @@ async def written(*, clean: bool, seed: str = "", limits: WalLimits | None = Non
     disk = CrashDisk()
     log = opened(disk=disk, entropy=Entropy(seed), limits=limits)
     for body in BODIES:
-        await log.append(entry(body))
+        # One with principal and trace, two without: fewer bits, same kinds of field.
+        await log.append(entry(body) if body == BODIES[1] else NewRecord(1, PENDING, body))
     await log.mark_replayed(replayed)
     files = disk.everything()
     await log.close()
@@ -148,22 +149,23 @@ async def test_every_order_drop_duplicate_and_splice_of_records() -> None:
         data = files[FIRST]
         frames = frames_of(data)
         foreign = frames_of(other[FIRST])
-        known = [*range(len(frames)), *range(-len(foreign), 0)]
-        tried = 0
-        for length in range(len(frames) + 2):
-            for order in itertools.product(known, repeat=length):
-                chosen = [frames[n] if n >= 0 else foreign[n] for n in order]
-                if length > 4 or order == tuple(range(length)):
-                    continue
-                result = outcome({**files, FIRST: data[:SEGMENT_HEADER_BYTES] + b"".join(chosen)})
-                if isinstance(result, Accepted):
-                    # Foreign checksums are wrong here, so a foreign tail looks torn; it must be cut.
-                    kept = len(result.bodies)
-                    assert order[:kept] == tuple(range(kept)), order
-                    assert result.cut, order
-                    assert not clean or kept == len(BODIES), order
-                tried += 1
-        assert tried > 500
+        own = range(len(frames))
+        orders = [order for n in range(len(frames) + 1) for order in itertools.product(own, repeat=n)]
+        # Spliced: one frame of another log, in the place of or before each of ours.
+        for at, strange in itertools.product(own, range(-len(foreign), 0)):
+            orders += [(*own[:at], strange, *own[at + 1 :]), (*own[:at], strange, *own[at:])]
+        for order in orders:
+            if order == tuple(range(len(order))):
+                continue
+            chosen = [frames[n] if n >= 0 else foreign[n] for n in order]
+            result = outcome({**files, FIRST: data[:SEGMENT_HEADER_BYTES] + b"".join(chosen)})
+            if isinstance(result, Accepted):
+                # The checksums of another log are wrong here, so at the end they look torn.
+                kept = len(result.bodies)
+                assert order[:kept] == tuple(range(kept)), order
+                assert result.cut, order
+                assert not clean or kept == len(BODIES), order
+        assert len(orders) > 50
 
 
 async def test_every_flipped_bit_of_the_head_and_of_the_key() -> None:
@@ -241,7 +243,7 @@ async def test_segments_that_are_dropped_exchanged_cut_or_added(clean: bool) -> 
             assert isinstance(outcome({**files, path: files[path][:length]}), WalDamaged), (path, length)
         for extra in (b"\0", frames_of(files[path])[0]):
             assert isinstance(outcome({**files, path: files[path] + extra}), WalDamaged)
-        for offset, flipped in flips(files[path]):
+        for offset, flipped in itertools.islice(flips(files[path]), 0, None, 9):
             assert isinstance(outcome({**files, path: flipped}), WalDamaged), (path, offset)
 
 
