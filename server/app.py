@@ -150,7 +150,7 @@ class Understudy:
         replica = ReplicaProcess(store, settings.replica, clock=clock, telemetry=telemetry)
         await replica.start()
         stack.push_async_callback(replica.stop)
-        mirror = Mirror(log, replica.control, settings.replica, telemetry)
+        mirror = Mirror(log, replica.control, settings.replica, telemetry, has_remote=upstream is not None)
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
 

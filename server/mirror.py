@@ -38,13 +38,22 @@ class ApplyControl(Protocol):
 class Mirror:
     """Carries the log to the replica. Belongs to one event loop."""
 
-    def __init__(self, log: Log, control: ApplyControl, settings: config.Replica, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        log: Log,
+        control: ApplyControl,
+        settings: config.Replica,
+        telemetry: Telemetry,
+        *,
+        has_remote: bool = True,
+    ) -> None:
         self.applied_seq = 0
         self.rewound = False
         self._log = log
         self._control = control
         self._settings = settings
         self._telemetry = telemetry
+        self._has_remote = has_remote
         self._results: OrderedDict[int, control_pb.Applied] = OrderedDict()
         self._moved = asyncio.Event()
         self._attached = asyncio.Event()
@@ -80,7 +89,9 @@ class Mirror:
     async def _attach(self) -> None:
         # The replica may hold what this process has logged; beyond the log as opened it holds what a power cut took.
         last_seq = self._log.last_seq if self._known_before else self._log.opened_at_seq
-        answer = await self._control.attach(control_pb.AttachRequest(last_seq=last_seq, log_id=self._log.log_id))
+        answer = await self._control.attach(
+            control_pb.AttachRequest(last_seq=last_seq, log_id=self._log.log_id, no_remote=not self._has_remote)
+        )
         self._known_before = True
         self.applied_seq = answer.applied_seq
         self.rewound = self.rewound or answer.rewound

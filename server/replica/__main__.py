@@ -99,7 +99,7 @@ def _bind(add: Callable[[str], int], options: argparse.Namespace) -> str:
 def _own_the_catalogue(parts: Parts) -> None:
     """Alone there is no remote: what is here is all there is."""
     with parts.store.transaction() as tx:
-        tx.set_meta(catalogue.KNOWN, "1")
+        tx.set_meta(catalogue.NO_REMOTE, "1")
 
 
 def _await_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from server.replica.requests import parse
 from server.rpc import Code
 
 KNOWN = "catalogue_known"
+NO_REMOTE = "no_remote"
 REMOTE_VERSION = "remote_version"
 
 # What a current server uses where a request says nothing.
@@ -40,7 +41,7 @@ _DEFAULT_WAL = pb.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0, wal_re
 
 def is_known(reads: Reads) -> bool:
     """Whether the remote's list of collections was read once, or no remote exists."""
-    return reads.meta(KNOWN) == "1"
+    return reads.meta(KNOWN) == "1" or reads.meta(NO_REMOTE) == "1"
 
 
 def find(reads: Reads, name: str) -> Collection:

@@ -49,6 +49,7 @@ class Imports:
                 for collection in tx.collections():
                     _set_completeness(tx, collection, control.COMPLETENESS_STALE)
             tx.set_meta(_LOG_ID, request.log_id)
+            tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
         return control.AttachResponse(applied_seq=applied_seq, rewound=rewound)
 
     # --- the catalogue -----------------------------------------------------------------------------------------------

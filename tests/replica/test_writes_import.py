@@ -131,6 +131,14 @@ def test_a_store_that_ran_alone_meets_a_log(tmp_path: Path) -> None:
         assert _attach(made, 3) == (0, False)
 
 
+def test_without_a_remote_the_catalogue_here_is_all_there_is(here: Local) -> None:
+    assert not catalogue.is_known(here.store)
+    here.imports.attach(control.AttachRequest(log_id="L", no_remote=True))
+    assert catalogue.is_known(here.store)
+    here.imports.attach(control.AttachRequest(log_id="L"))
+    assert not catalogue.is_known(here.store)
+
+
 # --- the catalogue ---------------------------------------------------------------------------------------------------
 
 

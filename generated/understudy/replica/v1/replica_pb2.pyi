@@ -22,12 +22,14 @@ COMPLETENESS_COMPLETE: Completeness
 COMPLETENESS_STALE: Completeness
 
 class AttachRequest(_message.Message):
-    __slots__ = ("last_seq", "log_id")
+    __slots__ = ("last_seq", "log_id", "no_remote")
     LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    NO_REMOTE_FIELD_NUMBER: _ClassVar[int]
     last_seq: int
     log_id: str
-    def __init__(self, last_seq: _Optional[int] = ..., log_id: _Optional[str] = ...) -> None: ...
+    no_remote: bool
+    def __init__(self, last_seq: _Optional[int] = ..., log_id: _Optional[str] = ..., no_remote: _Optional[bool] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("applied_seq", "rewound")
