@@ -7,7 +7,6 @@ others say that it must be stopped. Nothing is removed: `reset` moves the log aw
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +27,9 @@ from server.wal import inspect
 from server.wal.inspect import ListedRecord, ListState, WalStatus
 from server.wal.limits import WalLimits
 from server.wal.quarantine import QuarantineItem
+
+# A moment as part of a file name: 20260131T235959Z.
+_PLAIN = str.maketrans({"-": None, ":": None, " ": "T"})
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -97,8 +99,9 @@ def list_(
         found = inspect.list_records(_directory(settings), state=state, after_seq=after, limit=limit)
         rows = [describe(listed) for listed in found]
     except WalLocked as locked:
-        answer = _ask(settings, f"/wal?after={after}&limit={limit}", locked)
-        rows = [row for row in answer.get("entries", []) if state is None or row.get("state") == state.value]
+        rows = [
+            row for row in _running_rows(settings, after, limit, locked) if state in (None, ListState(row["state"]))
+        ]
     if as_json_:
         as_json(rows)
         return
@@ -162,7 +165,7 @@ def reset(data_dir: DataDir = None, yes: Yes = False, config: ConfigFile = None)
         pending = inspect.inspect_status(directory).pending_count
         question = f"{pending} writes are pending and would not reach Qdrant." if pending else "Nothing is pending."
         typer.confirm(f"{question} Move {directory} aside?", abort=True)
-    moved = inspect.reset(directory, datetime.now(UTC).strftime("reset-%Y%m%dT%H%M%SZ"))
+    moved = inspect.reset(directory, f"reset-{moment(SystemClock().wall_ns()).translate(_PLAIN)}")
     console.print(f"moved to {escape(str(moved))}; move it back to undo this")
 
 
@@ -261,6 +264,16 @@ def _ask(settings: Settings, path: str, locked: WalLocked) -> dict[str, Any]:
             f"{locked.args[0]}, and no server answers at {settings.admin}",
             hint="Name its admin port with --admin HOST:PORT, or stop it",
         ) from unreachable
+
+
+def _running_rows(settings: Settings, after: int, limit: int, locked: WalLocked) -> list[dict[str, Any]]:
+    """Entries as the running server lists them; a pending one behind the cursor has been replayed."""
+    replayed_seq = int(_ask(settings, "/status", locked).get("replayed_seq") or 0)
+    rows: list[dict[str, Any]] = _ask(settings, f"/wal?after={after}&limit={limit}", locked).get("entries", [])
+    for row in rows:
+        if row["state"] == ListState.PENDING.value and row["seq"] <= replayed_seq:
+            row["state"] = ListState.REPLAYED.value
+    return rows
 
 
 def _applied_seq(store: Path) -> int:

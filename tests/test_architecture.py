@@ -1,0 +1,197 @@
+"""What the house promises about itself: contracts, limits, documentation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from typer.main import get_command
+
+from server import errors
+from server.cli import app
+from server.config import SEED_NAMES, environment_name, key_paths
+from server.logs import Message
+from server.metrics import NAMES
+from tools.configuration import PAGE, page
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "server").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+DOCS = ROOT / "docs"
+
+FILE_LINES_MOST = 450
+TEST_FILE_LINES_MOST = 700
+FUNCTION_LINES_MOST = 80
+BANNED_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|common|misc)($|_)")
+
+# The only modules that read the machine's clocks, and those that make a write durable.
+CLOCKS = {"server/clock.py"}
+SYNCS = {"server/wal/files.py"}
+CLOCK_READS = {"time", "monotonic", "perf_counter", "time_ns", "monotonic_ns", "now", "utcnow", "today"}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with its dotted name, such as `time.time`."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_imports_keep_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS, "run `lint-imports` to see which contract broke"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_a_module_is_small_and_says_what_it_promises(path: Path) -> None:
+    text, tree = path.read_text(encoding="utf-8"), _tree(path)
+    assert len(text.splitlines()) <= FILE_LINES_MOST
+    assert ast.get_docstring(tree), "a module opens with what it promises"
+    assert not BANNED_NAMES.search(path.stem)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or node.lineno) - node.lineno < FUNCTION_LINES_MOST, node.name
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=_name)
+def test_a_test_file_is_not_a_novel(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= TEST_FILE_LINES_MOST
+
+
+def test_only_the_clock_reads_the_clock() -> None:
+    readers = {
+        _name(path)
+        for path in SOURCES
+        for name, _ in _calls(path)
+        if name.startswith(("time.", "datetime.", "date.")) and name.rpartition(".")[2] in CLOCK_READS
+    }
+    assert readers <= CLOCKS
+
+
+def test_only_the_disk_syncs() -> None:
+    syncers = {
+        _name(path) for path in SOURCES for name, _ in _calls(path) if name in {"os.fsync", "os.fdatasync", "os.sync"}
+    }
+    assert syncers == SYNCS
+
+
+def test_nothing_is_left_undone() -> None:
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
+    found = [_name(path) for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_broad_excepts_say_why() -> None:
+    """`except Exception` is for a task's outermost loop: ruff demands a noqa, we demand a reason."""
+    broad = re.compile(r"except (Exception|BaseException)\b.*")
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if (match := broad.search(line)) and "BLE001" in line:
+                assert " - " in match.group(), f"{_name(path)}:{number} says no reason"
+
+
+def test_tests_wait_on_conditions_not_on_time() -> None:
+    """A pause of a fixed length is no synchronisation; `sleep(0)` only lets others run."""
+    pauses = [
+        f"{_name(path)}:{call.lineno}"
+        for path in TESTS
+        if path.name.startswith("test_")
+        for name, call in _calls(path)
+        if name in {"time.sleep", "asyncio.sleep"}
+        and isinstance(call.args[0], ast.Constant)
+        and call.args[0].value != 0
+    ]
+    assert pauses == []
+
+
+def test_the_configuration_page_is_fresh() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_every_setting_is_described() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for path, description in key_paths():
+        assert description, path
+        assert f"| `{path}` |" in text
+        assert f"`{environment_name(path)}`" in text
+    for name in SEED_NAMES:
+        assert f"`{name}`" in text
+
+
+def _commands() -> Iterator[str]:
+    def walk(command: object, words: tuple[str, ...]) -> Iterator[str]:
+        below = getattr(command, "commands", None)
+        if below is None:
+            yield " ".join(words)
+            return
+        for name, inner in below.items():
+            yield from walk(inner, (*words, name))
+
+    yield from walk(get_command(app), ("understudy",))
+
+
+def _undocumented(names: Iterable[str]) -> list[str]:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    return [name for name in names if f"`{name}" not in text]
+
+
+def test_every_command_is_documented() -> None:
+    assert _undocumented(_commands()) == []
+
+
+def test_every_metric_is_documented() -> None:
+    assert _undocumented(NAMES) == []
+
+
+def test_every_message_is_documented() -> None:
+    assert _undocumented(Message) == []
+
+
+def test_every_error_that_ends_a_command_has_a_documented_exit_code() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    for code in {kind.exit_code for kind in kinds if issubclass(kind, errors.UnderstudyError)}:
+        assert f"| {code} |" in text, f"exit code {code}"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")]
+    for document in pages:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{_name(document)} → {target}"
+
+
+def test_features_name_tests_that_exist() -> None:
+    text = (DOCS / "features.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert named
+    for file, function in named:
+        path = ROOT / file
+        assert path.is_file(), file
+        if function:
+            assert re.search(rf"def {function}\b", path.read_text(encoding="utf-8")), f"{file}::{function}"
+
+
+def test_requirements_are_pinned_hashed_and_free_of_places() -> None:
+    for name in ("all", "runtime", "build"):
+        text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        assert not re.search(r"^(-i|--|.*://|.*(?<!\w)/)", text, re.MULTILINE), name
+        pins = re.findall(r"^([\w.\-\[\]]+)==\S+(.*)$", text, re.MULTILINE)
+        assert pins
+        assert len(re.findall(r"^ {4}--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)) >= len(pins)
