@@ -31,9 +31,9 @@ GRPC_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # Methods are named by clients, so the cache of prepared methods needs a limit. The API has about 60.
 MAX_PREPARED_METHODS = 256
 
-# Owned by each hop of HTTP/2 or gRPC: never carried over to the next one.
+# Owned by each hop of HTTP/2 or gRPC: never carried over to the next one. `date` is written by Qdrant's HTTP layer.
 _HOP_KEYS = frozenset(
-    ("user-agent", "content-type", "te", "connection", "host", "accept-encoding", "content-length", "transfer-encoding")
+    ("user-agent", "content-type", "te", "connection", "host", "accept-encoding", "content-length", "date")
 )
 _HOP_PREFIXES = ("grpc-", ":")
 
@@ -367,10 +367,11 @@ class Upstream:
     def _status(self, error: grpc.aio.AioRpcError) -> Reply:
         code = _CODES[error.code()]
         details = error.details() or ""
-        trailers = _pairs(error.trailing_metadata())
+        trailers = error.trailing_metadata()
         fault = classify(code, details, has_trailers=bool(trailers))
         if fault is Fault.PEER:
-            return Reply(code=code, details=details, initial=_pairs(error.initial_metadata()), trailers=trailers)
+            initial = _pairs(error.initial_metadata())
+            return Reply(code=code, details=details, initial=initial, trailers=_pairs(trailers))
         if fault is Fault.TIMEOUT:
             raise UpstreamTimeout(f"{self.name}: no answer in time", maybe_applied=True) from error
         raise UpstreamUnreachable(f"{self.name}: {details}", maybe_applied=fault is Fault.LOST) from error

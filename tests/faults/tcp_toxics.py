@@ -2,7 +2,7 @@
 
 Promises: bytes arrive in order and unchanged until a toxic says otherwise; a toxic takes effect on connections that are
 open already. `close` leaves no task and no socket. Toxics: `latency_seconds`, `slice_bytes`, `black_hole` (held, not
-lost), `refuse`, `reset`, `cut_at_response`. One event loop.
+lost), `refuse`, `reset`, `cut_at_response`. Counts `accepted` connections and `bytes_back` to clients. One event loop.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class TcpToxics:
         self.slice_bytes = 0
         self.accepted = 0
         self.responses_cut = 0
+        self.bytes_back = 0
         self._target = (host, port)
         self._port = 0
         self._cuts_left = 0
@@ -170,6 +171,8 @@ class TcpToxics:
                 if not self._cuts_left:
                     self._cut.set()
                 raise ConnectionResetError("cut by the test")
+            if frames is not None:
+                self.bytes_back += len(chunk)
             step = self.slice_bytes or len(chunk)
             for start in range(0, len(chunk), step):
                 writer.write(chunk[start : start + step])
