@@ -182,6 +182,11 @@ class Hydrate(Section):
     max_points: int = Field(5_000_000, ge=0, description="Collections with more points are left out and say so")
     page_points: PositiveInt = Field(256, le=10_000, description="Points per page")
     points_per_second: int = Field(5000, ge=0, description="Rate limit; 0 = none")
+    refresh_seconds: Seconds = Field(60.0, gt=0, description="Time between looks at Qdrant's list of collections")
+    retry_seconds: Seconds = Field(5.0, gt=0, description="Pause after a copy failed")
+    call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One page may take this long")
+    settle_seconds: Seconds = Field(1.0, description="Time for writes without wait to take effect at Qdrant")
+    settle_rounds: PositiveInt = Field(5, description="Waits for a point that is written all the time")
 
 
 class Tenancy(Section):

@@ -1,0 +1,294 @@
+"""Bringing what was in Qdrant before into the replica, in the background.
+
+Promises: runs only while `upstream_up` (calls go to Qdrant and nothing is pending). Looks at Qdrant's catalogue when
+Qdrant comes up, on request and every `refresh_seconds`; what is new, changed or incomplete is copied, one collection
+after the other, and goes on where it stopped. A collection that fails does not keep the others from being copied. After a drain,
+and after a start, exact counts are compared; a difference makes the collection STALE and copies it again.
+
+Does not promise to notice every change that others made to Qdrant while a collection was COMPLETE: equal counts pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server import config
+from server.clock import Clock
+from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamUnreachable
+from server.logs import Message
+from server.replica.copying import (
+    Copy,
+    CopyProgress,
+    CopyState,
+    ImportControl,
+    Interrupted,
+    LogPosition,
+    Tools,
+)
+from server.replica.remote import Remote, RemoteRefused
+from server.replica.settled import Settled
+from server.rpc import Backend, Code, Metadata
+from server.telemetry import Telemetry
+from server.wal.record import Record
+
+_COMPARE_TRIES = 3
+
+
+class HydrationLog(LogPosition, Protocol):
+    """The log, as hydration sees it."""
+
+    async def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record]:
+        """Entries after a sequence number."""
+        ...
+
+
+class Hydrator:
+    """See the module. `credential` gives the metadata that Qdrant wants, None = none is known."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        log: HydrationLog,
+        upstream: Backend,
+        control: ImportControl,
+        settings: config.Hydrate,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        credential: Callable[[], Metadata | None] = lambda: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._log = log
+        self._control = control
+        self._settings = settings
+        self._clock = clock
+        self._telemetry = telemetry
+        self._sleep = sleep
+        self._remote = Remote(upstream, clock, settings.call_timeout_seconds, credential)
+        self._up = asyncio.Event()
+        self._work = asyncio.Event()
+        self._asked_all = False
+        self._asked: set[str] = set()
+        self._must_compare = True
+        self._progress: dict[str, CopyProgress] = {}
+        self._settled = Settled(settings.settle_seconds)
+
+    # --- what the owner sees -----------------------------------------------------------------------------------------
+
+    @property
+    def upstream_up(self) -> bool:
+        """Whether Qdrant answers and holds everything that was acknowledged. Set by the owner."""
+        return self._up.is_set()
+
+    @upstream_up.setter
+    def upstream_up(self, up: bool) -> None:
+        if up and not self._up.is_set():
+            self._up.set()
+            self._work.set()
+        elif not up:
+            self._up.clear()
+
+    def request(self, collections: Sequence[str] | None) -> None:
+        """Copy these collections again, whatever their state; None = all."""
+        if collections is None:
+            self._asked_all = True
+        else:
+            self._asked.update(collections)
+        self._work.set()
+
+    def request_reconcile(self) -> None:
+        """Compare counts with Qdrant at the next opportunity."""
+        self._must_compare = True
+        self._work.set()
+
+    @property
+    def progress(self) -> list[CopyProgress]:
+        """Each collection that was looked at, by name."""
+        return [self._progress[name] for name in sorted(self._progress)]
+
+    def status(self) -> list[dict[str, Any]]:
+        """The progress as JSON."""
+        return [
+            {
+                "collection": each.collection,
+                "state": each.state.value,
+                "points": each.points,
+                "expected_points": each.expected_points,
+                "points_per_second": round(each.points_per_second, 1),
+                "reason": each.reason,
+            }
+            for each in self.progress
+        ]
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Copy whenever there is something to copy, until cancelled."""
+        while True:
+            await self._up.wait()
+            self._work.clear()
+            pause = self._settings.retry_seconds
+            try:
+                if await self._round():
+                    pause = self._settings.refresh_seconds
+            except Interrupted:
+                pause = 0.0 if not self.upstream_up else pause
+            except (UpstreamUnreachable, RemoteRefused, ReplicaUnavailable, ReplicaRefused) as failure:
+                self._telemetry.log.warning(Message.HYDRATION_FAILED, error=str(failure))
+            except Exception as error:
+                self._telemetry.log.exception("hydration stumbled", error=repr(error))
+            await self._rest(pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until the pause is over or there is work; at once when Qdrant is away, for then `run` waits."""
+        if not self.upstream_up or self._work.is_set():
+            await asyncio.sleep(0)
+            return
+        timer = asyncio.ensure_future(self._sleep(seconds))
+        work = asyncio.ensure_future(self._work.wait())
+        try:
+            await asyncio.wait({timer, work}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            work.cancel()
+
+    async def _round(self) -> bool:
+        """Catalogue, comparison, copies. True when everything wanted is there."""
+        tools = Tools(
+            self._log,
+            self._remote,
+            self._control,
+            self._settings,
+            self._clock,
+            self._sleep,
+            self._settled,
+            self._up.is_set,
+            self._report,
+        )
+        await self._observe_log()
+        wanted = await self._import_catalogue(tools)
+        known = await self._known()
+        wanted += [name for name in await self._compare(known, tools) if name not in wanted]
+        if self._asked_all:
+            self._asked, self._asked_all = set(known), False
+        self._asked &= known.keys()
+        wanted += sorted(self._asked.difference(wanted))
+        for name in self._progress.keys() - known.keys():
+            del self._progress[name]
+            self._telemetry.metrics.hydration_gone(name)
+        done = True
+        for name in wanted:
+            if name in known and (name in self._asked or self._is_chosen(name)):
+                done = await self._copy(name, known[name], tools) and done
+        return done
+
+    async def _observe_log(self) -> None:
+        """After a start the age of the last entry says whether it has settled."""
+        last_seq = self._log.last_seq
+        age = float("inf")
+        if last_seq:
+            records = await self._log.read(last_seq - 1, 1, 1)
+            age = max(0.0, (self._clock.wall_ns() - records[-1].wall_ns) / 1e9) if records else 0.0
+        if self._log.last_seq == last_seq:
+            self._settled.observe(self._clock.monotonic(), last_seq, min(age, self._settings.settle_seconds))
+
+    async def _import_catalogue(self, tools: Tools) -> list[str]:
+        """Collections that must be copied."""
+        tools.check()
+        since = self._log.last_seq
+        request = await self._remote.catalogue()
+        tools.check()
+        request.since_seq = since
+        return list((await self._control.import_catalogue(request)).wanted)
+
+    async def _known(self) -> dict[str, control_pb.CollectionState]:
+        return {each.name: each for each in (await self._control.status()).collections}
+
+    def _is_chosen(self, name: str) -> bool:
+        return self._settings.enabled and (not self._settings.collections or name in self._settings.collections)
+
+    async def _copy(self, name: str, known: control_pb.CollectionState, tools: Tools) -> bool:
+        """One collection; False when it must be tried again."""
+        before = self._progress.get(name)
+        progress = self._progress[name] = CopyProgress(name)
+        if name in self._asked:
+            known.resume_at = b""
+        if before is None or before.state is not CopyState.LEFT_OUT:
+            self._telemetry.log.info(Message.HYDRATION_STARTED, collection=name, resumed=bool(known.resume_at))
+        try:
+            await Copy(name, known, progress, tools).run()
+        except Interrupted as interrupted:
+            progress.state, progress.reason = CopyState.WAITING, str(interrupted)
+            raise
+        except UpstreamUnreachable as failure:
+            progress.state, progress.reason = CopyState.WAITING, str(failure)
+            raise
+        except (RemoteRefused, ReplicaRefused) as refusal:
+            progress.state, progress.reason = CopyState.FAILED, str(refusal)
+            self._telemetry.log.warning(Message.HYDRATION_FAILED, collection=name, error=str(refusal))
+            if isinstance(refusal, RemoteRefused) and refusal.wants_credential:
+                raise
+            # Gone on either side: the next catalogue says so. Anything else: the others first, then again.
+            return False
+        self._asked.discard(name)
+        self._report(progress)
+        if progress.state is CopyState.COMPLETE:
+            self._telemetry.log.info(Message.HYDRATION_COMPLETE, collection=name, points=progress.points)
+        elif before is None or before.state is not CopyState.LEFT_OUT:
+            self._telemetry.log.warning("hydration leaves a collection out", collection=name, reason=progress.reason)
+        return True
+
+    def _report(self, progress: CopyProgress) -> None:
+        self._telemetry.metrics.hydration(progress.collection, progress.points, progress.expected_points)
+
+    # --- comparison --------------------------------------------------------------------------------------------------
+
+    async def _compare(self, known: dict[str, control_pb.CollectionState], tools: Tools) -> list[str]:
+        """When asked to: complete collections whose count differs from Qdrant's. They are STALE from here on."""
+        if not self._must_compare:
+            return []
+        self._must_compare = False
+        try:
+            return await self._differing(known, tools)
+        except BaseException:
+            self._must_compare = True
+            raise
+
+    async def _differing(self, known: dict[str, control_pb.CollectionState], tools: Tools) -> list[str]:
+        differing = []
+        for name, state in known.items():
+            if state.completeness == control_pb.COMPLETENESS_COMPLETE and not await self._agrees(name, tools):
+                self._telemetry.log.warning("the replica differs from Qdrant, copying again", collection=name)
+                await self._control.set_completeness(
+                    control_pb.SetCompletenessRequest(
+                        collection=name, completeness=control_pb.COMPLETENESS_STALE, as_of_seq=state.as_of_seq
+                    )
+                )
+                state.completeness = control_pb.COMPLETENESS_STALE
+                state.resume_at = b""
+                differing.append(name)
+        return differing
+
+    async def _agrees(self, name: str, tools: Tools) -> bool:
+        """Whether both hold as many points, at one moment without writes; True when there is no such moment."""
+        for _ in range(_COMPARE_TRIES):
+            since = await tools.since()
+            if since != self._log.last_seq:
+                await self._sleep(self._settings.settle_seconds)
+                continue
+            try:
+                there = await self._remote.count(name)
+            except RemoteRefused as refusal:
+                if refusal.code is Code.NOT_FOUND:
+                    return True
+                raise
+            status = await self._control.status()
+            tools.check()
+            if status.applied_seq < since or self._log.last_seq != since:
+                await self._sleep(self._settings.settle_seconds)
+                continue
+            here = next((each.points for each in status.collections if each.name == name), there)
+            return here == there
+        return True

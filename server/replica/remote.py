@@ -1,0 +1,158 @@
+"""What hydration asks of Qdrant, as typed questions over raw calls.
+
+Promises: each answer is parsed once; a status of Qdrant is a `RemoteRefused`, a dead connection the errors of
+`upstream`. Does not retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from generated.qdrant import collections_pb2, points_pb2, qdrant_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.clock import Clock
+from server.errors import UnderstudyError
+from server.rpc import HEALTH_CHECK, Backend, Call, Code, Metadata, Reply
+
+M = TypeVar("M", bound=Message)
+
+_POINTS = "/qdrant.Points/"
+_COLLECTIONS = "/qdrant.Collections/"
+
+
+class RemoteRefused(UnderstudyError):
+    """Qdrant answered a question of hydration with a status."""
+
+    def __init__(self, method: str, code: Code, details: str) -> None:
+        super().__init__(f"Qdrant: {method}: {code.name} {details}")
+        self.code = code
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the collection is no more."""
+        return self.code is Code.NOT_FOUND
+
+    @property
+    def wants_credential(self) -> bool:
+        """Whether another credential may help."""
+        return self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of a collection: the raw ScrollResponse, how many points, where the next one begins ("" = the end)."""
+
+    body: bytes
+    points: int
+    next_offset: bytes
+
+
+class Remote:
+    """Questions to Qdrant. `credential` gives the metadata that it wants, None = none is known."""
+
+    def __init__(
+        self, backend: Backend, clock: Clock, timeout_seconds: float, credential: Callable[[], Metadata | None]
+    ) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._credential = credential
+
+    async def catalogue(self) -> control_pb.ImportCatalogueRequest:
+        """Collections with their infos, aliases and version; `since_seq` is left to the caller."""
+        version = await self._ask(HEALTH_CHECK, qdrant_pb2.HealthCheckRequest(), qdrant_pb2.HealthCheckReply)
+        listed = await self._ask(
+            _COLLECTIONS + "List",
+            collections_pb2.ListCollectionsRequest(),
+            collections_pb2.ListCollectionsResponse,
+        )
+        collections = []
+        for each in listed.collections:
+            info = await self._info(each.name)
+            if info is not None:
+                collections.append(control_pb.RemoteCollection(name=each.name, info=info))
+        aliases = await self._ask(
+            _COLLECTIONS + "ListAliases",
+            collections_pb2.ListAliasesRequest(),
+            collections_pb2.ListAliasesResponse,
+        )
+        return control_pb.ImportCatalogueRequest(
+            collections=collections,
+            aliases=[
+                control_pb.RemoteAlias(alias=each.alias_name, collection=each.collection_name)
+                for each in aliases.aliases
+            ],
+            remote_version=version.version,
+            whole=True,
+        )
+
+    async def _info(self, name: str) -> bytes | None:
+        """A CollectionInfo; None when the collection went since it was listed."""
+        question = collections_pb2.GetCollectionInfoRequest(collection_name=name)
+        try:
+            answer = await self._ask(_COLLECTIONS + "Get", question, collections_pb2.GetCollectionInfoResponse)
+        except RemoteRefused as refusal:
+            if refusal.is_gone:
+                return None
+            raise
+        return answer.result.SerializeToString()
+
+    async def count(self, name: str) -> int:
+        """How many points a collection holds, exactly."""
+        question = points_pb2.CountPoints(collection_name=name, exact=True)
+        return (await self._ask(_POINTS + "Count", question, points_pb2.CountResponse)).result.count
+
+    async def page(self, name: str, offset: bytes, limit: int) -> Page:
+        """Points in id order from `offset` on (a serialized PointId, "" = the start), with everything they have."""
+        question = points_pb2.ScrollPoints(
+            collection_name=name,
+            limit=limit,
+            with_payload=points_pb2.WithPayloadSelector(enable=True),
+            with_vectors=points_pb2.WithVectorsSelector(enable=True),
+        )
+        if offset:
+            question.offset.ParseFromString(offset)
+        reply = await self._call(_POINTS + "Scroll", question)
+        answer = _parse(reply.body, points_pb2.ScrollResponse)
+        following = answer.next_page_offset.SerializeToString() if answer.HasField("next_page_offset") else b""
+        return Page(reply.body, len(answer.result), following)
+
+    async def points(self, name: str, ids: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+        """The raw GetResponse for serialized PointIds, and those of them that Qdrant does not have."""
+        asked = {body: common.PointId.FromString(body) for body in ids}
+        question = points_pb2.GetPoints(
+            collection_name=name,
+            ids=asked.values(),
+            with_payload=points_pb2.WithPayloadSelector(enable=True),
+            with_vectors=points_pb2.WithVectorsSelector(enable=True),
+        )
+        reply = await self._call(_POINTS + "Get", question)
+        present = {_identity(point.id) for point in _parse(reply.body, points_pb2.GetResponse).result}
+        return reply.body, [body for body, point_id in asked.items() if _identity(point_id) not in present]
+
+    async def _ask(self, method: str, question: Message, answer: type[M]) -> M:
+        return _parse((await self._call(method, question)).body, answer)
+
+    async def _call(self, method: str, question: Message) -> Reply:
+        deadline = self._clock.monotonic() + self._timeout_seconds
+        call = Call(method, question.SerializeToString(), self._credential() or (), deadline)
+        reply = await self._backend.handle(call)
+        if not reply.is_ok:
+            raise RemoteRefused(method, reply.code, reply.details)
+        return reply
+
+
+def _identity(point_id: common.PointId) -> int | str:
+    return point_id.uuid or point_id.num
+
+
+def _parse(body: bytes, kind: type[M]) -> M:
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise RemoteRefused(kind.DESCRIPTOR.full_name, Code.DATA_LOSS, f"the answer cannot be read: {error}") from error
