@@ -9,6 +9,7 @@ Does not promise to see through encodings (base64, compression, percent signs), 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -154,11 +155,12 @@ class Engine:
         markers = [match.span() for match in self._marker.finditer(data)] if b"[REDACTED:" in data else []
         if not markers:
             return list(finds)
+        starts = [first for first, _ in markers]
         fresh = []
         for find in finds:
             start, end, covered = find.start, find.end, 0
-            for first, last in markers:
-                if first < find.end and find.start < last:
+            for first, last in markers[max(0, bisect_right(starts, find.start) - 1) : bisect_left(starts, find.end)]:
+                if find.start < last:
                     covered += min(last, find.end) - max(first, find.start)
                     start, end = min(start, first), max(end, last)
             if covered < find.end - find.start:
@@ -174,11 +176,11 @@ class Engine:
 
 
 def _apart(finds: Iterable[Find]) -> list[Find]:
-    """Overlapping finds become one, named by the first of their rules."""
+    """Overlapping finds, and touching ones of one rule, become one: it is named by the first of their rules."""
     joined: list[Find] = []
     for find in sorted(finds, key=lambda one: (one.start, one.end)):
-        if joined and find.start < joined[-1].end:
-            last = joined[-1]
+        last = joined[-1] if joined else None
+        if last is not None and (find.start < last.end or (find.start == last.end and find.rule == last.rule)):
             joined[-1] = Find(last.start, max(last.end, find.end), min(last.rule, find.rule))
         else:
             joined.append(find)

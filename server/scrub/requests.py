@@ -82,7 +82,7 @@ class Scrubber:
 
     def __init__(self, chosen: tuple[rules.Rule, ...]) -> None:
         self._engine = Engine(chosen)
-        self._steps: dict[str, tuple[_Step, ...]] = {}
+        self._steps: dict[str, dict[str, _Step]] = {}
 
     @classmethod
     def load(cls, rules_path: Path | None = None) -> Scrubber:
@@ -138,10 +138,11 @@ class Scrubber:
             place = replace(place, in_filter=True)
         elif kind == _FIELD_CONDITION:
             place = replace(place, name=_last_name(message.key))  # type: ignore[attr-defined]
-        for step in self._steps_of(message.DESCRIPTOR):
-            if not step.repeated and not message.HasField(step.name):
+        steps = self._steps_of(message.DESCRIPTOR)
+        for field, value in message.ListFields():
+            step = steps.get(field.name)
+            if step is None:
                 continue
-            value = getattr(message, step.name)
             if step.is_text:
                 self._scrub_leaf(message, step, place, tally)
             elif step.is_map:
@@ -169,10 +170,10 @@ class Scrubber:
         tally.redactions += found
         tally.in_filters += found if place.in_filter else 0
 
-    def _steps_of(self, descriptor: Any) -> tuple[_Step, ...]:
+    def _steps_of(self, descriptor: Any) -> dict[str, _Step]:
         known = self._steps.get(descriptor.full_name)
         if known is None:
-            known = tuple(_steps(descriptor))
+            known = {step.name: step for step in _steps(descriptor)}
             self._steps[descriptor.full_name] = known
         return known
 
