@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -74,7 +75,7 @@ async def _serve(options: argparse.Namespace, settings: config.Replica) -> None:
         sys.stdout.write(announcement + "\n")
         sys.stdout.flush()
         if options.socket is not None:
-            threading.Thread(target=_await_end_of_stdin, args=(loop, stop), daemon=True).start()
+            threading.Thread(target=_follow_stdin, args=(loop, stop, options.socket), daemon=True).start()
         await stop.wait()
     finally:
         watchdog = threading.Timer(_PATIENCE_SECONDS, os._exit, args=(0,))
@@ -102,9 +103,14 @@ def _own_the_catalogue(parts: Parts) -> None:
         tx.set_meta(catalogue.NO_REMOTE, "1")
 
 
-def _await_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, socket: Path) -> None:
+    """End when the proxy ends or lets go; one that was killed cannot tidy up behind itself."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    with contextlib.suppress(OSError):
+        socket.unlink()
+    with contextlib.suppress(OSError):
+        socket.parent.rmdir()
     loop.call_soon_threadsafe(stop.set)
 
 

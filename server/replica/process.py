@@ -157,21 +157,25 @@ class ReplicaProcess:
     async def _supervise(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            started = self._clock.monotonic()
-            code = await self._watch()
-            self._telemetry.log.warning("replica process ended, it will be replaced", exit_code=code, pid=self.pid)
-            if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS
-            await self._retire()
-            while True:
+            try:
+                started = self._clock.monotonic()
+                if self._upstream is not None:
+                    code = await self._watch()
+                    self._telemetry.log.warning("replica process ended, it is replaced", exit_code=code, pid=self.pid)
+                    await self._retire()
+                if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
+                    pause = _FIRST_PAUSE_SECONDS
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._settings.restart_max_seconds)
-                if await self._spawn():
-                    break
-                self._telemetry.log.warning("replica process did not start, it will be tried again")
-            self.restarts += 1
-            if self.on_restart is not None:
-                self.on_restart()
+                if not await self._spawn():
+                    self._telemetry.log.warning("replica process did not start, it will be tried again")
+                    continue
+                self.restarts += 1
+                if self.on_restart is not None:
+                    self.on_restart()
+            except Exception:  # the outermost loop of the task: nobody else would bring the replica back
+                self._telemetry.log.exception("watching the replica process failed, it is watched again")
+                await asyncio.sleep(self._settings.restart_max_seconds)
 
     async def _watch(self) -> int:
         """Wait for the end of the process; end it when it is silent for too long."""

@@ -180,9 +180,7 @@ class Service:
             return reply
         if not self._alone:
             raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
-        reply = await self._write(lambda: self._writes.apply_direct(row.path, body))
-        self._advance(self._store.applied_seq)
-        return reply
+        return await self._write(lambda: self._writes.apply_direct(row.path, body))
 
     def _answer_read(self, row: Method, body: bytes, started: float) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         # Told before the read: what is newer than promised does no harm.
@@ -210,24 +208,21 @@ class Service:
 
     async def _attach(self, body: bytes) -> Message:
         request = r.parse(control.AttachRequest, body)
-        answer = await self._write(lambda: self._imports.attach(request))
-        self._applied_seq = answer.applied_seq
-        self._advance(answer.applied_seq)
-        return answer
+        return await self._write(lambda: self._imports.attach(request))
 
     async def _prepare(self, body: bytes) -> Message:
         request = r.parse(control.PrepareRequest, body)
         try:
-            resolved = await self._read(lambda: self._writes.prepare(request.method, request.request))
+            # A batch is resolved in a transaction on trial, so it waits its turn with the writes.
+            run = self._write if request.method == r.UPDATE_BATCH else self._read
+            resolved = await run(lambda: self._writes.prepare(request.method, request.request))
         except Refusal as refusal:
             return control.PrepareResponse(code=refusal.code, details=refusal.details)
         return control.PrepareResponse(resolved=resolved)
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)
-        answer = await self._write(lambda: self._writes.apply(request.entries))
-        self._advance(answer.applied_seq)
-        return answer
+        return await self._write(lambda: self._writes.apply(request.entries))
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)
@@ -277,15 +272,17 @@ class Service:
 
     async def _write(self, work: Callable[[], T]) -> T:
         # A caller that hangs up must not leave the loop believing that nothing was written.
-        return await asyncio.shield(self._run(self._writer, work))
+        return await asyncio.shield(asyncio.ensure_future(self._write_whole(work)))
+
+    async def _write_whole(self, work: Callable[[], T]) -> T:
+        result, applied_seq = await self._run(self._writer, lambda: (work(), self._store.applied_seq))
+        self._applied_seq = applied_seq
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        return result
 
     async def _run(self, threads: Executor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, work)
-
-    def _advance(self, seq: int) -> None:
-        self._applied_seq = max(self._applied_seq, seq)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
 
     async def _applied(self, seq: int) -> None:
         """Wait until the entries up to `seq` are in."""

@@ -232,7 +232,7 @@ from server.telemetry import Telemetry
 async def main():
     replica = ReplicaProcess(Path(sys.argv[1]), config.Replica(), clock=SystemClock(), telemetry=Telemetry.silent())
     await replica.start()
-    print(replica.pid, flush=True)
+    print(replica._sockets, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -244,12 +244,14 @@ async def test_it_does_not_outlive_a_proxy_that_is_killed(tmp_path: Path) -> Non
         sys.executable, "-c", _PROXY, str(tmp_path / "store"), stdout=subprocess.PIPE
     )
     assert proxy.stdout is not None
-    assert int(await proxy.stdout.readline()) > 0
+    sockets = Path((await proxy.stdout.readline()).decode().strip())
+    assert sockets.is_dir()
     proxy.kill()
     await proxy.wait()
     # The directory has one holder at a time: that this one starts means that the other is gone.
     async with _running(tmp_path / "store") as replica:
         assert (await replica.control.status()).applied_seq == 0
+    assert not sockets.exists()
 
 
 def _random_entry(seq: int, rng: random.Random) -> control.LogEntry:
