@@ -12,7 +12,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -282,18 +281,26 @@ class RealDisk:
         except OSError as error:
             raise DataDirUnusable(f"cannot open lock file {path}: {error.strerror}") from error
         try:
-            os.fchmod(descriptor, FILE_MODE)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever renamed or removed the directory meanwhile locks another file than we do.
-            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
-                raise BlockingIOError(errno.EWOULDBLOCK, "the lock file was replaced")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            holder = ""
-            with suppress(OSError):
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            _take_lock(descriptor, path)
+        except WalLocked:
             os.close(descriptor)
-            by = f" by process {holder}" if holder else ""
-            raise WalLocked(f"the log in {path.parent} is in use{by}") from error
+            raise
+        except OSError as error:
+            os.close(descriptor)
+            raise DataDirUnusable(f"cannot lock {path}: {error.strerror}") from error
         return _RealLock(descriptor)
+
+
+def _take_lock(descriptor: int, path: Path) -> None:
+    """Lock the open file and leave our process id in it, for whoever finds it locked."""
+    os.fchmod(descriptor, FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        raise WalLocked(f"the log in {path.parent} is in use by process {holder or 'unknown'}") from error
+    # Whoever renamed or removed the directory meanwhile locks another file than we do.
+    if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+        raise WalLocked(f"the log in {path.parent} was moved while it was being opened")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

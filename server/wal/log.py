@@ -304,6 +304,7 @@ class Log:
         Entries before `first_seq` are retired and are left out. Raises WalDamaged when the disk does not hold what was
         written.
         """
+        after_seq = max(after_seq, self.first_seq - 1)
         if after_seq >= self.last_seq:
             return []
         cached = self._ledger.cache.read(after_seq, limit_entries, limit_bytes)
