@@ -47,9 +47,11 @@ class Imports:
                 applied_seq = 0 if is_other else request.last_seq
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
-                    _set_completeness(tx, collection, control.COMPLETENESS_STALE)
+                    catalogue.distrust(tx, collection)
             tx.set_meta(_LOG_ID, request.log_id)
             tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
+        if rewound:
+            self._touched.restart(applied_seq)
         return control.AttachResponse(applied_seq=applied_seq, rewound=rewound)
 
     # --- the catalogue -----------------------------------------------------------------------------------------------
@@ -122,6 +124,11 @@ class Imports:
             collection = tx.collection(request.collection)
             if collection is None:
                 raise no_collection(request.collection)
+            if self._touched.is_name_later(request.collection, since):
+                # It may be another collection of the same name by now.
+                raise Refusal(
+                    Code.FAILED_PRECONDITION, f"collection `{collection.name}` changed after {since}: read it again"
+                )
             gone = self._gone_keys(tx, collection, request, records.keys())
             skipped = {key for key in [*records, *gone] if self._touched.is_point_later(collection.cid, key, since)}
             imported = [record for key, record in records.items() if key not in skipped]
@@ -149,14 +156,18 @@ class Imports:
         with self._store.transaction() as tx:
             found = [tx.collection(request.collection)] if request.collection else tx.collections()
             for collection in found:
-                if collection is not None:
-                    tx.set_completeness(
-                        collection.cid,
-                        request.completeness,
-                        as_of_seq=request.as_of_seq,
-                        resume_at=request.resume_at,
-                        expected_points=request.expected_points,
-                    )
+                if collection is None:
+                    continue
+                if request.completeness == control.COMPLETENESS_STALE and not catalogue.was_whole(collection):
+                    catalogue.distrust(tx, collection)
+                    continue
+                tx.set_completeness(
+                    collection.cid,
+                    request.completeness,
+                    as_of_seq=request.as_of_seq,
+                    resume_at=request.resume_at,
+                    expected_points=request.expected_points,
+                )
         return control.SetCompletenessResponse()
 
     def _demand_memory(self, since_seq: int) -> int:
@@ -166,15 +177,6 @@ class Imports:
                 f"what came after entry {since_seq} is not known, only after {self._touched.floor_seq}: read it again",
             )
         return since_seq
-
-
-def _set_completeness(tx: Transaction, collection: Collection, completeness: int) -> None:
-    tx.set_completeness(
-        collection.cid,
-        completeness,
-        as_of_seq=collection.as_of_seq,
-        expected_points=collection.expected_points,
-    )
 
 
 def _have_same_vectors(collection: Collection, remote: collections.CollectionConfig) -> bool:

@@ -15,8 +15,12 @@ class Touched:
     """Remembers the last entry of each point and collection. Not thread-safe: it belongs to the one writer."""
 
     def __init__(self, floor_seq: int, *, limit_keys: int = 2_000_000) -> None:
-        self.floor_seq = floor_seq
         self._limit = limit_keys
+        self.restart(floor_seq)
+
+    def restart(self, floor_seq: int) -> None:
+        """Begin again: the cursor was set to `floor_seq`, numbers from before mean nothing any more."""
+        self.floor_seq = floor_seq
         self._points: dict[tuple[int, Key], int] = {}
         self._collections: dict[int, int] = {}
         self._names: dict[str, int] = {}

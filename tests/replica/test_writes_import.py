@@ -123,6 +123,25 @@ def test_another_log_is_applied_from_its_start(here: Local) -> None:
     assert _attach(here, 7, "M") == (0, False)
 
 
+def test_numbers_of_another_log_mean_nothing(here: Local) -> None:
+    _import(here, _remote("c"))
+    for seq in range(1, 9):
+        here.apply(seq, r.UPSERT, upsert(point(seq)))
+    _attach(here, 2, "M")
+    answer = here.imports.page(_page(_retrieved(1), since=2))
+    assert (answer.imported, answer.removed, list(answer.skipped)) == (1, 7, [])
+
+
+def test_a_restart_with_another_log_asks_for_nothing_again(tmp_path: Path) -> None:
+    with local(tmp_path / "store") as first:
+        first.imports.attach(control.AttachRequest(log_id="L"))
+        first.apply(1, CREATE, create())
+        first.apply(2, r.UPSERT, upsert(point(1)))
+    with local(tmp_path / "store") as second:
+        _attach(second, 0, "M")
+        assert second.imports.page(_page(_retrieved(1), since=0)).imported == 1
+
+
 def test_a_store_that_ran_alone_meets_a_log(tmp_path: Path) -> None:
     with local(tmp_path / "alone") as made:
         made.do(CREATE, create())
