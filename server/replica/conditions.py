@@ -6,7 +6,7 @@ the field changes (`is_null`, `except`, text). Does not validate: `filters.py` h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 from google.protobuf import timestamp_pb2
@@ -15,7 +15,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import json_with_int_pb2 as json_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import paths, scalars, tokens
-from server.replica.fields import Fields, Index
+from server.replica.fields import Fields, Index, Scalar
 from server.replica.paths import Path, Payload, Values
 
 PayloadTest: TypeAlias = Callable[[Payload], bool]
@@ -49,7 +49,7 @@ def empty_test(path: Path) -> PayloadTest:
 def null_test(path: Path, fields: Fields) -> PayloadTest:
     """The condition `is_null`; with an index on the field, an array that holds a null counts too."""
     select = paths.selector(path)
-    test = is_null if fields.index(path) is None else _holds_null
+    test = _holds_null if fields.sees_nulls_in_arrays or fields.index(path) is not None else is_null
     return lambda payload: any(test(value) for value in select(payload))
 
 
@@ -58,17 +58,27 @@ def field_test(condition: common.FieldCondition, path: Path, fields: Fields) -> 
     select = paths.selector(path)
     if condition.HasField("values_count"):
         allowed = _within(condition.values_count)
-        return lambda payload: any(allowed(_count(value)) for value in select(payload))
+        when_missing = fields.counts_missing_as_zero and allowed(0)
+        return lambda payload: _any_or(when_missing, [allowed(_count(value)) for value in select(payload)])
+    index = fields.index(path)
     if condition.HasField("is_empty"):
+        if index is not None:
+            return _verdict(empty_test(path), condition.is_empty)
         return _presence(select, _is_empty, condition.is_empty, when_missing=condition.is_empty)
     if condition.HasField("is_null"):
+        if index is not None:
+            return _verdict(null_test(path, fields), condition.is_null)
         return _presence(select, _holds_null, condition.is_null, when_missing=not condition.is_null)
-    index = fields.index(path)
     special = _index_test(condition, select, index)
     if special is not None:
         return special
     tests = _value_tests(condition, fields, index)
     return lambda payload: any(test(value) for value in paths.flattened(select(payload)) for test in tests)
+
+
+def _verdict(test: PayloadTest, wanted: bool) -> PayloadTest:
+    """With an index, a point as a whole is empty (null) or not; without one, any of its values decides."""
+    return lambda payload: test(payload) == wanted
 
 
 def _presence(select: Callable[[Payload], Values], test: ValueTest, wanted: bool, *, when_missing: bool) -> PayloadTest:
@@ -77,6 +87,11 @@ def _presence(select: Callable[[Payload], Values], test: ValueTest, wanted: bool
         return any(test(value) == wanted for value in values) if values else when_missing
 
     return check
+
+
+def _any_or(otherwise: bool, answers: list[bool]) -> bool:
+    """Whether any answer is yes; `otherwise` when there are no answers."""
+    return any(answers) if answers else otherwise
 
 
 def _count(value: json_pb2.Value) -> int:
@@ -107,41 +122,52 @@ def _index_test(
     condition: common.FieldCondition, select: Callable[[Payload], Values], index: Index | None
 ) -> PayloadTest | None:
     """Conditions that Qdrant answers from an index with another result than from the payload."""
-    if index is None or not condition.HasField("match"):
+    if index is None:
         return None
-    match condition.match.WhichOneof("match_value"):
-        case "except_keywords":
-            return _except_test(select, index, list(condition.match.except_keywords.strings))
-        case "except_integers":
-            return _except_test(select, index, list(condition.match.except_integers.integers))
-        case "keyword" if index.kind == collections.Uuid:
-            return _uuid_test(select, index, [condition.match.keyword])
-        case "keywords" if index.kind == collections.Uuid:
-            return _uuid_test(select, index, list(condition.match.keywords.strings))
-        case _:
-            return None
+    match = condition.match
+    form = match.WhichOneof("match_value") if condition.HasField("match") else None
+    held: Callable[[Payload], list[Scalar]] = lambda payload: index.held_of(select(payload))  # noqa: E731
+    if index.has_range and (condition.HasField("range") or condition.HasField("datetime_range")):
+        return _indexed_range(condition, index, held)
+    if index.kind == collections.Integer and index.has_lookup:
+        if form in ("integer", "integers"):
+            wanted = {match.integer} if form == "integer" else set(match.integers.integers)
+            return lambda payload: any(value in wanted for value in held(payload))
+        if form == "except_integers":
+            unwanted = set(match.except_integers.integers)
+            return lambda payload: any(value not in unwanted for value in held(payload))
+    if index.kind == collections.Keyword and form == "except_keywords":
+        no_texts = set(match.except_keywords.strings)
+        return lambda payload: any(value not in no_texts for value in held(payload))
+    if index.kind == collections.Uuid and form in ("keyword", "keywords", "except_keywords"):
+        return _uuid_test(match, form, held)
+    return None
 
 
-def _except_test(select: Callable[[Payload], Values], index: Index, excluded: Sequence[str | int]) -> PayloadTest:
-    texts = bool(excluded) and isinstance(excluded[0], str)
-    fitting = index.has_lookup and (
-        (texts and index.kind in (collections.Keyword, collections.Uuid))
-        or (not texts and index.kind == collections.Integer)
-    )
-    unwanted: set[object] = set()
-    if fitting:
-        unwanted = {scalars.uuid_of(str(text)) if index.kind == collections.Uuid else text for text in excluded}
-    # A list of another type than the index holds excludes nothing that the index holds.
-    return lambda payload: any(held not in unwanted for held in index.held_of(select(payload)))
+def _indexed_range(
+    condition: common.FieldCondition, index: Index, held: Callable[[Payload], list[Scalar]]
+) -> PayloadTest:
+    """A range over what a numeric index holds; to it a time is a number of microseconds, on either side."""
+    bounds = condition.range
+    if condition.HasField("datetime_range"):
+        times = condition.datetime_range
+        names = [name for name in ("lt", "lte", "gt", "gte") if times.HasField(name)]
+        bounds = common.Range(**{name: timestamp_nanoseconds(getattr(times, name)) // 1000 for name in names})
+    within = _within(bounds)
+    if index.kind == collections.Datetime:
+        return lambda payload: any(isinstance(value, int) and within(value // 1000) for value in held(payload))
+    return lambda payload: any(isinstance(value, int | float) and within(value) for value in held(payload))
 
 
-def _uuid_test(select: Callable[[Payload], Values], index: Index, wanted: Sequence[str]) -> PayloadTest | None:
-    """A UUID index compares UUIDs, however they are spelled; a text that is none falls back to plain comparison."""
-    parsed = [scalars.uuid_of(text) for text in wanted]
+def _uuid_test(match: common.Match, form: str, held: Callable[[Payload], list[Scalar]]) -> PayloadTest | None:
+    """A UUID index compares UUIDs, however they are spelled; a list with a text that is none is not for the index."""
+    texts = [match.keyword] if form == "keyword" else getattr(match, form).strings
+    parsed = {scalars.uuid_of(text) for text in texts}
     if not parsed or None in parsed:
         return None
-    found = set(parsed)
-    return lambda payload: any(held in found for held in index.held_of(select(payload)))
+    if form == "except_keywords":
+        return lambda payload: any(value not in parsed for value in held(payload))
+    return lambda payload: any(value in parsed for value in held(payload))
 
 
 def _value_tests(condition: common.FieldCondition, fields: Fields, index: Index | None) -> list[ValueTest]:
@@ -278,7 +304,9 @@ def _text_test(form: str, query: str, fields: Fields, index: Index | None) -> Va
     if index is not None and index.kind == collections.Text:
         params = index.params.text_index_params
         cut = tokens.tokenizer(params, of_query=False)
-        found = _token_test(form, tokens.tokenizer(params, of_query=True)(query), cut)
+        wanted = tokens.tokenizer(params, of_query=True)(query)
+        # Without positions in the index no phrase is ever found.
+        found = _token_test(form, [] if form == "phrase" and not params.phrase_matching else wanted, cut)
     elif fields.tokenises_plain_text:
         found = _token_test(form, tokens.words(query), tokens.words)
     elif form == "text_any":

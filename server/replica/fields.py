@@ -18,7 +18,10 @@ from server.replica.paths import Path
 
 Scalar: TypeAlias = "str | int | float | bool | bytes"
 
+_I64 = 2**63
 _TOKENISES_SINCE = (1, 20)
+_COUNTS_MISSING_SINCE = (1, 20)
+_SEES_NULLS_SINCE = (1, 20)
 
 
 @lru_cache(maxsize=4096)
@@ -55,8 +58,8 @@ class Index:
         match self.kind:
             case collections.Keyword | collections.Text if kind == "string_value":
                 return value.string_value
-            case collections.Integer if kind == "integer_value":
-                return value.integer_value
+            case collections.Integer:
+                return _integer(value)
             case collections.Float:
                 return scalars.number(value)
             case collections.Bool if kind == "bool_value":
@@ -74,6 +77,16 @@ class Index:
         """What the index holds of the values at its path, arrays opened one level."""
         held = (self.held(value) for value in paths.flattened(list(values)))
         return [value for value in held if value is not None]
+
+
+def _integer(value: json_pb2.Value) -> int | None:
+    """An integer, or a float without a fraction, in 64 bits: an integer index holds both."""
+    kind = value.WhichOneof("kind")
+    if kind == "integer_value":
+        return value.integer_value
+    if kind == "double_value" and value.double_value.is_integer() and -_I64 <= value.double_value < _I64:
+        return int(value.double_value)
+    return None
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,16 @@ class Fields:
             if index.kind == collections.Text and (rest := paths.below(path, prefix)) and isinstance(rest[0], str)
         }
         return Fields(inner, self.version)
+
+    @property
+    def sees_nulls_in_arrays(self) -> bool:
+        """Whether `is_null` counts an array that holds a null (Qdrant 1.20) or does so with an index only (before)."""
+        return self.version >= _SEES_NULLS_SINCE
+
+    @property
+    def counts_missing_as_zero(self) -> bool:
+        """Whether a field that is not there has zero values (Qdrant 1.20) or fails every count (before)."""
+        return self.version >= _COUNTS_MISSING_SINCE
 
     @property
     def tokenises_plain_text(self) -> bool:

@@ -25,8 +25,22 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
+# Letters that no decomposition turns into ASCII.
+_LETTERS = {
+    **{"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D"},
+    **{"ð": "d", "Ð": "D", "ł": "l", "Ł": "L", "þ": "th", "Þ": "TH", "ı": "i", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T"},
+}
+
+
 def _fold(text: str) -> str:
-    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return text if text.isascii() else "".join(map(_folded_letter, text))
+
+
+def _folded_letter(letter: str) -> str:
+    if letter in _LETTERS:
+        return _LETTERS[letter]
+    base = "".join(char for char in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(char))
+    return base if base.isascii() else letter
 
 
 def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The replica behind the unmodified qdrant-client, without a socket: its gRPC stubs call the searcher and the writes."""
+"""The replica behind the unmodified qdrant-client, without a socket: its stubs call the searcher and the writes."""
 
 from __future__ import annotations
 

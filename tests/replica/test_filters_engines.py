@@ -1,0 +1,130 @@
+"""Random filters against the real engine of qdrant-edge-py, without indexes and with every kind of index.
+
+Known difference, left out: a text that spells a UUID, matched on a field with a numeric index. The engine looks for the
+UUID in the index or in the payload, depending on its plan.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import qdrant_edge as edge
+from qdrant_client import models as m
+
+from generated.qdrant import collections_pb2 as collections
+from tests.replica import workload
+from tests.replica.edge_engine import Edge, Inexpressible
+from tests.replica.filtering import fields_of, numbered, passing
+
+VECTORS = {"": m.VectorParams(size=1, distance=m.Distance.DOT)}
+NUMERIC = ("integer", "float", "datetime")
+INDEXES: list[dict[str, str]] = [
+    {},
+    {"a": "keyword", "b": "integer", "c": "float", "o.x": "keyword", "l[].x": "integer", "tags": "keyword"},
+    {"a": "integer", "b": "bool", "c": "uuid", "o.x": "float", "tags": "text", "l[].x": "keyword"},
+    {"a": "datetime", "b": "geo", "c": "integer", "l": "keyword", "tags": "uuid", "l[].x": "float", "o.x": "bool"},
+]
+
+
+def is_known_difference(query: m.Filter, indexes: dict[str, str]) -> bool:
+    written = query.model_dump_json()
+    return "6f9619ff" in written and any(kind in NUMERIC for kind in indexes.values())
+
+
+@pytest.mark.parametrize(("seed", "indexes"), list(product(range(2), INDEXES)))
+def test_agrees_with_the_engine(seed: int, indexes: dict[str, str], tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({number: workload.payload(chance) for number in range(60)})
+    engine.upsert(points)
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    fields = fields_of("1.20.0", **indexes)
+    compared = 0
+    for _ in range(150):
+        single = m.Filter(must=[workload.condition(chance)])
+        query = workload.filter_(chance) if chance.random() < 0.4 else single
+        if is_known_difference(query, indexes):
+            continue
+        try:
+            expected = engine.matching(query)
+        except Inexpressible:
+            continue
+        compared += 1
+        assert sorted(passing(query, points, fields), key=str) == expected, query.model_dump_json(exclude_none=True)
+    engine.close()
+    assert compared > 60
+
+
+TEXTS = numbered(
+    {
+        1: {"t": "The Night sky, over the sea"},
+        2: {"t": "night-sky night"},
+        3: {"t": ["sky night", "sea"]},
+        4: {"t": "Ночь и море 42"},
+        5: {"t": "über Straße a_b"},
+        6: {"t": ""},
+        7: {"t": 42},
+        8: {"o": "none"},
+        9: {"t": "skyline seafood"},
+    }
+)
+QUERIES = (
+    "night",
+    "sky night",
+    "night sky",
+    "Sea",
+    "se",
+    "42",
+    "море",
+    "uber",
+    "STRASSE",
+    "a_b",
+    "",
+    "the",
+    ", ",
+    "sk",
+    "sea x",
+)
+TOKENIZERS = (
+    ({}, {}),
+    ({"lowercase": False}, {"lowercase": False}),
+    ({"tokenizer": collections.Whitespace}, {"tokenizer": edge.TokenizerType.Whitespace}),
+    ({"tokenizer": collections.Word, "min_token_len": 3, "max_token_len": 5}, {"min_token_len": 3, "max_token_len": 5}),
+    (
+        {"tokenizer": collections.Prefix, "min_token_len": 2, "max_token_len": 4},
+        {"tokenizer": edge.TokenizerType.Prefix, "min_token_len": 2, "max_token_len": 4},
+    ),
+    ({"phrase_matching": True}, {"phrase_matching": True}),
+    ({"ascii_folding": True}, {"ascii_folding": True}),
+    (
+        {"stopwords": collections.StopwordsSet(custom=["the", "Sky"])},
+        {"stopwords": edge.StopwordsSet(custom={"the", "Sky"})},
+    ),
+)
+
+
+@pytest.mark.parametrize("tokenizer", [None, *TOKENIZERS], ids=lambda one: "plain" if one is None else str(one[0]))
+def test_text_agrees_with_the_engine(tokenizer: tuple[dict[str, Any], dict[str, Any]] | None, tmp_path: Path) -> None:
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(TEXTS)
+    fields = fields_of("1.20.0")
+    if tokenizer is not None:
+        ours, theirs = tokenizer
+        engine.index("t", edge.TextIndexParams(**theirs))
+        fields = fields_of("1.20.0", t=collections.TextIndexParams(**ours))
+    for query, form in product(QUERIES, ("text", "text_any", "phrase", "prefix", "substring")):
+        kind = {
+            "text": m.MatchText,
+            "text_any": m.MatchTextAny,
+            "phrase": m.MatchPhrase,
+            "prefix": m.MatchPrefix,
+            "substring": m.MatchSubstring,
+        }[form]
+        condition = m.Filter(must=[m.FieldCondition(key="t", match=kind(**{form: query}))])
+        assert passing(condition, TEXTS, fields) == engine.matching(condition), (form, query)
+    engine.close()
