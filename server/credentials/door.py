@@ -139,8 +139,9 @@ class Credentials:
             grant.reads = True
             grant.writes = grant.writes or kind is not Kind.READ
         else:
-            names = collections_in(call)
-            for collection in names or ():
+            claims = credential.claims
+            assert claims is not None and claims.collections is not None
+            for collection in (collections_in(call) or set()) & claims.collections:
                 if len(grant.read_in) < COLLECTIONS_PER_TOKEN:
                     grant.read_in.add(collection)
                     if kind is not Kind.READ:

@@ -9,7 +9,7 @@ vectors, fields), nor the keys of a payload: a redacted key could meet another o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,9 @@ class Scrubber:
         """Scrub in place."""
         kind = message.DESCRIPTOR.full_name
         if kind == _FILTER:
-            place = replace(place, in_filter=True)
+            place = _Place(place.name, True)
         elif kind == _FIELD_CONDITION:
-            place = replace(place, name=_last_name(message.key))  # type: ignore[attr-defined]
+            place = _Place(_last_name(message.key), place.in_filter)  # type: ignore[attr-defined]
         steps = self._steps_of(message.DESCRIPTOR)
         for field, value in message.ListFields():
             step = steps.get(field.name)
@@ -147,7 +147,7 @@ class Scrubber:
                 self._scrub_leaf(message, step, place, tally)
             elif step.is_map:
                 for key, entry in value.items():
-                    self._walk(entry, replace(place, name=str(key)), tally)
+                    self._walk(entry, _Place(key, place.in_filter), tally)
             elif step.repeated:
                 for entry in value:
                     self._walk(entry, place, tally)
