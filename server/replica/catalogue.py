@@ -19,6 +19,7 @@ from server.replica.reads import Reads
 from server.replica.records import Collection
 from server.replica.refusal import NotServed, Refusal, catalogue_unknown, no_collection
 from server.replica.requests import parse
+from server.replica.store import Transaction
 from server.rpc import Code
 
 KNOWN = "catalogue_known"
@@ -60,6 +61,21 @@ def missing(reads: Reads, name: str) -> Refusal:
 def is_whole(collection: Collection) -> bool:
     """Whether the replica holds all that Qdrant holds of it."""
     return collection.completeness == control.COMPLETENESS_COMPLETE
+
+
+def was_whole(collection: Collection) -> bool:
+    """Whether the replica held all of it once."""
+    return collection.completeness in (control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE)
+
+
+def distrust(tx: Transaction, collection: Collection) -> None:
+    """It may differ from Qdrant: a whole one is STALE, one that never was whole is copied from the start again."""
+    tx.set_completeness(
+        collection.cid,
+        control.COMPLETENESS_STALE if was_whole(collection) else collection.completeness,
+        as_of_seq=collection.as_of_seq,
+        expected_points=collection.expected_points,
+    )
 
 
 def new_config(request: pb.CreateCollection) -> pb.CollectionConfig:

@@ -19,6 +19,7 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
+from server.replica import catalogue
 from server.replica import requests as r
 from server.replica.applying import Applier
 from server.replica.refusal import NotServed, Refusal, no_point
@@ -144,12 +145,7 @@ class Writes:
     def _distrust(self, tx: Transaction, name: str) -> None:
         collection = tx.collection(name)
         if collection is not None:
-            tx.set_completeness(
-                collection.cid,
-                control.COMPLETENESS_STALE,
-                as_of_seq=collection.as_of_seq,
-                expected_points=collection.expected_points,
-            )
+            catalogue.distrust(tx, collection)
 
     def _reply_to(self, tx: Transaction, entry: control.LogEntry, elapsed: Callable[[], float]) -> control.Applied:
         row = _row(entry.entry.method)

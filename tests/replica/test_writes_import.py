@@ -322,8 +322,13 @@ def test_completeness_of_one_and_of_all(here: Local) -> None:
     assert collection is not None
     assert (collection.completeness, collection.as_of_seq) == (INCOMPLETE, 3)
     assert (collection.resume_at, collection.expected_points) == (b"\x08\x05", 10)
+    here.set_completeness(control.COMPLETENESS_COMPLETE, "d")
     here.set_completeness(control.COMPLETENESS_STALE, "")
-    assert {_completeness(here, name) for name in ("c", "d")} == {control.COMPLETENESS_STALE}
+    assert _completeness(here, "d") == control.COMPLETENESS_STALE
+    # One that never was whole is no better than before, and is copied from its start.
+    collection = here.store.collection("c")
+    assert collection is not None
+    assert (collection.completeness, collection.resume_at) == (INCOMPLETE, b"")
     here.set_completeness(control.COMPLETENESS_COMPLETE, "nope")
 
 
