@@ -2,7 +2,7 @@
 
 Promises: runs only while `upstream_up` (calls go to Qdrant and nothing is pending). Looks at Qdrant's catalogue when
 Qdrant comes up, on request and every `refresh_seconds`; what is new, changed or incomplete is copied, one collection
-after the other, and goes on where it stopped. A collection that fails does not keep the others from being copied. After a drain,
+after the other, and goes on where it stopped. A collection that fails does not hold up the others. After a drain,
 and after a start, exact counts are compared; a difference makes the collection STALE and copies it again.
 
 Does not promise to notice every change that others made to Qdrant while a collection was COMPLETE: equal counts pass.
