@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from server.clock import Clock
@@ -354,6 +354,12 @@ class Log:
     def quarantined(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first. Reads the directory the first time."""
         return self._quarantine.items()
+
+    def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
+        for item in self._quarantine.items():
+            if not item.flaw:
+                yield item, self._quarantine.record(item.seq)
 
     async def read_quarantined(self, seq: int) -> Record:
         """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""
