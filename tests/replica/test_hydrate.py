@@ -1,0 +1,740 @@
+"""Hydration between two stores: one plays Qdrant, the other is the replica, a log in memory lies between them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_pb2
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server import config
+from server.errors import ReplicaRefused, UpstreamUnreachable
+from server.replica import catalogue
+from server.replica import requests as r
+from server.replica.copying import CopyState
+from server.replica.hydrate import Hydrator
+from server.replica.refusal import Refusal
+from server.replica.search import Searcher
+from server.replica.settled import Settled
+from server.rpc import HEALTH_CHECK, Backend, Call, Code, Metadata, Reply
+from server.telemetry import Telemetry
+from server.wal.record import EntryState, Record
+from tests.faults.backends import FlakyBackend, Refused, Stall, says
+from tests.faults.clock import ManualClock
+
+from .local_store import ALIASES, CREATE, DROP, Local, create, entry, ids, payload, point, upsert
+
+EMPTY, HYDRATING = control_pb.COMPLETENESS_EMPTY, control_pb.COMPLETENESS_HYDRATING
+COMPLETE, STALE = control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE
+SCROLL = r.POINTS + "Scroll"
+
+
+class RemoteStore:
+    """A store that plays Qdrant."""
+
+    def __init__(self, directory: Path) -> None:
+        self.local = Local(directory)
+        self.searcher = Searcher(self.local.store, config.Replica())
+
+    async def handle(self, call: Call) -> Reply:
+        """See rpc.Backend."""
+        await asyncio.sleep(0)
+        if call.method == HEALTH_CHECK:
+            return Reply(qdrant_pb2.HealthCheckReply(title="q", version="1.18.3").SerializeToString())
+        try:
+            if call.method.startswith(r.COLLECTIONS):
+                return Reply(catalogue.answer(self.local.store, call.method, call.body, lambda: 0.0))
+            return Reply(self.searcher.answer(call.method, call.body))
+        except Refusal as refusal:
+            return Reply(code=refusal.code, details=refusal.details)
+
+
+@dataclass
+class World:
+    """Qdrant, log and replica, with the mirror between them."""
+
+    remote: RemoteStore
+    here: Local
+    clock: ManualClock
+    settings: config.Hydrate
+
+    def __post_init__(self) -> None:
+        self.records: list[Record] = []
+        self.writes: list[tuple[str, Message]] = []
+        self.pending_count = 0
+        self.mirrored = 0
+        self.key: Metadata | None = None
+        self.upstream: Backend = self.remote
+        self.lines: list[str] = []
+        self.here.imports.attach(control_pb.AttachRequest(log_id="L"))
+
+    # The log.
+
+    @property
+    def last_seq(self) -> int:
+        return len(self.records)
+
+    async def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record]:
+        await asyncio.sleep(0)
+        return self.records[after_seq : after_seq + limit_entries]
+
+    # A client writes.
+
+    def write(self, method: str, request: Message) -> None:
+        """Qdrant first, then the log; the replica hears of it later."""
+        self.remote.local.do(method, request)
+        self.acknowledged(method, request)
+
+    def acknowledged(self, method: str, request: Message) -> None:
+        self.records.append(Record(self.last_seq + 1, 1, EntryState.SYNCED, self.clock.wall_ns(), b"", "", b"", 0))
+        self.writes.append((method, request))
+
+    def mirror(self, upto: int | None = None) -> None:
+        """The replica applies the log."""
+        while self.mirrored < (self.last_seq if upto is None else upto):
+            method, request = self.writes[self.mirrored]
+            self.mirrored += 1
+            self.here.writes.apply([entry(self.mirrored, method, request)])
+
+    # The replica's control.
+
+    async def _in_turn(self, since: int, work: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0)
+        self.mirror(max(since, self.mirrored))
+        try:
+            return work()
+        except Refusal as refusal:
+            raise ReplicaRefused(str(refusal), code=refusal.code, details=refusal.details) from refusal
+
+    async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
+        found: control_pb.ImportCatalogueResponse = await self._in_turn(
+            request.since_seq, lambda: self.here.imports.catalogue(request)
+        )
+        return found
+
+    async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
+        found: control_pb.ImportPageResponse = await self._in_turn(
+            request.since_seq, lambda: self.here.imports.page(request)
+        )
+        return found
+
+    async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
+        return self.here.imports.set_completeness(request)
+
+    async def status(self) -> control_pb.StatusResponse:
+        self.mirror()
+        return control_pb.StatusResponse(
+            applied_seq=self.mirrored,
+            collections=[
+                control_pb.CollectionState(
+                    name=each.name,
+                    completeness=each.completeness,  # type: ignore[arg-type]
+                    points=self.here.store.count(each.cid),
+                    as_of_seq=each.as_of_seq,
+                    resume_at=each.resume_at,
+                    expected_points=each.expected_points,
+                )
+                for each in self.here.store.collections()
+            ],
+        )
+
+    # Running.
+
+    def hydrator(self) -> Hydrator:
+        telemetry = Telemetry.silent()
+        telemetry.log = Lines(self.lines)  # type: ignore[assignment]
+        return Hydrator(
+            self,
+            self.upstream,
+            self,
+            self.settings,
+            self.clock,
+            telemetry,
+            credential=lambda: self.key,
+            sleep=self.clock.sleep,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Hydrator]:
+        hydrator = self.hydrator()
+        hydrator.upstream_up = True
+        task = asyncio.create_task(hydrator.run())
+        try:
+            yield hydrator
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    async def until(self, condition: Callable[[], bool], *, each: Callable[[], None] = lambda: None) -> None:
+        for _ in range(20_000):
+            assert "hydration stumbled" not in self.lines
+            if condition():
+                return
+            await asyncio.sleep(0)
+            each()
+            if not condition() and self.clock.sleeping:
+                self.clock.advance(self.clock.sleeping[0])
+        raise AssertionError(f"never came about: {self.lines[-5:]}")
+
+    def completeness(self, name: str = "c") -> int:
+        found = self.here.store.collection(name)
+        return found.completeness if found is not None else 0
+
+    def is_complete(self, name: str = "c") -> bool:
+        return self.completeness(name) == COMPLETE
+
+    def differences(self, name: str = "c") -> list[Any]:
+        self.mirror()
+        there, here = self.remote.local.points(name), self.here.points(name)
+        return [key for key in there.keys() | here.keys() if there.get(key) != here.get(key)]
+
+
+class Lines:
+    """A logger that keeps the events."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda event, **fields: self._lines.append(str(event))
+
+
+Make = Callable[..., World]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[World] = []
+
+    def world(**chosen: Any) -> World:
+        values = {"page_points": 10, "points_per_second": 0, **chosen}
+        at = tmp_path / str(len(made))
+        built = World(
+            RemoteStore(at / "remote"), Local(at / "here", known=False), ManualClock(), config.Hydrate(**values)
+        )
+        made.append(built)
+        return built
+
+    yield world
+    for each in made:
+        each.remote.local.close()
+        each.here.close()
+
+
+def fill(world: World, count: int, name: str = "c") -> None:
+    world.remote.local.do(CREATE, create(name))
+    if count:
+        world.remote.local.do(r.UPSERT, upsert(*(point(n, v=n) for n in range(count)), name=name))
+
+
+def uuid(number: int) -> str:
+    return f"00000000-0000-0000-0000-{number:012d}"
+
+
+async def test_everything_is_copied_and_says_so(make: Make) -> None:
+    world = make()
+    fill(world, 95)
+    world.remote.local.do(r.UPSERT, upsert(*(point(uuid(n), u=n) for n in range(12))))
+    fill(world, 0, "empty")
+    world.remote.local.do(ALIASES, collections.ChangeAliases(actions=[_alias("a", "c")]))
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete() and world.is_complete("empty"))
+    assert world.differences() == []
+    assert len(world.here.points("a")) == 107
+    assert world.here.store.meta("remote_version") == "1.18.3"
+    rows = {row["collection"]: row for row in hydrator.status()}
+    assert (rows["c"]["state"], rows["c"]["points"], rows["c"]["expected_points"]) == ("complete", 107, 107)
+    assert rows["empty"]["state"] == "complete"
+
+
+def _alias(alias: str, name: str) -> collections.AliasOperations:
+    return collections.AliasOperations(create_alias=collections.CreateAlias(alias_name=alias, collection_name=name))
+
+
+async def test_points_that_qdrant_lacks_are_removed(make: Make) -> None:
+    world = make()
+    fill(world, 30)
+    async with world.running() as hydrator:
+        await world.until(world.is_complete)
+        world.remote.local.do(r.DELETE, pb.DeletePoints(collection_name="c", points=ids(0, 7, 15, 29)))
+        hydrator.request_reconcile()
+        await world.until(lambda: not world.differences())
+        await world.until(world.is_complete)
+    assert "the replica differs from Qdrant, copying again" in world.lines
+
+
+async def test_it_goes_on_where_it_stopped(make: Make) -> None:
+    world = make()
+    fill(world, 95)
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running() as hydrator:
+        await world.until(lambda: len(_scrolls(flaky)) == 5, each=lambda: world.clock.advance(2))
+        hydrator.upstream_up = False
+        await world.until(lambda: hydrator.progress[0].state is CopyState.WAITING)
+        assert world.completeness() == HYDRATING
+        found = world.here.store.collection("c")
+        assert found is not None and found.resume_at
+        hydrator.upstream_up = True
+        await world.until(world.is_complete)
+    assert len(_scrolls(flaky)) <= 12
+    assert world.differences() == []
+
+
+def _scrolls(flaky: FlakyBackend) -> list[Call]:
+    return [call for call in flaky.calls if call.method == SCROLL]
+
+
+async def test_a_restart_goes_on_too(make: Make) -> None:
+    world = make()
+    fill(world, 95)
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running():
+        await world.until(lambda: len(_scrolls(flaky)) == 6, each=lambda: world.clock.advance(2))
+    before = len(_scrolls(flaky))
+    async with world.running():
+        await world.until(world.is_complete)
+    assert len(_scrolls(flaky)) - before <= 6
+    assert world.differences() == []
+
+
+async def test_the_connection_breaks_in_the_middle(make: Make) -> None:
+    world = make()
+    fill(world, 50)
+    script = [Refused(), says(Code.UNAVAILABLE), Refused(), says(Code.INTERNAL)]
+    world.upstream = FlakyBackend(world.remote, script, only=lambda call: call.method == SCROLL)
+    async with world.running():
+        await world.until(world.is_complete)
+    assert world.differences() == []
+
+
+async def test_writes_while_it_copies_win(make: Make) -> None:
+    world = make(settle_seconds=0)
+    fill(world, 60)
+    turn = iter(range(1000))
+
+    def client() -> None:
+        n = next(turn, None)
+        if n is None:
+            return
+        world.write(r.UPSERT, upsert(point(n % 70, v=1000 + n)))
+        if n % 3 == 0:
+            world.write(r.DELETE, pb.DeletePoints(collection_name="c", points=ids((n * 7) % 60)))
+        if n % 2 == 0:
+            world.mirror(world.mirrored + 1)
+
+    async with world.running():
+        await world.until(world.is_complete, each=client)
+    assert world.differences() == []
+
+
+async def test_changes_to_points_that_are_not_here_yet(make: Make) -> None:
+    """A payload is set at Qdrant on a point whose page is on its way: the point is fetched again."""
+    world = make(settle_seconds=0)
+    fill(world, 5)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class AfterRead:
+        async def handle(self, call: Call) -> Reply:
+            reply = await world.remote.handle(call)
+            if call.method == SCROLL and not reached.is_set():
+                reached.set()
+                await go_on.wait()
+            return reply
+
+    world.upstream = AfterRead()
+    async with world.running():
+        await reached.wait()
+        world.write(
+            r.SET_PAYLOAD,
+            pb.SetPayloadPoints(collection_name="c", payload=payload({"k": 1}), points_selector=ids(3), wait=True),
+        )
+        world.mirror()
+        go_on.set()
+        await world.until(world.is_complete)
+    assert world.differences() == []
+    assert world.here.payloads()[3] == {"v": 3, "k": 1}
+
+
+async def test_a_write_without_wait_is_given_time(make: Make) -> None:
+    """Qdrant has acknowledged a write that its pages do not show yet: the page must not undo it here."""
+    world = make(settle_seconds=1.0)
+    fill(world, 5)
+    request = upsert(point(3, v=99), wait=False)
+    world.acknowledged(r.UPSERT, request)
+    world.mirror()
+    async with world.running():
+        await world.until(lambda: world.here.store.collection("c") is not None)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        world.remote.local.do(r.UPSERT, request)
+        await world.until(world.is_complete)
+    assert world.differences() == []
+    assert world.here.payloads()[3] == {"v": 99}
+
+
+async def test_what_the_proxy_created_is_complete_at_once(make: Make) -> None:
+    world = make()
+    fill(world, 5, "other")
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running():
+        await world.until(lambda: world.is_complete("other"))
+        world.write(CREATE, create("c"))
+        world.write(r.UPSERT, upsert(*(point(n, v=n) for n in range(30))))
+        world.mirror()
+        assert world.is_complete()
+        seen = len(_scrolls(flaky))
+        await world.until(lambda: bool(_info(world)))
+    assert len(_scrolls(flaky)) == seen
+    assert world.is_complete()
+    assert world.differences() == []
+
+
+def _info(world: World) -> bytes:
+    found = world.here.store.collection("c")
+    return found.info if found is not None else b""
+
+
+async def test_a_collection_made_again_by_others_is_noticed(make: Make) -> None:
+    world = make()
+    fill(world, 20)
+    async with world.running():
+        await world.until(world.is_complete)
+        world.remote.local.do(DROP, collections.DeleteCollection(collection_name="c"))
+        world.remote.local.do(CREATE, create("c", size=3))
+        world.remote.local.do(r.UPSERT, upsert(point(1, _vector(1, 2, 3))))
+        await world.until(lambda: not world.differences() and world.is_complete())
+        world.remote.local.do(DROP, collections.DeleteCollection(collection_name="c"))
+        await world.until(lambda: world.here.store.collection("c") is None)
+
+
+def _vector(*values: float) -> pb.Vectors:
+    return pb.Vectors(vector=pb.Vector(dense=pb.DenseVector(data=values)))
+
+
+async def test_a_collection_that_goes_while_it_is_copied(make: Make) -> None:
+    world = make()
+    fill(world, 50)
+    fill(world, 5, "d")
+    stall = Stall(asyncio.Event(), asyncio.Event())
+    world.upstream = FlakyBackend(world.remote, [stall], only=lambda call: call.method == SCROLL)
+    async with world.running() as hydrator:
+        await stall.reached.wait()
+        world.write(DROP, collections.DeleteCollection(collection_name="c"))
+        stall.until.set()
+        await world.until(lambda: world.is_complete("d"))
+        await world.until(lambda: world.here.store.collection("c") is None)
+        await world.until(lambda: [each.collection for each in hydrator.progress] == ["d"])
+
+
+async def test_a_collection_made_again_through_the_proxy_while_it_is_copied(make: Make) -> None:
+    world = make(settle_seconds=0)
+    fill(world, 50)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class AfterRead:
+        async def handle(self, call: Call) -> Reply:
+            reply = await world.remote.handle(call)
+            if call.method == SCROLL and not reached.is_set():
+                reached.set()
+                await go_on.wait()
+            return reply
+
+    world.upstream = AfterRead()
+    async with world.running():
+        await reached.wait()
+        world.write(DROP, collections.DeleteCollection(collection_name="c"))
+        world.write(CREATE, create("c"))
+        world.write(r.UPSERT, upsert(point(7, v=77)))
+        world.mirror()
+        go_on.set()
+        await world.until(lambda: world.is_complete() and not world.differences())
+    assert world.here.payloads() == {7: {"v": 77}}
+
+
+async def test_large_collections_are_left_out_and_say_so(make: Make) -> None:
+    world = make(max_points=10)
+    fill(world, 11)
+    fill(world, 10, "small")
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete("small"))
+        await world.until(lambda: hydrator.progress[0].state is CopyState.LEFT_OUT)
+        for _ in range(3):
+            world.clock.advance(world.settings.refresh_seconds)
+            await world.until(lambda: bool(world.clock.sleeping))
+    assert world.completeness() == EMPTY
+    assert "11 points" in hydrator.progress[0].reason
+    assert world.lines.count("hydration leaves a collection out") == 1
+
+
+async def test_only_chosen_collections_unless_asked(make: Make) -> None:
+    world = make(collections=("d",))
+    fill(world, 5)
+    fill(world, 5, "d")
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete("d"))
+        assert world.completeness() == EMPTY
+        hydrator.request(["c", "never heard of"])
+        await world.until(world.is_complete)
+
+
+async def test_switched_off_it_still_learns_the_catalogue(make: Make) -> None:
+    world = make(enabled=False)
+    fill(world, 5)
+    async with world.running() as hydrator:
+        await world.until(lambda: world.completeness() == EMPTY)
+        hydrator.request(None)
+        await world.until(world.is_complete)
+    assert world.differences() == []
+
+
+async def test_asked_again_it_copies_from_the_start_and_stays_whole(make: Make) -> None:
+    world = make()
+    fill(world, 35)
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running() as hydrator:
+        await world.until(world.is_complete)
+        world.remote.local.do(
+            r.SET_PAYLOAD,
+            pb.SetPayloadPoints(collection_name="c", payload=payload({"k": 1}), points_selector=ids(3), wait=True),
+        )
+        before = len(_scrolls(flaky))
+        seen: set[int] = set()
+        hydrator.request(["c"])
+        await world.until(lambda: not world.differences(), each=lambda: seen.add(world.completeness()))
+        await world.until(world.is_complete)
+    assert len(_scrolls(flaky)) - before == 4
+    assert seen <= {STALE, COMPLETE}
+
+
+async def test_an_interrupted_request_is_not_forgotten(make: Make) -> None:
+    world = make()
+    fill(world, 35)
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running() as hydrator:
+        await world.until(world.is_complete)
+        before = len(_scrolls(flaky))
+        hydrator.request(["c"])
+        await world.until(lambda: len(_scrolls(flaky)) == before + 2)
+        hydrator.upstream_up = False
+        await world.until(lambda: hydrator.progress[0].state is CopyState.WAITING)
+        hydrator.upstream_up = True
+        await world.until(lambda: len(_scrolls(flaky)) >= before + 6)
+        await world.until(world.is_complete)
+
+
+async def test_nothing_is_copied_while_a_write_is_pending(make: Make) -> None:
+    world = make()
+    fill(world, 5)
+    world.pending_count = 1
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running():
+        for _ in range(5):
+            await world.until(lambda: bool(world.clock.sleeping))
+            world.clock.advance(100)
+        assert flaky.calls == []
+        world.pending_count = 0
+        await world.until(world.is_complete)
+
+
+async def test_without_a_credential_it_waits(make: Make) -> None:
+    world = make()
+    fill(world, 5)
+
+    class Guarded:
+        async def handle(self, call: Call) -> Reply:
+            if call.method != HEALTH_CHECK and dict(call.metadata).get("api-key") != "right":
+                return says(Code.UNAUTHENTICATED, "Must provide an API key")
+            return await world.remote.handle(call)
+
+    world.upstream = Guarded()
+    async with world.running():
+        await world.until(lambda: "hydration failed, it will be tried again" in world.lines)
+        world.key = (("api-key", "right"),)
+        await world.until(world.is_complete)
+    assert world.differences() == []
+
+
+async def test_the_rate_is_kept(make: Make) -> None:
+    world = make(points_per_second=20)
+    fill(world, 100)
+    start = world.clock.monotonic()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert world.clock.monotonic() - start >= (100 - 10) / 20
+
+
+async def test_a_replica_that_forgot_what_came_later_gets_the_page_again(make: Make) -> None:
+    world = make(settle_seconds=0)
+    fill(world, 30)
+    world.write(r.UPSERT, upsert(point(1, v=5)))
+    refused = 0
+    real = world.import_page
+
+    async def forgets(request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise ReplicaRefused("read it again", code=Code.FAILED_PRECONDITION, details="")
+        return await real(request)
+
+    world.import_page = forgets  # type: ignore[method-assign]
+    async with world.running():
+        await world.until(world.is_complete)
+    assert refused == 3
+    assert world.differences() == []
+
+
+async def test_unreachable_errors_are_told(make: Make) -> None:
+    world = make()
+    fill(world, 5)
+    world.upstream = FlakyBackend(world.remote, [Refused()])
+    async with world.running():
+        await world.until(lambda: "hydration failed, it will be tried again" in world.lines)
+        await world.until(world.is_complete)
+    assert issubclass(UpstreamUnreachable, Exception)
+
+
+# --- any interleaving ------------------------------------------------------------------------------------------------
+
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("upsert"), st.integers(0, 24)),
+        st.tuples(st.just("delete"), st.integers(0, 24)),
+        st.tuples(st.just("payload"), st.integers(0, 24)),
+        st.tuples(st.just("clear"), st.just(0)),
+        st.tuples(st.just("again"), st.just(0)),
+        st.tuples(st.just("mirror"), st.integers(0, 3)),
+        st.tuples(st.just("wait"), st.integers(1, 6)),
+        st.tuples(st.just("late"), st.integers(0, 24)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(acts=ACTS, page=st.integers(1, 8))
+def test_any_interleaving_of_writes_and_pages(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page: int
+) -> None:
+    directory = tmp_path_factory.mktemp("world")
+    world = World(
+        RemoteStore(directory / "remote"),
+        Local(directory / "here", known=False),
+        ManualClock(),
+        config.Hydrate(page_points=page, points_per_second=0, settle_seconds=1.0),
+    )
+    try:
+        asyncio.run(_interleave(world, acts))
+    finally:
+        world.remote.local.close()
+        world.here.close()
+
+
+async def _interleave(world: World, acts: list[tuple[str, int]]) -> None:
+    fill(world, 20)
+    late: list[Callable[[], Any]] = []
+    async with world.running():
+        for number, (act, value) in enumerate(acts):
+            await _act(world, act, value, number, late)
+        for each in late:
+            each()
+        await world.until(world.is_complete)
+        world.mirror()
+    assert world.differences() == []
+
+
+async def _act(world: World, act: str, value: int, number: int, late: list[Callable[[], Any]]) -> None:
+    if act == "wait":
+        for _ in range(value):
+            await asyncio.sleep(0)
+        return
+    if act == "mirror":
+        world.mirror(min(world.last_seq, world.mirrored + value))
+        return
+    if act == "late":
+        # Acknowledged before it is applied, and applied within the time for it: before anything else is written.
+        world.acknowledged(r.UPSERT, request := upsert(point(value, late=number), wait=False))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        world.remote.local.do(r.UPSERT, request)
+        return
+    requests: dict[str, tuple[str, Message]] = {
+        "upsert": (r.UPSERT, upsert(point(value, v=1000 + number))),
+        "delete": (r.DELETE, pb.DeletePoints(collection_name="c", points=ids(value))),
+        "payload": (
+            r.SET_PAYLOAD,
+            pb.SetPayloadPoints(
+                collection_name="c", payload=payload({"k": number}), points_selector=ids(value), wait=True
+            ),
+        ),
+        "clear": (
+            r.DELETE,
+            pb.DeletePoints(collection_name="c", points=pb.PointsSelector(filter={})),  # type: ignore[arg-type]
+        ),
+        "again": (DROP, collections.DeleteCollection(collection_name="c")),
+    }
+    try:
+        world.write(*requests[act])
+    except Refusal:
+        return
+    if act == "again":
+        world.write(CREATE, create("c"))
+
+
+# --- settled ---------------------------------------------------------------------------------------------------------
+
+
+def test_settled_never_names_what_is_too_young() -> None:
+    for seed in range(200):
+        chance = random.Random(seed)
+        settled = Settled(1.0)
+        now, seq, appended = 0.0, 0, {0: -5.0}
+        for _ in range(60):
+            now += chance.choice([0.0, 0.1, 0.5, 2.0])
+            for _ in range(chance.choice([0, 0, 1, 5])):
+                seq += 1
+                appended[seq] = now
+            settled.observe(now, seq)
+            since = settled.since(now)
+            if since is not None:
+                assert appended[since] <= now - 1.0
+            if now - max(appended.values()) >= 2.5 and settled.wait_seconds(now) == 0.0:
+                assert since is not None
+
+
+def test_settled_comes_to_the_end_of_a_quiet_log() -> None:
+    settled = Settled(1.0)
+    settled.observe(10.0, 7)
+    assert settled.since(10.0) is None
+    assert settled.wait_seconds(10.25) == 0.75
+    assert settled.since(11.0) == 7
+    settled.observe(11.5, 9)
+    assert settled.since(12.0) == 7
+    assert settled.since(12.5) == 9
+    settled.observe(100.0, 9)
+    assert settled.since(100.0) == 9
+
+
+def test_settled_takes_a_known_age() -> None:
+    settled = Settled(1.0)
+    settled.observe(10.0, 7, age_seconds=1.0)
+    assert settled.since(10.0) == 7
