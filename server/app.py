@@ -271,6 +271,7 @@ class Understudy:
             telemetry,
             credential=parts.credentials.for_replay,
         )
+        hydrator.on_round = self._looked_at_qdrant
         self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
         monitor.on_change = self._upstream_changed
         parts.mode.on_change = self._mode_changed
@@ -339,6 +340,11 @@ class Understudy:
             replayer.request_sync(change.reason)
         if change.after is State.REMOTE and change.before is State.DRAINING:
             hydrator.request_reconcile()
+
+    async def _looked_at_qdrant(self, is_whole: bool) -> None:
+        await self._learn_aliases()
+        if is_whole:
+            self._parts.repairs.settled()
 
     def _connection_failed(self, reason: str) -> None:
         if self._monitor is not None:

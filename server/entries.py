@@ -97,9 +97,10 @@ def point_count(request: Message) -> int:
 def _count_in(operation: Any) -> int:
     if isinstance(operation, points_pb2.PointsSelector):
         return len(operation.points.ids)
-    selector = getattr(operation, "points_selector", None)
-    if selector is None:
-        selector = getattr(operation, "points", ())
-    if isinstance(selector, points_pb2.PointsSelector):
-        return len(selector.points.ids)
-    return len(selector)
+    for name in ("points_selector", "points"):
+        named = getattr(operation, name, None)
+        if isinstance(named, points_pb2.PointsSelector):
+            return len(named.points.ids)
+        if named is not None:
+            return len(named)
+    return 0

@@ -74,6 +74,8 @@ class Hydrator:
         self._must_compare = True
         self._progress: dict[str, CopyProgress] = {}
         self._settled = Settled(settings.settle_seconds)
+        # Awaited after each look at Qdrant; True when everything wanted is there.
+        self.on_round: Callable[[bool], Awaitable[None]] | None = None
 
     # --- what the owner sees -----------------------------------------------------------------------------------------
 
@@ -131,7 +133,10 @@ class Hydrator:
             self._work.clear()
             pause = self._settings.retry_seconds
             try:
-                if await self._round():
+                is_whole = await self._round()
+                if self.on_round is not None:
+                    await self.on_round(is_whole)
+                if is_whole:
                     pause = self._settings.refresh_seconds
             except Interrupted:
                 pause = 0.0 if not self.upstream_up else pause
