@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from server.cli import configuration, doctor, remote, serve, wal
+from server.cli.options import version
 from server.errors import UnderstudyError
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"understudy {version()}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="understudy",
@@ -25,6 +34,18 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback(invoke_without_command=False)
+def options(
+    shows_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of the command itself; its help is above."""
+    del shows_version
+
+
 serve.register(app)
 remote.register(app)
 wal.register(app)

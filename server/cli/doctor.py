@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from server.addresses import is_loopback, split_address
-from server.cli.options import AsJson, ConfigFile, DataDir, settings_from
+from server.cli.options import AdminAddress, AsJson, ConfigFile, DataDir, settings_from
 from server.cli.output import as_json, console, size
 from server.cli.remote import Port
 from server.clock import SystemClock
@@ -59,10 +59,11 @@ def doctor(
     config: ConfigFile = None,
     upstream: str | None = typer.Option(None, help="Qdrant, if the settings do not name it."),
     data_dir: DataDir = None,
+    admin: AdminAddress = None,
     as_json_: AsJson = False,
 ) -> None:
     """Check settings, directories, log, ports and Qdrant, and say what to do."""
-    settings = settings_from(config, data_dir=data_dir, vectorstore__url=upstream).settings
+    settings = settings_from(config, data_dir=data_dir, admin=admin, vectorstore__url=upstream).settings
     findings = list(examine(settings))
     if as_json_:
         as_json([{**asdict(finding), "verdict": finding.verdict.value} for finding in findings])

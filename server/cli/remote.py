@@ -6,6 +6,7 @@ Promises: says plainly when nobody answers there. Does not start anything.
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from server.addresses import split_address
 from server.cli.options import AdminAddress, AsJson, ConfigFile, settings_from
@@ -23,6 +24,8 @@ from server.errors import AdminRefused, AdminUnreachable, ConfigError
 TIMEOUT_SECONDS = 10.0
 GUARD_HEADER = "x-understudy-admin"
 POLL_SECONDS = 0.5
+SETTLE_POLLS = 2
+_UNDER_WAY = ("waiting", "copying")
 
 _STATES = {
     "remote": "[bold green]REMOTE[/bold green]  Qdrant answers",
@@ -176,29 +179,37 @@ def _count(value: Any) -> int:
 
 
 def _follow(get: Callable[[str], dict[str, Any]], names: list[str]) -> bool:
-    """Show progress until no collection is being copied; False when one of them failed."""
-    bars: dict[str, Any] = {}
+    """Show progress until every copy that was asked for has ended; False when one did not end well."""
+    rows: dict[str, dict[str, Any]] = {}
+    bars: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        while True:
-            rows = [row for row in get("/status").get("collections") or [] if not names or row.get("name") in names]
-            for row in rows:
-                name, points = str(row.get("name")), int(row.get("points") or 0)
-                total = max(int(row.get("expected_points") or 0), points)
-                if name not in bars:
-                    bars[name] = progress.add_task(escape(name), total=total)
-                progress.update(bars[name], completed=points, total=total)
-            if not any(_is_copying(row) for row in rows):
+        for poll in itertools.count():
+            document = get("/status")
+            if document.get("state") != "remote":
+                progress.stop()
+                console.print("Qdrant is away or still behind: it is copied when everything pending is there")
+                return True
+            rows = {row["collection"]: row for row in document.get("hydration") or [] if row.get("collection")}
+            wanted = names or sorted(rows)
+            for name in wanted:
+                _show_progress(progress, bars, name, rows.get(name, {}))
+            # The server takes the request up between two polls; before that, states are of the last copy.
+            if poll >= SETTLE_POLLS and all(rows.get(name, {}).get("state") not in _UNDER_WAY for name in wanted):
                 break
             time.sleep(POLL_SECONDS)
-    missing = [name for name in names if name not in bars]
-    for name in missing:
-        console.print(f"{escape(name)}: neither Qdrant nor the replica has it")
-    failed = [row for row in rows if row.get("completeness") not in ("complete", "COMPLETE")]
-    for row in failed:
-        console.print(f"{escape(str(row.get('name')))}: {row.get('completeness')}, see the server's log")
-    return not failed and not missing
+    bad = [name for name in names or sorted(rows) if rows.get(name, {}).get("state") != "complete"]
+    for name in bad:
+        row = rows.get(name)
+        why = f"{row.get('state')}, {row.get('reason') or 'see the log'}" if row else "Qdrant does not have it"
+        console.print(escape(f"{name}: {why}"))
+    return not bad
 
 
-def _is_copying(row: dict[str, Any]) -> bool:
-    return str(row.get("completeness", "")).lower() == "hydrating"
+def _show_progress(progress: Progress, bars: dict[str, TaskID], name: str, row: dict[str, Any]) -> None:
+    points = int(row.get("points") or 0)
+    total = max(int(row.get("expected_points") or 0), points)
+    if name not in bars:
+        bars[name] = progress.add_task("", total=total)
+    reason = f" ({row['reason']})" if row.get("reason") else ""
+    progress.update(bars[name], description=escape(name + reason), completed=points, total=total)

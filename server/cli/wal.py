@@ -105,7 +105,7 @@ def list_(
     if as_json_:
         as_json(rows)
         return
-    made = table("seq#", "state", "method", "collection", "points#", "bytes#", "time")
+    made = table("seq#", "state", "method", "collection", "points#", "bytes#", "time (UTC)")
     for row in rows:
         made.add_row(
             str(row.get("seq", "")),
@@ -114,7 +114,7 @@ def list_(
             escape(str(row.get("collection", ""))),
             str(row.get("points", "")),
             str(row.get("bytes", "")),
-            str(row.get("time", "")),
+            str(row.get("time", ""))[:19].replace("T", " "),
         )
     console.print(made if rows else "no entries")
 

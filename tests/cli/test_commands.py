@@ -1,0 +1,375 @@
+"""Every command, on a real log and a real admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from generated.qdrant import points_pb2
+from generated.understudy.wal.v1 import entry_pb2
+from server import cli
+from server.cli import app, remote
+from server.clock import SystemClock
+from server.errors import (
+    AdminRefused,
+    AdminUnreachable,
+    ConfigError,
+    DataDirUnusable,
+    UnderstudyError,
+    WalDamaged,
+    WalError,
+    WalLocked,
+)
+from server.replica.store import Store
+from server.rpc import WAL_KINDS
+from server.wal.files import RealDisk
+from server.wal.limits import WalLimits
+from server.wal.log import Log
+from server.wal.record import EntryState, NewRecord
+from tests.cli.desk import FakeDesk, serving
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of the machine, no pauses, a wide terminal."""
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0)
+    monkeypatch.setattr("server.cli.output.console.width", 200)
+    monkeypatch.setenv("UNDERSTUDY_ADMIN", NOBODY)
+    monkeypatch.delenv("UNDERSTUDY_CONFIG", raising=False)
+
+
+def run(*words: str, answer: str = "") -> Result:
+    """A command that goes well."""
+    result = CliRunner().invoke(app, list(words), input=answer, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(error: type[UnderstudyError], *words: str) -> str:
+    """A command that does not; gives the text."""
+    with pytest.raises(error) as caught:
+        CliRunner().invoke(app, list(words), catch_exceptions=False)
+    return str(caught.value)
+
+
+def as_json(*words: str) -> Any:
+    """What a command prints with --json."""
+    return json.loads(run(*words, "--json").stdout)
+
+
+def _entry(number: int) -> bytes:
+    request = points_pb2.UpsertPoints(collection_name="[notes]")
+    request.points.add().id.num = number
+    return entry_pb2.Entry(
+        method="/qdrant.Points/Upsert", request=request.SerializeToString(), collection="[notes]", point_count=1
+    ).SerializeToString()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A stopped server's directory: 1 synced, 2 replayed, 3 refused, 4 and 5 pending."""
+
+    async def write() -> None:
+        log = Log.open(
+            tmp_path / "wal", disk=RealDisk(), clock=SystemClock(), limits=WalLimits(), kinds=frozenset(WAL_KINDS)
+        )
+        for number in range(1, 6):
+            state = EntryState.SYNCED if number == 1 else EntryState.PENDING
+            await log.append(NewRecord(1, state, _entry(number), b"", "", 1))
+        third = (await log.read(2, 1, 10**6))[0]
+        await log.quarantine(third, code=3, details="Wrong input: [dimension]")
+        await log.mark_replayed(3)
+        await log.close()
+
+    asyncio.run(write())
+    Store(tmp_path / "store", SystemClock()).close()
+    return tmp_path
+
+
+# --- the log, with the server stopped --------------------------------------------------------------------------------
+
+
+def test_wal_status(data_dir: Path) -> None:
+    text = run("wal", "status", "--data-dir", str(data_dir)).stdout
+    assert "2 (" in text
+    assert "1 to 5, replayed up to 3" in text
+    document = as_json("wal", "status", "--data-dir", str(data_dir))
+    assert (document["pending_count"], document["last_seq"], document["replayed_seq"]) == (2, 5, 3)
+    assert document["problems"] == []
+    assert document["quarantined"][0]["details"] == "Wrong input: [dimension]"
+
+
+def test_wal_verify(data_dir: Path) -> None:
+    assert as_json("wal", "verify", "--data-dir", str(data_dir))["entries_verified"] >= 5
+
+
+def test_wal_verify_finds_a_flipped_bit(data_dir: Path) -> None:
+    segment = next(path for path in (data_dir / "wal").iterdir() if path.is_file() and path.stat().st_size > 600)
+    raw = bytearray(segment.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    segment.write_bytes(raw)
+    text = refused(WalDamaged, "wal", "verify", "--data-dir", str(data_dir))
+    assert segment.name in text
+    assert "understudy serve" in text
+
+
+def test_wal_list(data_dir: Path) -> None:
+    rows = as_json("wal", "list", "--data-dir", str(data_dir))
+    assert [(row["seq"], row["state"]) for row in rows] == [
+        (1, "synced"),
+        (2, "replayed"),
+        (3, "quarantined"),
+        (4, "pending"),
+        (5, "pending"),
+    ]
+    assert rows[0]["collection"] == "[notes]"
+    assert rows[0]["method"] == "/qdrant.Points/Upsert"
+    pending = as_json("wal", "list", "--data-dir", str(data_dir), "--state", "pending", "--limit", "1")
+    assert [row["seq"] for row in pending] == [4]
+    assert [row["seq"] for row in as_json("wal", "list", "--data-dir", str(data_dir), "--after", "3")] == [4, 5]
+    assert "[notes]" in run("wal", "list", "--data-dir", str(data_dir)).stdout
+    assert "no entries" in run("wal", "list", "--data-dir", str(data_dir), "--after", "5").stdout
+
+
+def test_wal_show(data_dir: Path) -> None:
+    shown = json.loads(run("wal", "show", "2", "--data-dir", str(data_dir)).stdout)
+    assert shown["request"]["points"] == [{"id": {"num": "2"}}]
+    assert shown["state"] == "replayed"
+    assert "wal list" in refused(WalError, "wal", "show", "99", "--data-dir", str(data_dir))
+
+
+def test_wal_quarantine_list(data_dir: Path) -> None:
+    (row,) = as_json("wal", "quarantine", "list", "--data-dir", str(data_dir))
+    assert (row["seq"], row["code"], row["details"]) == (3, "INVALID_ARGUMENT", "Wrong input: [dimension]")
+    assert "Wrong input: [dimension]" in run("wal", "quarantine", "list", "--data-dir", str(data_dir)).stdout
+
+
+def test_wal_compact_keeps_what_is_needed(data_dir: Path) -> None:
+    done = as_json("wal", "compact", "--data-dir", str(data_dir), "--older-than-days", "0")
+    assert done["segments_removed"] == 0
+    assert as_json("wal", "status", "--data-dir", str(data_dir))["pending_count"] == 2
+    (data_dir / "store").rename(data_dir / "elsewhere")
+    assert "no replica" in refused(WalError, "wal", "compact", "--data-dir", str(data_dir))
+
+
+def test_wal_reset_asks_first_and_destroys_nothing(data_dir: Path) -> None:
+    result = CliRunner().invoke(app, ["wal", "reset", "--data-dir", str(data_dir)], input="n\n")
+    assert result.exit_code == 1
+    assert "2 writes are pending" in result.output
+    assert (data_dir / "wal").is_dir()
+    run("wal", "reset", "--data-dir", str(data_dir), answer="y\n")
+    assert not (data_dir / "wal").exists()
+    (aside,) = data_dir.glob("wal.reset-*")
+    aside.rename(data_dir / "wal")
+    assert as_json("wal", "status", "--data-dir", str(data_dir))["pending_count"] == 2
+    run("wal", "reset", "--yes", "--data-dir", str(data_dir))
+    assert not (data_dir / "wal").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "list", "compact", "reset"])
+def test_where_there_is_no_log(tmp_path: Path, command: str) -> None:
+    (tmp_path / "store").mkdir()
+    assert "no log" in refused(DataDirUnusable, "wal", command, "--data-dir", str(tmp_path))
+    assert not (tmp_path / "wal").exists()
+
+
+# --- the log, with the server running --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(data_dir: Path) -> Iterator[Path]:
+    """The same directory, held by a server."""
+    lock = RealDisk().lock(data_dir / "wal" / "lock")
+    yield data_dir
+    lock.release()
+
+
+def test_a_held_log_is_asked_for_through_the_server(held: Path) -> None:
+    fake = FakeDesk(pending=2, replayed_seq=3)
+    fake.entries = [{"seq": number, "state": "pending", "method": "m", "time": ""} for number in (3, 4)]
+    with serving(fake) as address:
+        where = ("--data-dir", str(held), "--admin", address)
+        assert as_json("wal", "status", *where)["pending"] == 2
+        assert "server is running" in run("wal", "status", *where).stdout
+        assert [row["state"] for row in as_json("wal", "list", *where)] == ["replayed", "pending"]
+        assert [row["seq"] for row in as_json("wal", "list", "--state", "pending", *where)] == [4]
+    assert fake.listed == [(0, 100)] * 2
+
+
+def test_a_held_log_of_another_server_is_not_mixed_up(held: Path, tmp_path: Path) -> None:
+    with serving(FakeDesk(wal={"path": str(tmp_path / "other")})) as address:
+        text = refused(WalLocked, "wal", "status", "--data-dir", str(held), "--admin", address)
+    assert "another log" in text
+
+
+@pytest.mark.parametrize("command", ["verify", "compact", "reset", "status", "list"])
+def test_a_held_log_without_a_server_to_ask(held: Path, command: str) -> None:
+    before = sorted(held.rglob("*"))
+    text = refused(WalLocked, "wal", command, "--data-dir", str(held))
+    assert "stop" in text.lower()
+    assert sorted(held.rglob("*")) == before
+
+
+# --- a running server ------------------------------------------------------------------------------------------------
+
+
+def test_status() -> None:
+    fake = FakeDesk(pending=3, oldest_pending_age_seconds=4000.0, state="local", quarantine=1)
+    with serving(fake) as address:
+        assert as_json("status", "--admin", address)["pending"] == 3
+        text = run("status", "--admin", address).stdout
+    for word in ("LOCAL", "3, the oldest for 67 min", "[docs]", "qdrant:6334", "2.0 kB"):
+        assert word in text
+
+
+def test_status_of_a_local_store() -> None:
+    with serving(FakeDesk(upstream=None, replay=None, state="local")) as address:
+        assert "LOCAL STORE" in run("status", "--admin", address).stdout
+
+
+def test_sync() -> None:
+    fake = FakeDesk(pending=3)
+    with serving(fake) as address:
+        assert "3 pending" in run("sync", "--admin", address).stdout
+    assert fake.synced == 1
+
+
+def test_hydrate_follows_until_it_is_done() -> None:
+    def row(state: str, points: int) -> dict[str, Any]:
+        return {"hydration": [{"collection": "[a]", "state": state, "points": points, "expected_points": 9}]}
+
+    fake = FakeDesk()
+    fake.later = [row("complete", 9), row("copying", 0), row("copying", 5), row("waiting", 5), row("complete", 9)]
+    with serving(fake) as address:
+        assert "9/9" in run("hydrate", "[a]", "--admin", address).stdout
+    assert fake.hydrated == [["[a]"]]
+    assert fake.later == []
+
+
+def test_hydrate_says_what_did_not_go_well() -> None:
+    failed = {"collection": "a", "state": "failed", "points": 1, "expected_points": 2, "reason": "no key"}
+    with serving(FakeDesk(hydration=[failed])) as address:
+        result = CliRunner().invoke(app, ["hydrate", "a", "b", "--admin", address], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "a: failed, no key" in result.output
+    assert "b: Qdrant does not have it" in result.output
+
+
+def test_hydrate_while_qdrant_is_away() -> None:
+    with serving(FakeDesk(state="local")) as address:
+        assert "Qdrant is away" in run("hydrate", "--admin", address).stdout
+        assert "asked for" in run("hydrate", "--no-wait", "--admin", address).stdout
+
+
+def test_hydrate_without_an_upstream() -> None:
+    fake = FakeDesk()
+    fake.has_upstream = False
+    with serving(fake) as address:
+        assert "no Qdrant" in refused(AdminRefused, "hydrate", "--admin", address)
+
+
+@pytest.mark.parametrize("words", [("status",), ("sync",), ("hydrate",)])
+def test_nobody_there(words: tuple[str, ...]) -> None:
+    assert NOBODY in refused(AdminUnreachable, *words)
+
+
+def test_something_else_there() -> None:
+    """A web server that is not ours."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        answering = threading.Thread(target=other.handle_request)
+        answering.start()
+        refused(AdminUnreachable, "status", "--admin", f"127.0.0.1:{other.server_port}")
+        answering.join()
+
+
+def test_the_admin_port_switched_off() -> None:
+    assert "switched off" in refused(ConfigError, "status", "--admin", "off")
+
+
+# --- settings and doctor ---------------------------------------------------------------------------------------------
+
+
+def test_config_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_KEYS_API_KEY", "sesame")
+    file = tmp_path / "u.yaml"
+    file.write_text("wal:\n  entry_points: 5\n")
+    document = as_json("config", "show", "--config", str(file))
+    assert document["wal.entry_points"] == {"value": 5, "source": f"file {file}"}
+    assert document["keys.api_key"] == {"value": "********", "source": "environment UNDERSTUDY_KEYS_API_KEY"}
+    assert document["vectorstore.api_key"] == {"value": None, "source": "default"}
+    text = run("config", "show", "--config", str(file)).stdout
+    assert "sesame" not in text
+    assert "replay.quarantine_policy" in text
+
+
+def test_doctor_finds_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_LISTEN", "127.0.0.1:0")
+    findings = as_json("doctor", "--data-dir", str(tmp_path), "--admin", "127.0.0.1:0")
+    assert {finding["verdict"] for finding in findings} <= {"ok", "note"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_finds_what_is_wrong(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("UNDERSTUDY_LISTEN", f"127.0.0.1:{port}")
+        words = ["doctor", "--data-dir", str(data_dir), "--upstream", NOBODY, "--json"]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 1
+    verdicts = {finding["about"]: finding["verdict"] for finding in json.loads(result.stdout)}
+    assert verdicts["client port"] == "bad"
+    assert verdicts["Qdrant"] == "bad"
+    assert verdicts["log"] == "note", "there is a refused write"
+
+
+def test_doctor_sees_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "wal").write_text("")
+    result = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path), "--json"], catch_exceptions=False)
+    verdicts = {finding["about"]: finding["verdict"] for finding in json.loads(result.stdout)}
+    assert verdicts["log directory"] == "bad"
+
+
+# --- the command itself ----------------------------------------------------------------------------------------------
+
+
+def _help_of(words: list[str]) -> str:
+    return CliRunner().invoke(app, [*words, "--help"], catch_exceptions=False).stdout
+
+
+def test_help_teaches_by_example() -> None:
+    for words in (
+        ["serve"],
+        ["status"],
+        ["hydrate"],
+        ["wal", "list"],
+        ["wal", "reset"],
+        ["config", "show"],
+        ["doctor"],
+    ):
+        assert f"understudy {' '.join(words)}" in _help_of(words), words
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("understudy 0.")
+
+
+def test_an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["understudy", "status"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == AdminUnreachable.exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("understudy: no Understudy answers")
