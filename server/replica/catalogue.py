@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as pb
 from generated.qdrant import points_pb2 as points
 from generated.understudy.replica.v1 import replica_pb2 as control
+from server.replica import checks
 from server.replica.reads import Reads
 from server.replica.records import Collection
 from server.replica.refusal import NotServed, Refusal, catalogue_unknown, no_collection
@@ -47,6 +48,7 @@ def is_known(reads: Reads) -> bool:
 
 def find(reads: Reads, name: str) -> Collection:
     """The collection that a name or alias stands for. Raises Refusal."""
+    checks.check_name(name)
     found = reads.collection(name)
     if found is None:
         raise missing(reads, name)

@@ -29,11 +29,16 @@ _PARAMS_OF: dict[int, str] = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raises Refusal for a name that no collection and no alias can have."""
+    if not 1 <= len(name.encode()) <= _MOST_NAME_BYTES:
+        raise bad_body("collection_name", f'value "{name}" invalid, must be from 1 to 255 characters')
+
+
 def check_new_collection(request: pb.CreateCollection) -> None:
     """Raises Refusal for a collection that Qdrant would not make, existing names apart."""
     name = request.collection_name
-    if not 1 <= len(name.encode()) <= _MOST_NAME_BYTES:
-        raise bad_body("collection_name", f'value "{name}" invalid, must be from 1 to 255 characters')
+    check_name(name)
     for character in _FORBIDDEN_IN_NAMES:
         if character in name:
             raise bad_body("collection_name", f'collection name cannot contain "{character}" char')

@@ -234,6 +234,26 @@ def test_the_last_real_info_is_told_with_the_counts_of_here(here: Local) -> None
     assert not told.warnings
 
 
+def test_an_info_that_lacks_blocks_is_filled_for_the_clients_that_need_them(here: Local) -> None:
+    info = pb.CollectionInfo(config=pb.CollectionConfig(params=pb.CollectionParams(shard_number=2)))
+    info.config.hnsw_config.m = 3
+    here.imports.catalogue(
+        control.ImportCatalogueRequest(
+            collections=[control.RemoteCollection(name="c", info=info.SerializeToString())], whole=True
+        )
+    )
+    config = _info(here).config
+    assert (config.hnsw_config.m, config.hnsw_config.ef_construct, config.hnsw_config.full_scan_threshold) == (
+        3,
+        100,
+        10_000,
+    )
+    assert config.optimizer_config.HasField("deleted_threshold")
+    assert config.wal_config.HasField("wal_capacity_mb")
+    assert config.params.shard_number == 2
+    assert GrpcToRest.convert_collection_info(_info(here))  # type: ignore[arg-type]
+
+
 # --- what is not known -----------------------------------------------------------------------------------------------
 
 

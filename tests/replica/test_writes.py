@@ -104,6 +104,11 @@ _BAD = pb.PointStruct(vectors=dense(1, 2))
             Code.INVALID_ARGUMENT,
             "Wrong input: Not existing vector name error: zz",
         ),
+        (
+            upsert(point(1), name=""),
+            Code.INVALID_ARGUMENT,
+            'Validation error in body: [collection_name: value "" invalid, must be from 1 to 255 characters]',
+        ),
         (upsert(point(1), name="nope"), Code.NOT_FOUND, "Not found: Collection `nope` doesn't exist!"),
         (
             upsert(point(1, pb.Vectors(vector=pb.Vector(document=pb.Document(text="x"))))),
@@ -363,6 +368,26 @@ def test_updates_of_one_point_in_one_request_add_up(tmp_path: Path) -> None:
         )
         made.do(r.UPDATE_VECTORS, change)
         assert made.points() == {1: ({}, {"a": [4], "b": [3]})}
+
+
+def test_update_filter_guards_vectors(one: Local) -> None:
+    one.do(r.UPSERT, upsert(point(1, a="x"), point(2, a="y")))
+    change = pb.UpdatePointVectors(
+        collection_name="c",
+        points=[pb.PointVectors(id=point_id(number), vectors=dense(8, 8)) for number in (1, 2)],
+        update_filter=matching_keyword("a", "x"),
+        wait=True,
+    )
+    [(method, plain)] = one.prepare(r.UPDATE_VECTORS, change)
+    assert isinstance(plain, pb.UpdatePointVectors)
+    assert (method, [update.id.num for update in plain.points]) == (r.UPDATE_VECTORS, [1])
+    assert not plain.HasField("update_filter")
+    # As Qdrant has it in the log when it was made online: with its filter.
+    one.apply(one.store.applied_seq + 1, r.UPDATE_VECTORS, change)
+    assert {number: vectors[""] for number, (_, vectors) in one.points().items()} == {1: [8, 8], 2: [1, 2]}
+    change.update_filter.CopyFrom(matching_keyword("a", "nobody"))
+    [(method, plain)] = one.prepare(r.UPDATE_VECTORS, change)
+    assert method == r.SET_PAYLOAD
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
