@@ -175,19 +175,24 @@ class RealDisk:
     """See Disk: the disk of this machine."""
 
     def make_directory(self, path: Path) -> None:
-        missing = []
-        while not path.exists():
-            missing.append(path)
-            path = path.parent
         try:
-            for new in reversed(missing):
-                new.mkdir(DIRECTORY_MODE)
-                new.chmod(DIRECTORY_MODE)
-                self.sync_directory(new.parent)
-            if not missing:
-                self._tighten(path)
+            for part in (*reversed(path.parents), path):
+                if not part.exists():
+                    part.mkdir(DIRECTORY_MODE)
+                    part.chmod(DIRECTORY_MODE)
+            self._tighten(path)
+            self._sync_names_up_to(path)
         except OSError as error:
             raise DataDirUnusable(f"cannot make directory {error.filename}: {error.strerror}") from error
+
+    def _sync_names_up_to(self, path: Path) -> None:
+        """A directory found here may come from an attempt that a crash ended before its name was synced."""
+        for part in (path, *path.parents[:-1]):
+            try:
+                self.sync_directory(part.parent)
+            except PermissionError:
+                # Above what is ours: whoever made it is not us.
+                return
 
     def _tighten(self, path: Path) -> None:
         found = path.stat()

@@ -212,14 +212,15 @@ def _list(disk: Disk, directory: Path, state: ListState | None, after_seq: int, 
         start = segment.index.start_for(after_seq + 1, SEGMENT_HEADER_BYTES)
         reader = SegmentReader.inside(disk, Stretch(segment.path, segment.codec, start, segment.size), _ANY)
         while (frame := reader.next()) is not None and not isinstance(frame, Flaw):
-            if frame.record is None or frame.record.seq <= after_seq:
+            record = frame.record if frame.seq > after_seq else None
+            if record is None:
                 continue
-            became = _became(frame.record, found.replayed_seq, quarantined)
+            became = _became(record, found.replayed_seq, quarantined)
             if state is None or state is became:
                 if count >= limit:
                     return
                 count += 1
-                yield ListedRecord(frame.record, became)
+                yield ListedRecord(record, became)
 
 
 def _became(record: Record, replayed_seq: int, quarantined: Collection[int]) -> ListState:

@@ -55,9 +55,8 @@ def load_keys(disk: Disk, wal_directory: Path, names: Sequence[str]) -> Keyring:
 
 
 def create_key(disk: Disk, wal_directory: Path, entropy: Entropy) -> Keyring:
-    """Make the first key of an empty log."""
+    """Make the first key of an empty log; the directory is there."""
     directory = wal_directory / KEYS_DIRECTORY
-    disk.make_directory(directory)
     key = entropy(KEY_BYTES)
     key_id = key_id_of(key)
     publish(disk, directory / (key_id.hex() + KEY_SUFFIX), [key])

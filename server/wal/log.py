@@ -79,6 +79,7 @@ class Log:
             key=opened.key,
             head=head,
             tip=opened.tip,
+            file=opened.file,
             deliver=self._deliver,
         )
         self._writer.start()

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from server.clock import Clock
-from server.wal.files import Disk, Lock, publish
-from server.wal.keyring import Entropy, Keyring, create_key
+from server.wal.files import Disk, Lock, OpenFile, publish
+from server.wal.keyring import KEYS_DIRECTORY, Entropy, Keyring, create_key
 from server.wal.reader import CHUNK_BYTES
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, Head, SegmentCodec, SegmentHeader, encode_head
 from server.wal.recovery import Cut, Recovery
@@ -41,6 +41,7 @@ class Opened:
     head: Head
     key: bytes
     tip: Tip
+    file: OpenFile
     rules: FrameRules
     recovery: Recovery
 
@@ -61,11 +62,15 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
     if found.refusals:
         raise damaged(found)
     leftovers = _sweep(disk, found)
+    # Names found here may come from an attempt that ended before it synced them; they are about to be relied upon.
+    for folder in (directory / KEYS_DIRECTORY, directory / QUARANTINE_DIRECTORY):
+        disk.make_directory(folder)
+        disk.sync_directory(folder)
+    disk.sync_directory(directory)
     is_new = found.is_empty
     head = _first_head(disk, found, clock, entropy) if found.head is None else found.head
     key = found.keyring.key(head.key_id, str(directory / HEAD_NAME))
     cuts = tuple(_cut(disk, found, problem, clock) for problem in found.cuts)
-    disk.make_directory(directory / QUARANTINE_DIRECTORY)
     if found.segments:
         _make_durable(disk, found, head)
     else:
@@ -99,7 +104,7 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
         entries_verified=found.entries_verified,
         leftovers_removed=leftovers,
     )
-    return Opened(lock, found, renewed, key, tip, rules, recovery)
+    return Opened(lock, found, renewed, key, tip, disk.open_append(last.path), rules, recovery)
 
 
 def _first_head(disk: Disk, found: Survey, clock: Clock, entropy: Entropy) -> Head:
@@ -181,8 +186,6 @@ def _sweep(disk: Disk, found: Survey) -> tuple[str, ...]:
     """Remove what an interrupted publish or retire left."""
     for path in (*found.temporaries, *found.retired):
         disk.remove(path)
-    for folder in sorted({path.parent for path in (*found.temporaries, *found.retired)}):
-        disk.sync_directory(folder)
     return tuple(path.name for path in (*found.temporaries, *found.retired))
 
 

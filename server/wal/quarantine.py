@@ -130,7 +130,6 @@ class Quarantine:
         data = encode_item(record, self._key_id, key, self._log_id, code=code, details=details, now_ns=now_ns)
         path = self._path(record.seq)
         with self._guard:
-            self._disk.make_directory(self._folder)
             publish(self._disk, path, [data])
             self._known()[path] = QuarantineItem(record.seq, record.kind, code, _shortened(details), now_ns, path)
 

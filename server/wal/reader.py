@@ -103,10 +103,11 @@ def read_entries(
                     f"{stretch.path} at offset {reader.offset}: the frame is not what was written: {frame.value}",
                     hint="`understudy wal verify` lists every flaw; keep the file",
                 )
-            if frame.record is None or frame.record.seq <= after_seq:
+            record = frame.record if frame.seq > after_seq else None
+            if record is None:
                 continue
-            size += len(frame.record.body)
+            size += len(record.body)
             if found and (len(found) >= limit_entries or size > limit_bytes):
                 return found
-            found.append(frame.record)
+            found.append(record)
     return found

@@ -12,6 +12,7 @@ import hmac
 import struct
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -130,9 +131,8 @@ class Flaw(Enum):
     ILLEGAL = "it is signed and yet not allowed here"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One decoded frame; `record` is set for ENTRY, `replayed_seq` for CURSOR."""
+class Frame(NamedTuple):
+    """One decoded frame. What is not a field of every frame is looked at through `record` and `replayed_seq`."""
 
     type: FrameType
     seq: int
@@ -140,8 +140,41 @@ class Frame:
     mac: bytes
     durable_before: int
     head_generation: int
-    record: Record | None = None
-    replayed_seq: int = 0
+    kind: int
+    state: EntryState | None
+    wall_ns: int
+    points: int
+    principal_bytes: int
+    trace_bytes: int
+    payload: bytes
+
+    @property
+    def record(self) -> Record | None:
+        """The entry of an ENTRY frame."""
+        if self.state is None:
+            return None
+        body_at = self.principal_bytes + self.trace_bytes
+        return Record(
+            self.seq,
+            self.kind,
+            self.state,
+            self.wall_ns,
+            self.payload[: self.principal_bytes],
+            self.payload[self.principal_bytes : body_at].decode("ascii"),
+            self.payload[body_at:],
+            self.points,
+        )
+
+    @property
+    def replayed_seq(self) -> int:
+        """What a CURSOR frame says; 0 for others."""
+        return int(_U64.unpack(self.payload)[0]) if self.type is FrameType.CURSOR else 0
+
+
+_ENTRY = FrameType.ENTRY.value
+_MARKS = {int(type_): type_ for type_ in (FrameType.CURSOR, FrameType.SEAL)}
+_STATES = {state.value: state for state in EntryState}
+_DURABLE_BEFORE_AT = 40
 
 
 def subkey(key: bytes, purpose: str, *parts: bytes) -> bytes:
@@ -237,8 +270,8 @@ class SegmentCodec:
         trace = record.trace.encode("ascii")
         plain = _FRAME.pack(
             FRAME_MAGIC,
-            FrameType.ENTRY,
-            record.state.value,
+            _ENTRY,
+            1 if record.state is EntryState.PENDING else 2,
             record.kind,
             record.points,
             len(record.principal),
@@ -281,78 +314,89 @@ class SegmentCodec:
         if len(data) - at < FRAME_HEADER_BYTES:
             return Flaw.SHORT
         plain = data[at : at + _FRAME.size]
-        if not plain.startswith(FRAME_MAGIC):
+        if not plain.startswith(FRAME_MAGIC) or not self._header_crc_holds(data, at, plain):
             return Flaw.GARBLED
-        if _U32.unpack_from(data, at + _FRAME.size)[0] != google_crc32c.extend(self.salt_crc, plain):
-            return Flaw.GARBLED
-        _, _, _, _, _, principal, trace, body, _, _, _, _, _ = _FRAME.unpack(plain)
-        return int(FRAME_OVERHEAD_BYTES + principal + trace + body)
+        fields = _FRAME.unpack(plain)
+        return int(FRAME_OVERHEAD_BYTES + fields[5] + fields[6] + fields[7])
 
     def durable_before(self, data: bytes, at: int) -> int | None:
         """What a frame with right checksums says was durable when it was made; None when the checksums are wrong."""
         length = self.frame_bytes(data, at)
-        if isinstance(length, Flaw) or len(data) - at < length or not self._crc_holds(data, at, length):
+        if isinstance(length, Flaw) or len(data) - at < length:
             return None
-        return int(_U64.unpack_from(data, at + 40)[0])
+        crc = google_crc32c.extend(
+            _U32.unpack_from(data, at + _FRAME.size)[0], data[at + FRAME_HEADER_BYTES : at + length - CRC_BYTES]
+        )
+        if crc != _U32.unpack_from(data, at + length - CRC_BYTES)[0]:
+            return None
+        return int(_U64.unpack_from(data, at + _DURABLE_BEFORE_AT)[0])
 
-    def _crc_holds(self, data: bytes, at: int, length: int) -> bool:
-        end = at + length - CRC_BYTES
-        start = _U32.unpack_from(data, at + _FRAME.size)[0]
-        crc = google_crc32c.extend(start, data[at + FRAME_HEADER_BYTES : end])
-        return bool(crc == _U32.unpack_from(data, end)[0])
+    def _header_crc_holds(self, data: bytes, at: int, plain: bytes) -> bool:
+        return bool(_U32.unpack_from(data, at + _FRAME.size)[0] == google_crc32c.extend(self.salt_crc, plain))
 
     def decode(self, data: bytes, at: int, previous_mac: bytes, rules: FrameRules) -> Frame | Flaw:
         """The frame at `at`, verified. SHORT when `data` ends inside it; bytes after it are not looked at."""
-        length = self.frame_bytes(data, at)
-        if isinstance(length, Flaw):
-            return length
-        if len(data) - at < length:
+        body_at = at + FRAME_HEADER_BYTES
+        available = len(data) - at
+        if available < FRAME_HEADER_BYTES:
+            return Flaw.SHORT
+        header = data[at:body_at]
+        plain = header[: _FRAME.size]
+        header_crc = google_crc32c.extend(self.salt_crc, plain)
+        if not header.startswith(FRAME_MAGIC) or _U32.unpack_from(header, _FRAME.size)[0] != header_crc:
+            return Flaw.GARBLED
+        fields = _FRAME.unpack(plain)
+        length = FRAME_OVERHEAD_BYTES + fields[5] + fields[6] + fields[7]
+        if available < length:
             return Flaw.SHORT
         end = at + length
-        header = data[at : at + FRAME_HEADER_BYTES]
-        payload = data[at + FRAME_HEADER_BYTES : end - FRAME_TRAILER_BYTES]
+        payload = data[body_at : end - FRAME_TRAILER_BYTES]
         mac = data[end - FRAME_TRAILER_BYTES : end - CRC_BYTES]
-        start = _U32.unpack_from(header, _FRAME.size)[0]
-        crc = google_crc32c.extend(google_crc32c.extend(start, payload), mac)
+        crc = google_crc32c.extend(google_crc32c.extend(header_crc, payload), mac)
         if crc != _U32.unpack_from(data, end - CRC_BYTES)[0]:
             return Flaw.GARBLED
         if not hmac.compare_digest(mac, self.signer.mac(previous_mac, header, payload)):
             return Flaw.FORGED
-        return _frame(header, payload, length, mac, rules)
+        return _frame(fields, payload, length, mac, rules)
 
 
-def _frame(header: bytes, payload: bytes, length: int, mac: bytes, rules: FrameRules) -> Frame | Flaw:
+def _frame(fields: tuple[Any, ...], payload: bytes, length: int, mac: bytes, rules: FrameRules) -> Frame | Flaw:
+    """A frame whose signature holds, when what it says is allowed."""
     _, type_, state, kind, points, principal_bytes, trace_bytes, body_bytes, reserved, seq, wall_ns, durable, head = (
-        _FRAME.unpack_from(header)
+        fields
     )
-    if reserved:
-        return Flaw.ILLEGAL
-    if type_ != FrameType.ENTRY:
-        if type_ not in (FrameType.CURSOR, FrameType.SEAL) or len(payload) != _U64.size:
+    if type_ == _ENTRY:
+        known_state = _STATES.get(state)
+        if (
+            known_state is None
+            or reserved
+            or principal_bytes not in (0, PRINCIPAL_BYTES)
+            or trace_bytes > TRACE_BYTES_MAX
+            or not payload[principal_bytes : principal_bytes + trace_bytes].isascii()
+            or rules.objection(kind, body_bytes, points)
+        ):
             return Flaw.ILLEGAL
-        value = _U64.unpack(payload)[0]
-        return Frame(FrameType(type_), seq, length, mac, durable, head, None, value if type_ == FrameType.CURSOR else 0)
-    body_at = principal_bytes + trace_bytes
-    trace = payload[principal_bytes:body_at]
-    if (
-        state not in (EntryState.PENDING.value, EntryState.SYNCED.value)
-        or principal_bytes not in (0, PRINCIPAL_BYTES)
-        or trace_bytes > TRACE_BYTES_MAX
-        or not trace.isascii()
-        or rules.objection(kind, body_bytes, points)
-    ):
-        return Flaw.ILLEGAL
-    record = Record(
+        known_type = FrameType.ENTRY
+    else:
+        known_state = None
+        if type_ not in _MARKS or reserved or len(payload) != _U64.size:
+            return Flaw.ILLEGAL
+        known_type = _MARKS[type_]
+    return Frame(
+        known_type,
         seq,
+        length,
+        mac,
+        durable,
+        head,
         kind,
-        EntryState(state),
+        known_state,
         wall_ns,
-        payload[:principal_bytes],
-        trace.decode("ascii"),
-        payload[body_at:],
         points,
+        principal_bytes,
+        trace_bytes,
+        payload,
     )
-    return Frame(FrameType.ENTRY, seq, length, mac, durable, head, record)
 
 
 def _opened(data: bytes, layout: struct.Struct, magic: bytes) -> tuple[object, ...] | Flaw:

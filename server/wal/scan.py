@@ -315,22 +315,22 @@ class _Walk:
             )
         if frame.durable_before > at:
             return "it claims that bytes after itself were durable"
-        if frame.record is None:
+        if frame.state is None:
             if frame.seq != found.last_seq or not frame.replayed_seq <= frame.seq:
                 return f"it does not belong after entry {found.last_seq}"
             if frame.type is FrameType.CURSOR:
                 found.replayed_seq = max(found.replayed_seq, frame.replayed_seq)
                 found.pending.drop_through(found.replayed_seq)
             return ""
-        record = frame.record
-        if record.seq != found.last_seq + 1:
-            return f"entry {record.seq} follows entry {found.last_seq}"
-        found.last_seq = segment.last_seq = record.seq
-        segment.last_wall_ns = record.wall_ns
-        segment.index.note(record.seq, at)
+        seq = frame.seq
+        if seq != found.last_seq + 1:
+            return f"entry {seq} follows entry {found.last_seq}"
+        found.last_seq = segment.last_seq = seq
+        segment.last_wall_ns = frame.wall_ns
+        segment.index.note(seq, at)
         found.entries_verified += 1
-        if record.state is EntryState.PENDING and record.seq > found.replayed_seq:
-            found.pending.add(record.seq, frame.length, record.wall_ns)
+        if frame.state is EntryState.PENDING and seq > found.replayed_seq:
+            found.pending.add(seq, frame.length, frame.wall_ns)
         return ""
 
 

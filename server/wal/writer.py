@@ -110,6 +110,7 @@ class Writer:
         key: bytes,
         head: Head,
         tip: Tip,
+        file: OpenFile,
         deliver: Callable[[Sequence[Outcome]], None],
     ) -> None:
         self._directory = directory
@@ -120,7 +121,7 @@ class Writer:
         self._head = head
         self._deliver = deliver
         self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._file: OpenFile = disk.open_append(self._path_of(tip))
+        self._file = file
         self._written = tip
         self._synced = tip
         self._dirty_since: float | None = None

@@ -188,7 +188,7 @@ class CrashDisk:
         twin.inodes = {number: inode.after_crash(rng) for number, inode in self.inodes.items()}
         luck = rng.choice((0.0, 0.5, 1.0))
         for path, directory in self.directories.items():
-            if path in self.durable_directories:
+            if {path, *path.parents} <= self.durable_directories:
                 names = dict(directory.durable)
                 for change in directory.pending:
                     if rng.random() < luck:
@@ -244,6 +244,8 @@ class CrashDisk:
                     self.called("mkdir", part)
                     self.directories[part] = _Directory()
                     self.directories[part.parent].children.add(part.name)
+            for part in (*reversed(path.parents), path):
+                if part not in self.durable_directories:
                     self.called("sync_directory", part.parent)
                     self.durable_directories.add(part)
 

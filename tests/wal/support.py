@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.wal.files import Disk
-from server.wal.log import Log
 from server.wal.limits import WalLimits
-from server.wal.record import EntryState, FrameRules, NewRecord, Record
+from server.wal.log import Log
+from server.wal.opening import Opened, open_directory
+from server.wal.quarantine import Quarantine
+from server.wal.reader import Stretch, read_entries
+from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, FrameRules, NewRecord, Record
 from tests.faults.clock import ManualClock
+from tests.faults.crash_disk import CrashDisk
 
 KINDS = frozenset(range(1, 18))
 DIRECTORY = Path("/data/wal")
 PENDING, SYNCED = EntryState.PENDING, EntryState.SYNCED
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 RULES = FrameRules(KINDS, 10_000_000, 10_000)
 
 
@@ -32,9 +37,7 @@ class Entropy:
 
 def entry(body: bytes, state: EntryState = PENDING, *, kind: int = 1, points: int = 1) -> NewRecord:
     """An entry with everything in it."""
-    return NewRecord(
-        kind, state, body, hashlib.sha256(body).digest(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", points
-    )
+    return NewRecord(kind, state, body, hashlib.sha256(body).digest(), TRACE, points)
 
 
 def opened(
@@ -68,3 +71,18 @@ async def read_all(log: Log, after_seq: int = 0, *, page: int = 1000) -> list[Re
 def bodies(records: Sequence[Record]) -> list[bytes]:
     """Their bodies."""
     return [record.body for record in records]
+
+
+def recovered(disk: CrashDisk) -> tuple[Opened, list[Record]]:
+    """Open a directory as the log does, without its thread, and read every entry."""
+    result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("recovered"))
+    result.file.close()
+    result.lock.release()
+    stretches = [Stretch(each.path, each.codec, SEGMENT_HEADER_BYTES, each.size) for each in result.survey.segments]
+    return result, read_entries(disk, stretches, RULES, after_seq=0, limit_entries=10**9, limit_bytes=10**9)
+
+
+def quarantined(disk: CrashDisk, result: Opened) -> set[int]:
+    """Sequence numbers of what is in quarantine and can be trusted."""
+    items = Quarantine(disk, DIRECTORY, result.survey.keyring, b"", b"").items()
+    return {item.seq for item in items if not item.flaw}

@@ -12,13 +12,10 @@ import pytest
 from server.errors import WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe
 from server.wal.limits import WalLimits
 from server.wal.log import Log
-from server.wal.opening import open_directory
-from server.wal.reader import Stretch, read_entries
 from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, NewRecord
 from server.wal.scan import HEAD_NAME, segment_name, survey
-from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, PENDING, RULES, Entropy, bodies, entry, opened, read_all
+from tests.wal.support import DIRECTORY, PENDING, RULES, Entropy, bodies, entry, opened, read_all, recovered
 
 BODIES = [b"one", b"two!", b"three"]
 FIRST = DIRECTORY / segment_name(1)
@@ -61,13 +58,11 @@ def outcome(files: Mapping[Path, bytes]) -> Accepted | WalError:
     """Open; when it is refused, nothing may have changed on disk."""
     disk = disk_of(files)
     try:
-        result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("later"))
+        result, found = recovered(disk)
     except WalError as error:
         assert disk.everything() == dict(files), "refused, and yet something was changed"
         assert not disk.locks
         return error
-    stretches = [Stretch(s.path, s.codec, SEGMENT_HEADER_BYTES, s.size) for s in result.survey.segments]
-    found = read_entries(disk, stretches, RULES, after_seq=0, limit_entries=10**9, limit_bytes=10**9)
     copies = [data for path, data in sorted(disk.everything().items()) if ".corrupted." in path.name]
     assert len(copies) == len(result.recovery.cuts)
     return Accepted(bodies(found), b"".join(copies), len(result.survey.pending))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -147,17 +148,22 @@ except UnderstudyError as error:
 """
 
 
+def open_in_a_child(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CHILD, directory]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
 async def test_a_second_process_leaves_at_once_and_changes_nothing(tmp_path: Path) -> None:
     directory = tmp_path / "wal"
     log = opened(directory, disk=RealDisk())
     await log.append(entry(b"x"))
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    child = subprocess.run([sys.executable, "-c", CHILD, directory], capture_output=True, text=True, timeout=60)
+    child = await asyncio.to_thread(open_in_a_child, directory)
     assert child.returncode == WalLocked.exit_code
     assert f"in use by process {os.getpid()}" in child.stdout
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
     await log.close()
-    assert subprocess.run([sys.executable, "-c", CHILD, directory], timeout=60).returncode == 0
+    assert (await asyncio.to_thread(open_in_a_child, directory)).returncode == 0
 
 
 def test_a_lock_on_a_directory_that_was_moved_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +177,7 @@ def test_a_lock_on_a_directory_that_was_moved_away_is_no_lock(tmp_path: Path, mo
         RealDisk().lock(tmp_path / "wal" / "lock")
 
 
-def test_a_lock_that_cannot_be_taken_for_another_reason_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_fails_for_another_reason_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, data: bytes, at: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 

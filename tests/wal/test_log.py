@@ -423,6 +423,8 @@ async def test_fifty_thousand_entries_over_ten_restarts_keep_their_order(tmp_pat
             seqs = await asyncio.gather(*(log.append(NewRecord(1, PENDING, b"%d" % (first + n))) for n in range(1000)))
             assert seqs == list(range(first + 1, first + 1001))
         total = log.last_seq
+        # Nearly everything is replayed: what is left over a restart is verified at every open.
+        await log.mark_replayed(total - 1000)
         await log.close()
     log = opened(tmp_path / "wal", disk=RealDisk(), limits=limits, entropy=Entropy("last"))
     seq = 0
@@ -431,7 +433,7 @@ async def test_fifty_thousand_entries_over_ten_restarts_keep_their_order(tmp_pat
             assert (record.seq, record.body) == (seq + 1, b"%d" % seq)
             seq += 1
     assert seq == total == 50_000
-    assert (log.pending_count, log.segment_count > 4) == (50_000, True)
+    assert (log.pending_count, log.segment_count > 4) == (1000, True)
     await log.close()
 
 

@@ -51,4 +51,3 @@ def test_a_frame_inside_a_body_that_a_client_made_up_proves_nothing() -> None:
     other = SegmentCodec.of(replace(HEADER, salt=b"?" * 16), KEY)
     forged, _ = other.entry(Record(9, 1, EntryState.PENDING, 0, b"", "", b"", 0), bytes(32), 10**6, 1)
     assert proof_after(codec, bytes(10) + forged, 0, 164) == 0
-
