@@ -60,6 +60,8 @@ def maximal_marginal_relevance(block: Block, query: QueryVector, relevance_share
     """
     relevance = block.similarity(query)
     share, rest = np.float32(relevance_share), np.float32(1 - relevance_share)
+    # Likeness of each row, as the query, to each row: of multi-vectors it is not the same both ways.
+    likeness = np.stack([block.similarity(block.vector(row)) for row in range(len(block))]) if len(block) else None
     left = list(range(len(block)))
     nearest_chosen = np.full(len(block), -np.inf, dtype=np.float32)
     chosen: list[Key] = []
@@ -72,5 +74,6 @@ def maximal_marginal_relevance(block: Block, query: QueryVector, relevance_share
         left[position] = left[-1]
         left.pop()
         chosen.append(block.keys[row])
-        np.maximum(nearest_chosen, block.similarity(block.vector(row)), out=nearest_chosen)
+        if likeness is not None:
+            np.maximum(nearest_chosen, likeness[:, row], out=nearest_chosen)
     return chosen

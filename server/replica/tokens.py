@@ -27,8 +27,30 @@ def words(text: str) -> list[str]:
 
 # Letters that no decomposition turns into ASCII.
 _LETTERS = {
-    **{"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D"},
-    **{"ð": "d", "Ð": "D", "ł": "l", "Ł": "L", "þ": "th", "Þ": "TH", "ı": "i", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T"},
+    letter: plain
+    for pair in [
+        "ß:ss",
+        "ẞ:SS",
+        "æ:ae",
+        "Æ:AE",
+        "œ:oe",
+        "Œ:OE",
+        "ø:o",
+        "Ø:O",
+        "đ:d",
+        "Đ:D",
+        "ð:d",
+        "Ð:D",
+        "ł:l",
+        "Ł:L",
+        "þ:th",
+        "Þ:TH",
+        "ħ:h",
+        "Ħ:H",
+        "ŧ:t",
+        "Ŧ:T",
+    ]
+    for letter, plain in (pair.split(":"),)
 }
 
 

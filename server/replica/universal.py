@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from generated.qdrant import points_pb2 as points
+from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import inputs, ordering, ranking, scoring
 from server.replica.chunks import QueryVector, Sparse
 from server.replica.idf import weighted
@@ -51,11 +52,12 @@ class Universal:
         self._open = open_session
         self._chance = chance
         self._most_points = most_points
+        self._excluded = EVERYTHING
 
     def run(self, request: points.QueryPoints, *, limit: int | None = None) -> list[Hit]:
         """The results of a request; `limit` replaces that of the request. Raises Refusal."""
         session = self._session
-        selection = session.select(request.filter if request.HasField("filter") else None)
+        session.select(request.filter)
         asked = request.limit if request.HasField("limit") else DEFAULT_LIMIT
         if asked == 0 and limit is None:
             raise bad_body("limit", "value 0 invalid, must be 1 or larger")
@@ -67,7 +69,8 @@ class Universal:
         offset = 0 if is_sample else request.offset
         wanted = asked if limit is None else limit
         count = self._capped(wanted + offset)
-        hits = self._level(request, both(selection, excluding(here)), count, "", wanted)
+        self._excluded = excluding(here)
+        hits = self._level(request, request.filter, count, "", wanted)
         return hits[offset : offset + wanted]
 
     def _capped(self, count: int) -> int:
@@ -121,13 +124,16 @@ class Universal:
         for inner in node.prefetch:
             self._check(inner)
 
-    def _level(self, node: Node, selection: Selection, count: int, where: str, asked: int) -> list[Hit]:
-        """The first `count` results of one level; `asked` is the limit of the request, offset not counted."""
+    def _level(self, node: Node, query_filter: common.Filter, count: int, where: str, asked: int) -> list[Hit]:
+        """The first `count` results of one level; `asked` is the limit of the request, offset not counted.
+
+        `query_filter` holds the filters of the outer levels too.
+        """
         sources: list[list[Hit]] = []
         for number, inner in enumerate(node.prefetch):
             place = f"{where}prefetch[{number}]."
-            inner_filter = inner.filter if inner.HasField("filter") else None
-            narrowed = both(selection, self._session.select(inner_filter, f"{place}filter"))
+            self._session.select(inner.filter, f"{place}filter")
+            narrowed = merged(query_filter, inner.filter)
             limit = inner.limit if inner.HasField("limit") else DEFAULT_LIMIT
             if limit == 0:
                 raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
@@ -138,6 +144,7 @@ class Universal:
             return _above(self._fused(node.query, sources), threshold)[:count]
         if form == "formula":
             raise NotServed("a query by formula")
+        selection = both(self._session.select(query_filter), self._excluded)
         if sources:
             candidates = {hit.key for source in sources for hit in source}
             if not candidates:
@@ -202,7 +209,7 @@ class Universal:
         found = self._best(nearest, space, selection, candidates, threshold)
         block = self._session.block_of_keys(space, [hit.key for hit in found])
         scores = {hit.key: hit for hit in found}
-        picked = ranking.maximal_marginal_relevance(block, nearest.vector, 1 - diversity, count)
+        picked = ranking.maximal_marginal_relevance(block, vector, 1 - diversity, count)
         return [scores[key] for key in picked]
 
     def _nearest(self, node: Node, space: Space, vector: QueryVector) -> scoring.Nearest:
@@ -256,6 +263,19 @@ class Universal:
         if query.strategy == points.RecommendStrategy.BestScore:
             return scoring.BestScore(liked, disliked)
         return scoring.SumScores(liked, disliked)
+
+
+def merged(outer: common.Filter, inner: common.Filter) -> common.Filter:
+    """The filter of a prefetch under an outer filter, as Qdrant puts them together: list by list.
+
+    So the `should` lists of the two become alternatives of each other.
+    """
+    both_filters = common.Filter()
+    both_filters.CopyFrom(outer)
+    both_filters.MergeFrom(inner)
+    if outer.HasField("min_should") and inner.HasField("min_should"):
+        both_filters.min_should.min_count = max(outer.min_should.min_count, inner.min_should.min_count)
+    return both_filters
 
 
 def _pairs(hits: Sequence[Hit]) -> list[scoring.Scored]:
