@@ -32,6 +32,7 @@ from server.health.state import State
 from server.logs import Message
 from server.mirror import Mirror
 from server.mode import Change, Mode
+from server.pace import DrainPace
 from server.repairs import Repairs
 from server.replay import Replayer
 from server.replica.hydrate import Hydrator
@@ -164,6 +165,12 @@ class Understudy:
             mirror=mirror,
             conflicts=Conflicts(),
             gate=WriteGate(),
+            pace=DrainPace(
+                is_draining=lambda: mode.is_draining,
+                pending_count=lambda: log.pending_count,
+                hold_seconds=settings.replay.drain_hold_seconds,
+                clock=clock,
+            ),
             credentials=credentials,
             scrubber=Scrubber.load(settings.scrub.rules_path) if settings.scrub.enabled else Scrubber(()),
             repairs=Repairs(

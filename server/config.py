@@ -145,6 +145,9 @@ class Replay(Section):
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One replayed entry may take this long")
     queue_limit: PositiveInt = Field(100, description="Sync requests that may wait")
     quarantine_policy: QuarantinePolicy = Field(QuarantinePolicy.CAUSAL, description="Followers of a refused entry")
+    drain_hold_seconds: Seconds = Field(
+        0.5, le=5, description="Longest wait of one write during a drain, so that the drain ends under sustained writes"
+    )
     barrier_seconds: Seconds = Field(0.1, gt=0, le=1, description="Longest pause of writes at the end of a drain")
     page_entries: PositiveInt = Field(256, description="Entries read ahead from the log")
     page_bytes: PositiveInt = Field(32 * MIB, description="Bytes read ahead from the log")

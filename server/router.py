@@ -28,6 +28,7 @@ from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
 from server.mode import Mode
+from server.pace import DrainPace
 from server.repairs import Repairs
 from server.rpc import METHODS, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubber
@@ -72,6 +73,7 @@ class Parts:
     mirror: Mirror
     conflicts: Conflicts
     gate: WriteGate
+    pace: DrainPace
     credentials: Credentials
     scrubber: Scrubber
     repairs: Repairs
@@ -92,6 +94,7 @@ class Router:
         self._mirror = parts.mirror
         self._conflicts = parts.conflicts
         self._gate = parts.gate
+        self._pace = parts.pace
         self._credentials = parts.credentials
         self._scrubber = parts.scrubber
         self._repairs = parts.repairs
@@ -230,6 +233,7 @@ class Router:
         if scrubbed.in_filters:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
         body = scrubbed.body
+        await self._pace.admit()
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
                 prepared = await self._within(call, self._prepare(call.method, body))

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from server.health.detector import Verdict
-from server.health.state import State
 
 from generated.qdrant import points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
@@ -22,9 +20,12 @@ from server.conflicts import Conflicts
 from server.credentials import Credentials
 from server.errors import UpstreamTimeout, UpstreamUnreachable
 from server.gate import WriteGate
+from server.health.detector import Verdict
+from server.health.state import State
 from server.local_answers import PAYLOAD_KEY
 from server.mirror import Mirror
 from server.mode import Mode
+from server.pace import DrainPace
 from server.repairs import Repairs
 from server.router import Parts, Router
 from server.rpc import WAL_KINDS, Call, Code, Reply
@@ -164,6 +165,12 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
             mirror=mirror,
             conflicts=Conflicts(),
             gate=WriteGate(),
+            pace=DrainPace(
+                is_draining=lambda: mode.is_draining,
+                pending_count=lambda: log.pending_count,
+                hold_seconds=0.0,
+                clock=CLOCK,
+            ),
             credentials=credentials,
             scrubber=Scrubber.load(None),
             repairs=repairs,
