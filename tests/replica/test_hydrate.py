@@ -445,6 +445,7 @@ async def test_a_collection_that_goes_while_it_is_copied(make: Make) -> None:
 async def test_a_collection_made_again_through_the_proxy_while_it_is_copied(make: Make) -> None:
     world = make(settle_seconds=0)
     fill(world, 50)
+    fill(world, 1, "d")
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     class AfterRead:
@@ -521,6 +522,42 @@ async def test_asked_again_it_copies_from_the_start_and_stays_whole(make: Make) 
         await world.until(world.is_complete)
     assert len(_scrolls(flaky)) - before == 4
     assert seen <= {STALE, COMPLETE}
+
+
+async def test_a_copy_in_the_middle_takes_nothing_away(make: Make) -> None:
+    world = make()
+    fill(world, 60)
+    held: set[int] = set()
+    async with world.running() as hydrator:
+        await world.until(world.is_complete)
+        hydrator.request(["c"])
+        await world.until(lambda: world.completeness() == STALE)
+        await world.until(world.is_complete, each=lambda: held.add(len(world.here.points())))
+    assert held == {60}
+
+
+async def test_owed_points_that_are_gone_at_qdrant_go_here_too(make: Make) -> None:
+    world = make(settle_seconds=0)
+    fill(world, 5)
+
+    class AfterRead:
+        reads = 0
+
+        async def handle(self, call: Call) -> Reply:
+            reply = await world.remote.handle(call)
+            if call.method == SCROLL and not self.reads:
+                self.reads += 1
+                world.write(r.UPSERT, upsert(point(3, v=33)))
+                world.mirror()
+                # Somebody else deletes it behind the proxy's back.
+                world.remote.local.do(r.DELETE, pb.DeletePoints(collection_name="c", points=ids(3)))
+            return reply
+
+    world.upstream = AfterRead()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert world.differences() == []
+    assert 3 not in world.here.points()
 
 
 async def test_an_interrupted_request_is_not_forgotten(make: Make) -> None:
