@@ -457,14 +457,14 @@ async def test_a_collection_made_again_through_the_proxy_while_it_is_copied(make
             return reply
 
     world.upstream = AfterRead()
-    async with world.running():
+    async with world.running() as hydrator:
         await reached.wait()
         world.write(DROP, collections.DeleteCollection(collection_name="c"))
         world.write(CREATE, create("c"))
         world.write(r.UPSERT, upsert(point(7, v=77)))
         world.mirror()
         go_on.set()
-        await world.until(lambda: world.is_complete() and not world.differences())
+        await world.until(lambda: [each.state for each in hydrator.progress] == [CopyState.COMPLETE] * 2)
     assert world.here.payloads() == {7: {"v": 77}}
 
 
