@@ -86,6 +86,8 @@ def test_keys_offline_and_after_a_restart_of_the_proxy(guarded: Standin, proxy: 
 def test_no_key_is_written_down(guarded: Standin, proxy: Understudy) -> None:
     client = proxy.client(api_key=KEY)
     fill(client)
+    assert outcome(proxy, READER) == "OK"
+    assert outcome(proxy, READER, write=True) == "PERMISSION_DENIED"
     guarded.kill()
     check(proxy)
     client.close()

@@ -21,6 +21,10 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A proxy whose Qdrant is there, and one whose Qdrant has gone."""
     folder: Path = tmp_path_factory.mktemp(request.param)
     with Standin(folder / "upstream") as standin, Understudy(folder / "understudy", standin.address) as understudy:
+        # A call that Qdrant answers without a key: offline too nobody needs one then.
+        first = understudy.client()
+        first.get_collections()
+        first.close()
         if request.param == "offline":
             standin.kill()
             understudy.wait_state("local")

@@ -26,6 +26,8 @@ from generated.qdrant import points_pb2
 from tests.upstream.journal import Entry
 
 Call = Callable[..., Awaitable[Any]]
+# Clients that never think write faster than one Qdrant takes a replay in, and a drain would have no end.
+THINK_SECONDS = 0.06
 _ATTEMPTS = 2000
 _RETRY_PAUSE_SECONDS = 0.02
 _MESSAGES: dict[str, type[Message]] = {
@@ -104,6 +106,7 @@ class Writer:
         while not self.stopped and (steps is None or done < steps):
             await self.step()
             done += 1
+            await asyncio.sleep(self._random.random() * THINK_SECONDS)
 
     async def step(self) -> None:
         """One write, and now and then a read of what was written."""
@@ -273,6 +276,7 @@ class Reader:
         while not self.stopped:
             await self._one(rng)
             self.record.reads += 1
+            await asyncio.sleep(rng.random() * THINK_SECONDS)
 
     async def _one(self, rng: random.Random) -> None:
         vector = self.queries[rng.randrange(len(self.queries))].tolist()
