@@ -59,8 +59,8 @@ class Run:
             except UnderstudyError as error:
                 self.errors.append(error)
                 continue
-            for batch in range(4):
-                names = [b"%d/%d/%d" % (number, batch, item) for item in range(3)]
+            for batch in range(3):
+                names = [b"%d/%d/%d" % (number, batch, item) for item in range(2)]
                 await asyncio.gather(*(self.append(log, name * 20, is_pending=batch != 1) for name in names))
             for record in await self.first(log):
                 if await self.attempt(log.quarantine(record, code=3, details="no")):
