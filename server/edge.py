@@ -27,7 +27,7 @@ from generated.qdrant import qdrant_pb2
 from server import config
 from server.clock import Clock
 from server.errors import AddressInUse, ConfigError, EntryRefused, UnderstudyError, UpstreamTimeout, WalFull
-from server.rpc import HEALTH_CHECK, Backend, Call, Code, Reply, refuse
+from server.rpc import HEALTH_CHECK, SOURCE, Backend, Call, Code, Reply, refuse
 from server.telemetry import Telemetry
 
 # What a client sees for an error that no layer below turned into an answer; the nearest base class counts.
@@ -150,22 +150,28 @@ class Edge:
 
     def _forwarding(self, path: str) -> _Handler:
         handle, clock, server_span = self._backend.handle, self._clock, self._telemetry.server_span
+        metrics = self._telemetry.metrics
 
         async def forward(body: bytes, context: _Context) -> bytes:
-            remaining = context.time_remaining()
+            remaining, started = context.time_remaining(), clock.monotonic()
             call = Call(
                 path,
                 body,
                 context.invocation_metadata() or (),  # type: ignore[arg-type]
-                None if remaining is None else clock.monotonic() + remaining,
+                None if remaining is None else started + remaining,
             )
-            with server_span(call) as span:
-                try:
-                    reply = await handle(call)
-                except Exception as error:  # noqa: BLE001  (the outermost frame of the call's task)
-                    reply = self._failed(path, error)
-                if reply.code is not Code.OK:
-                    span.fail(reply.code.name)
+            reply = _HUNG_UP
+            metrics.request_started()
+            try:
+                with server_span(call) as span:
+                    try:
+                        reply = await handle(call)
+                    except Exception as error:  # noqa: BLE001  (the outermost frame of the call's task)
+                        reply = self._failed(path, error)
+                    if reply.code is not Code.OK:
+                        span.fail(reply.code.name)
+            finally:
+                metrics.request(path, _source(reply), reply.code, clock.monotonic() - started)
             return await _send(reply, context)
 
         return grpc.unary_unary_rpc_method_handler(forward)
@@ -220,6 +226,18 @@ class _Handlers(grpc.GenericRpcHandler):
             if len(self._known) < MAX_PREPARED_METHODS:
                 self._known[path] = handler
         return handler
+
+
+# What is counted when the client did not wait for its answer.
+_HUNG_UP = refuse(Code.CANCELLED, "")
+
+
+def _source(reply: Reply) -> str:
+    """Who answered: "remote" or "local"; "none" for what was refused here."""
+    for key, value in reply.trailers:
+        if key == SOURCE and isinstance(value, str):
+            return value
+    return "none"
 
 
 async def _send(reply: Reply, context: _Context) -> bytes:

@@ -43,8 +43,6 @@ class Message(StrEnum):
     LOCAL_WRITE_FAILED = "local write failed"
     WAL_DAMAGED = "the write-ahead log is damaged"
     WAL_RECOVERED = "the write-ahead log was recovered"
-    WAL_LATCHED = "the write-ahead log takes no more writes"
-    WAL_FULL = "the write-ahead log is full"
     REPLICA_RESTARTED = "the replica process was restarted"
     HYDRATION_STARTED = "hydration started"
     HYDRATION_COMPLETE = "hydration complete"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -27,7 +28,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Upper bounds of a call's time, in seconds.
 LATENCY_BOUNDS_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SYNC_BOUNDS_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
-FSYNC_BOUNDS_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 # Most different label sets of one metric: what comes later is counted under "other".
 MAX_LABEL_SETS: Final = 1000
@@ -49,15 +49,12 @@ NAMES: Final[Mapping[str, str]] = {
     "understudy_replica_restarts_total": "Times the replica process was started again",
     "understudy_mirror_lag_entries": "Log entries that the replica has not applied yet",
     "understudy_quarantine_entries": "Entries that Qdrant refused, waiting for an operator",
-    "understudy_conflicts_total": "Points that were changed in Qdrant by others during an outage and overwritten",
     "understudy_hydration_points": "Points of a collection that the replica holds",
     "understudy_hydration_expected_points": "Points of a collection that Qdrant reported",
     "understudy_wal_bytes": "Size of the log on disk",
     "understudy_wal_oldest_pending_seconds": "Age of the oldest pending entry; 0 when there is none",
     "understudy_wal_latched": "1 when the log takes no writes until it is reopened",
-    "understudy_wal_fsync_seconds": "Time of one fdatasync of the log",
     "understudy_redactions_total": "Secrets cut out of what clients sent, before the disk saw them",
-    "understudy_refusals_total": "Calls refused by Understudy itself, by reason",
     "understudy_loop_lag_seconds": "How late the event loop last ran",
 }
 
@@ -100,6 +97,45 @@ class _Series:
         return ("other",) * len(labels)
 
 
+class _Calls:
+    """Numbers of calls, written by one thread without a lock: this is on the path of every call."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._counts: dict[tuple[str, str, Code], int] = {}
+        self._seconds: dict[str, float] = {}
+        self._buckets: dict[str, list[int]] = {}
+        self.observers: Mapping[str, Callable[[CallbackOptions], Iterable[Observation]]] = {
+            "understudy_requests_in_flight": lambda _: [Observation(self.in_flight)],
+            "understudy_requests_total": self._observe_counts,
+            "understudy_request_seconds_total": self._observe_seconds,
+            "understudy_request_duration_bucket_total": self._observe_buckets,
+        }
+
+    def ended(self, method: str, source: str, code: Code, seconds: float) -> None:
+        self.in_flight -= 1
+        key = (method, source, code)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        buckets = self._buckets.get(source)
+        if buckets is None:
+            buckets = self._buckets[source] = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
+        buckets[bisect_left(LATENCY_BOUNDS_SECONDS, seconds)] += 1
+        self._seconds[source] = self._seconds.get(source, 0.0) + seconds
+
+    def _observe_counts(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for (method, source, code), count in self._counts.copy().items():
+            yield Observation(count, {"method": method, "source": source, "code": code.name})
+
+    def _observe_seconds(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(seconds, {"source": source}) for source, seconds in self._seconds.copy().items()]
+
+    def _observe_buckets(self, _options: CallbackOptions) -> Iterable[Observation]:
+        bounds = [*(str(bound) for bound in LATENCY_BOUNDS_SECONDS), "+Inf"]
+        for source, counts in self._buckets.copy().items():
+            for bound, total in zip(bounds, accumulate(counts.copy()), strict=True):
+                yield Observation(total, {"source": source, "le": bound})
+
+
 class Metrics:
     """Every number of one running Understudy, in a registry of its own.
 
@@ -121,32 +157,27 @@ class Metrics:
         self._sync_errors = self._counter("fallback_sync_errors_total")
         self._health_checks = self._counter("fallback_health_checks_total", "result")
         self._sync_errors_by_kind = self._counter("understudy_sync_errors_by_kind_total", "kind")
-        self._requests = self._counter("understudy_requests_total", "method", "source", "code")
-        self._request_seconds = self._counter("understudy_request_seconds_total", "source")
-        self._buckets: dict[str, list[int]] = {}
-        self._bucket_lock = threading.Lock()
-        self._meter.create_observable_counter(
-            "understudy_request_duration_bucket_total",
-            [self._observe_buckets],
-            description=NAMES["understudy_request_duration_bucket_total"],
-        )
-        self._in_flight = self._gauge("understudy_requests_in_flight")
+        self._calls = _Calls()
+        for name, observe in self._calls.observers.items():
+            make = (
+                self._meter.create_observable_counter
+                if name.endswith("_total")
+                else self._meter.create_observable_gauge
+            )
+            make(name, [observe], description=NAMES[name])
         self._up = self._gauge("understudy_upstream_up")
         self._breaker = self._gauge("understudy_breaker_open")
         self._restarts = self._counter("understudy_replica_restarts_total")
         self._mirror_lag = self._gauge("understudy_mirror_lag_entries")
         self._quarantine = self._gauge("understudy_quarantine_entries")
-        self._conflicts = self._counter("understudy_conflicts_total")
         self._hydrated = self._gauge("understudy_hydration_points", "collection")
         self._hydration_expected = self._gauge("understudy_hydration_expected_points", "collection")
         self._wal_bytes = self._gauge("understudy_wal_bytes")
         self._oldest = self._gauge("understudy_wal_oldest_pending_seconds")
         self._latched = self._gauge("understudy_wal_latched")
         self._redactions = self._counter("understudy_redactions_total")
-        self._refusals = self._counter("understudy_refusals_total", "reason")
         self._loop_lag = self._gauge("understudy_loop_lag_seconds")
         self._sync_duration = self._histogram("fallback_sync_duration_seconds", SYNC_BOUNDS_SECONDS)
-        self._fsync = self._histogram("understudy_wal_fsync_seconds", FSYNC_BOUNDS_SECONDS)
         self._start_at_zero()
 
     # --- the five fixed ones --------------------------------------------------------------------------------------
@@ -175,23 +206,12 @@ class Metrics:
     # --- calls ----------------------------------------------------------------------------------------------------
 
     def request_started(self) -> None:
-        """A call came in; `request` ends it."""
-        self._in_flight.add((), 1)
+        """A call came in; `request` ends it. Both belong to one thread."""
+        self._calls.in_flight += 1
 
     def request(self, method: str, source: str, code: Code, seconds: float) -> None:
         """A call was answered. `source` is "remote", "local" or "none"; methods outside `METHODS` count as "other"."""
-        self._in_flight.add((), -1)
-        self._requests.add((method if method in METHODS else "other", source, code.name))
-        self._request_seconds.add((source,), seconds)
-        with self._bucket_lock:
-            counts = self._buckets.get(source)
-            if counts is None:
-                counts = self._buckets.setdefault(source, [0] * (len(LATENCY_BOUNDS_SECONDS) + 1))
-            counts[bisect_left(LATENCY_BOUNDS_SECONDS, seconds)] += 1
-
-    def refusal(self, reason: str) -> None:
-        """Understudy itself said no; `reason` is a fixed word, never text of the caller."""
-        self._refusals.add((reason,))
+        self._calls.ended(method if method in METHODS else "other", source, code, seconds)
 
     def redactions(self, count: int) -> None:
         """So many secrets were cut out of one request."""
@@ -219,10 +239,6 @@ class Metrics:
         """Entries in quarantine."""
         self._quarantine.set((), entries)
 
-    def conflicts(self, points: int) -> None:
-        """Points of others that a replay overwrote."""
-        self._conflicts.add((), points)
-
     def hydration(self, collection: str, points: int, expected_points: int) -> None:
         """How far the copy of one collection is."""
         self._hydrated.set((collection,), points)
@@ -238,10 +254,6 @@ class Metrics:
         self._wal_bytes.set((), size_bytes)
         self._oldest.set((), oldest_pending_seconds)
         self._latched.set((), int(latched))
-
-    def fsync(self, seconds: float) -> None:
-        """One fdatasync of the log took this long."""
-        self._fsync.record(seconds)
 
     def loop_lag(self, seconds: float) -> None:
         """The event loop ran this late."""
@@ -260,9 +272,9 @@ class Metrics:
             self._provider.shutdown()
 
     def _start_at_zero(self) -> None:
-        for series in (self._state, self._sync_errors, self._in_flight, self._up, self._breaker, self._restarts):
+        for series in (self._state, self._sync_errors, self._up, self._breaker, self._restarts):
             series.set((), 0)
-        for series in (self._mirror_lag, self._quarantine, self._conflicts, self._wal_bytes, self._oldest):
+        for series in (self._mirror_lag, self._quarantine, self._wal_bytes, self._oldest):
             series.set((), 0)
         for series in (self._latched, self._redactions, self._loop_lag):
             series.set((), 0)
@@ -287,13 +299,3 @@ class Metrics:
         return self._meter.create_histogram(
             name, unit="s", description=NAMES[name], explicit_bucket_boundaries_advisory=bounds
         )
-
-    def _observe_buckets(self, _options: CallbackOptions) -> Iterable[Observation]:
-        with self._bucket_lock:
-            buckets = {source: tuple(counts) for source, counts in self._buckets.items()}
-        bounds = [*(str(bound) for bound in LATENCY_BOUNDS_SECONDS), "+Inf"]
-        for source, counts in buckets.items():
-            total = 0
-            for bound, count in zip(bounds, counts, strict=True):
-                total += count
-                yield Observation(total, {"source": source, "le": bound})

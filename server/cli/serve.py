@@ -18,6 +18,7 @@ import typer
 from server.cli.options import ConfigFile, DataDir, settings_from, version
 from server.clock import SystemClock
 from server.config import Settings
+from server.errors import WalDamaged
 
 if TYPE_CHECKING:
     from server.app import Understudy
@@ -111,6 +112,9 @@ async def _serve(settings: Settings) -> None:
             if not stop.is_set():
                 raise
         telemetry.log.info(Message.STOPPED)
+    except WalDamaged as error:
+        telemetry.log.error(Message.WAL_DAMAGED, error=str(error))
+        raise
     finally:
         telemetry.close()
 

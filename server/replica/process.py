@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server import config
+from server import config, logs
 from server.clock import Clock
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.rpc import Backend, Call, Reply
@@ -171,6 +171,8 @@ class ReplicaProcess:
                     self._telemetry.log.warning("replica process did not start, it will be tried again")
                     continue
                 self.restarts += 1
+                self._telemetry.metrics.replica_restart()
+                self._telemetry.log.info(logs.Message.REPLICA_RESTARTED, pid=self.pid, restarts=self.restarts)
                 if self.on_restart is not None:
                     self.on_restart()
             except Exception:  # the outermost loop of the task: nobody else would bring the replica back

@@ -17,7 +17,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from server.errors import AddressInUse, ConfigError, DataDirUnusable, WalLocked
-from tests.upstream.process import ROOT
+from tests.upstream.process import ROOT, until
 
 READY = re.compile(r"^understudy: listening on (127\.0\.0\.1:\d+)\n$")
 WAIT_SECONDS = 60
@@ -122,9 +122,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 def test_a_signal_before_it_is_ready_stops_it_too(tmp_path: Path) -> None:
     with started(tmp_path, "serve", "--upstream", "127.0.0.1:1") as process:
-        until_the_log_is_there = tmp_path / "wal" / "lock"
-        while not until_the_log_is_there.exists():
-            assert process.poll() is None
+        until((tmp_path / "wal" / "lock").exists, WAIT_SECONDS, "the log is being opened")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0

@@ -362,17 +362,14 @@ def _everything(metrics: Metrics) -> None:
     metrics.health_check("ok")
     metrics.request_started()
     metrics.request(QUERY, "remote", Code.OK, 0.003)
-    metrics.refusal("offline")
     metrics.redactions(2)
     metrics.upstream_up(True)
     metrics.breaker("half_open")
     metrics.replica_restart()
     metrics.mirror_lag(3)
     metrics.quarantine(1)
-    metrics.conflicts(4)
     metrics.hydration("c", 10, 20)
     metrics.wal(100, 1.5, False)
-    metrics.fsync(0.002)
     metrics.loop_lag(0.01)
 
 
