@@ -133,7 +133,8 @@ class Copy:
             control_pb.COMPLETENESS_STALE if known.completeness in whole_once else control_pb.COMPLETENESS_HYDRATING
         )
         self._owed: dict[bytes, None] = {}
-        self._saved_at = 0.0
+        self._saved = b""
+        self._saved_at = float("-inf")
         self._next_at = 0.0
 
     async def run(self) -> None:
@@ -149,18 +150,26 @@ class Copy:
         offset = self._known.resume_at if self._known.completeness != control_pb.COMPLETENESS_COMPLETE else b""
         progress.state, progress.reason = CopyState.COPYING, ""
         progress.points = self._known.points if offset else 0
-        await self._save(offset)
+        await self._set(self._meanwhile, resume_at=offset, as_of_seq=self._known.as_of_seq)
         await self._copy_pages(offset)
         while self._owed:
             await self._settle_debts(rounds=settings.settle_rounds)
         as_of_seq = self._.log.last_seq
-        self._.check()
+        await self._demand_trust()
         await self._set(control_pb.COMPLETENESS_COMPLETE, as_of_seq=as_of_seq)
         progress.state, progress.owed_points = CopyState.COMPLETE, 0
 
+    async def _demand_trust(self) -> None:
+        """Raise Interrupted when somebody put the collection in doubt, or made it anew, while it was copied."""
+        self._.check()
+        for state in (await self._.control.status()).collections:
+            if state.name == self._name and (state.completeness, state.resume_at) == (self._meanwhile, self._saved):
+                return
+        raise Interrupted("the collection was put in doubt or made anew while it was copied")
+
     async def _copy_pages(self, offset: bytes) -> None:
         began, before = self._.clock.monotonic(), self._progress.points
-        self._saved_at = self._next_at = began
+        self._next_at = began
         while True:
             following, points = await self._copy_page(offset)
             now = self._.clock.monotonic()
@@ -224,6 +233,7 @@ class Copy:
         return None
 
     async def _save(self, offset: bytes) -> None:
+        await self._demand_trust()
         await self._set(self._meanwhile, resume_at=offset, as_of_seq=self._known.as_of_seq)
         self._saved_at = self._.clock.monotonic()
 
@@ -237,6 +247,7 @@ class Copy:
                 expected_points=self._progress.expected_points,
             )
         )
+        self._saved = resume_at
 
     async def _keep_to_the_rate(self, points: int) -> None:
         rate = self._.settings.points_per_second

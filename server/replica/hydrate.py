@@ -180,14 +180,20 @@ class Hydrator:
             self._asked, self._asked_all = set(known), False
         self._asked &= known.keys()
         wanted += sorted(self._asked.difference(wanted))
-        for name in self._progress.keys() - known.keys():
-            del self._progress[name]
-            self._telemetry.metrics.hydration_gone(name)
+        self._bring_progress_up_to_date(known, wanted)
         done = True
         for name in wanted:
             if name in known and (name in self._asked or self._is_chosen(name)):
                 done = await self._copy(name, known[name], tools) and done
         return done
+
+    def _bring_progress_up_to_date(self, known: dict[str, control_pb.CollectionState], wanted: Sequence[str]) -> None:
+        for name, progress in list(self._progress.items()):
+            if name not in known:
+                del self._progress[name]
+                self._telemetry.metrics.hydration_gone(name)
+            elif name not in wanted and known[name].completeness == control_pb.COMPLETENESS_COMPLETE:
+                progress.state, progress.reason = CopyState.COMPLETE, ""
 
     async def _observe_log(self) -> None:
         """After a start the age of the last entry says whether it has settled."""

@@ -25,16 +25,17 @@ from server.replica import catalogue
 from server.replica import requests as r
 from server.replica.copying import CopyState
 from server.replica.hydrate import Hydrator
+from server.replica.points import key_of
 from server.replica.refusal import Refusal
 from server.replica.search import Searcher
 from server.replica.settled import Settled
 from server.rpc import HEALTH_CHECK, Backend, Call, Code, Metadata, Reply
 from server.telemetry import Telemetry
 from server.wal.record import EntryState, Record
-from tests.faults.backends import FlakyBackend, Refused, Stall, says
+from tests.faults.backends import FlakyBackend, Pass, Refused, Stall, says
 from tests.faults.clock import ManualClock
 
-from .local_store import ALIASES, CREATE, DROP, Local, create, entry, ids, payload, point, upsert
+from .local_store import ALIASES, CREATE, DROP, Local, create, entry, ids, payload, point, point_id, upsert
 
 EMPTY, HYDRATING = control_pb.COMPLETENESS_EMPTY, control_pb.COMPLETENESS_HYDRATING
 COMPLETE, STALE = control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE
@@ -466,6 +467,32 @@ async def test_a_collection_made_again_through_the_proxy_while_it_is_copied(make
         go_on.set()
         await world.until(lambda: [each.state for each in hydrator.progress] == [CopyState.COMPLETE] * 2)
     assert world.here.payloads() == {7: {"v": 77}}
+
+
+@pytest.mark.parametrize("whole_before", [False, True])
+async def test_put_in_doubt_while_it_is_copied(make: Make, whole_before: bool) -> None:
+    world = make()
+    fill(world, 60)
+    stall = Stall(asyncio.Event(), asyncio.Event())
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running() as hydrator:
+        if whole_before:
+            await world.until(world.is_complete)
+        flaky.script.extend([Pass(), Pass(), Pass(), stall] if not whole_before else [stall])
+        flaky._only = lambda call: call.method == SCROLL
+        hydrator.request(["c"])
+        await world.until(stall.reached.is_set)
+        # Point 2, whose page has passed, is lost here.
+        found = world.here.store.collection("c")
+        assert found is not None
+        with world.here.store.transaction() as tx:
+            tx.remove(found.cid, [key_of(point_id(2))])
+        world.here.set_completeness(STALE, "c")
+        stall.until.set()
+        await world.until(lambda: world.is_complete() and not hydrator._asked)
+        await world.until(lambda: hydrator.progress[0].state is CopyState.COMPLETE)
+    assert world.here.payloads()[2] == {"v": 2}
 
 
 async def test_large_collections_are_left_out_and_say_so(make: Make) -> None:
