@@ -178,4 +178,7 @@ class Quarantine:
         facts = self._disk.facts(path)
         if facts is None or not facts.is_file:
             return "it is not a plain file"
-        return decode_item(self._disk.read(path, 0, facts.size), self._keyring, path)
+        decoded = decode_item(self._disk.read(path, 0, facts.size), self._keyring, path)
+        if not isinstance(decoded, str) and path != self._path(decoded[1].seq):
+            return f"it is entry {decoded[1].seq} under another name"
+        return decoded

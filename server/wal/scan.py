@@ -187,8 +187,6 @@ def _read_segments(disk: Disk, found: Survey, numbers: list[int], rules: FrameRu
             found.problems.append(Problem(segment_name(number), 0, text, Verdict.REFUSE))
     for number in numbers:
         _open_segment(disk, found, number, is_last=number == numbers[-1])
-    if len(found.segments) != len(numbers):
-        return
     for row, segment in enumerate(found.segments):
         following = found.segments[row + 1] if row + 1 < len(found.segments) else None
         _check_link(found, found.segments[row - 1] if row else None, segment)
@@ -238,6 +236,8 @@ def _check_link(found: Survey, before: Segment | None, segment: Segment) -> None
     if ends != (header.number, header.previous_bytes, header.previous_mac, header.first_seq):
         text = f"it does not follow {before.path.name}: something between them was cut, added or exchanged"
         found.problems.append(Problem(segment.path.name, 0, text, Verdict.REFUSE))
+        # Already refused; the rest is read all the same, for the report.
+        found.last_seq = header.first_seq - 1
 
 
 def _skim(disk: Disk, found: Survey, segment: Segment, following: Segment) -> None:

@@ -1,0 +1,257 @@
+"""The commands that work without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from server.errors import DataDirUnusable, WalDamaged, WalError, WalKeyMissing, WalLocked
+from server.wal.files import RealDisk
+from server.wal.inspect import (
+    ListState,
+    compact,
+    inspect_status,
+    list_records,
+    reset,
+    show_record,
+    verify,
+)
+from server.wal.limits import WalLimits
+from tests.faults.clock import ManualClock
+from tests.faults.crash_disk import CrashDisk
+from tests.wal.support import DIRECTORY, KINDS, PENDING, SYNCED, Entropy, entry, opened
+
+SMALL = WalLimits(segment_bytes=800)
+BODIES = [b"%d" % number * 50 for number in range(1, 10)]
+
+
+async def filled() -> CrashDisk:
+    """Entries 1 to 9: 1 to 3 and 6 replayed, 2 of them quarantined, 4 to 5 SYNCED, the rest pending."""
+    disk = CrashDisk()
+    clock = ManualClock()
+    log = opened(disk=disk, limits=SMALL, clock=clock)
+    for number, body in enumerate(BODIES, 1):
+        clock.advance(1)
+        await log.append(entry(body, SYNCED if number in (4, 5) else PENDING))
+    await log.quarantine((await log.read_pending(2, 10**6))[1], code=3, details="no")
+    await log.mark_replayed(6)
+    await log.close()
+    return disk
+
+
+def states(disk: CrashDisk, **arguments: object) -> list[tuple[int, ListState]]:
+    return [(each.record.seq, each.state) for each in list_records(DIRECTORY, disk=disk, **arguments)]  # type: ignore[arg-type]
+
+
+async def test_status_and_verify_tell_what_is_there_and_change_nothing() -> None:
+    disk = await filled()
+    before = disk.everything()
+    for look in (inspect_status, verify):
+        status = look(DIRECTORY, disk=disk)
+        assert (status.first_seq, status.last_seq, status.replayed_seq) == (1, 9, 6)
+        assert (status.pending_count, len(status.quarantined), status.problems) == (3, 1, ())
+        assert status.clean
+        assert status.oldest_pending_ns == 1_700_000_007_000_000_000
+        assert status.total_bytes == sum(len(data) for path, data in before.items() if "segment" in path.name)
+        assert status.segments == sum("segment" in path.name for path in before)
+        assert len(status.key_ids) == 1
+        assert status.head_generation > 1
+        assert status.corrupted_copies == ()
+    assert verify(DIRECTORY, disk=disk).entries_verified == 9
+    assert inspect_status(DIRECTORY, disk=disk).entries_verified < 9
+    assert disk.everything() == before
+    assert not disk.locks
+
+
+async def test_list_and_show_tell_what_became_of_each_entry() -> None:
+    disk = await filled()
+    replayed, synced, pending = ListState.REPLAYED, ListState.SYNCED, ListState.PENDING
+    wanted = [
+        (1, replayed), (2, ListState.QUARANTINED), (3, replayed), (4, synced), (5, synced), (6, replayed),
+        (7, pending), (8, pending), (9, pending),
+    ]  # fmt: skip
+    assert states(disk) == wanted
+    for state in ListState:
+        assert states(disk, state=state) == [row for row in wanted if row[1] is state]
+    assert states(disk, after_seq=6, limit=2) == wanted[6:8]
+    assert states(disk, after_seq=9) == []
+    found = show_record(DIRECTORY, 7, disk=disk)
+    assert (found.record.body, found.state) == (BODIES[6], pending)
+    for missing in (0, 10):
+        with pytest.raises(WalError, match=f"entry {missing} is not in the log"):
+            show_record(DIRECTORY, missing, disk=disk)
+
+
+async def test_a_damaged_log_can_still_be_looked_at() -> None:
+    disk = await filled()
+    path = DIRECTORY / "segment-0000000000000003.wal"
+    data = bytearray(disk.content(path))
+    data[-20] ^= 1
+    disk.put(path, bytes(data))
+    status = verify(DIRECTORY, disk=disk)
+    assert [problem.file for problem in status.problems] == [path.name, "segment-0000000000000004.wal"]
+    assert "checksum" in str(status.problems[0])
+    assert not status.clean
+    seqs = [seq for seq, _ in states(disk)]
+    assert set(range(1, 5)) <= set(seqs)
+    disk.drop(DIRECTORY / "head")
+    status = inspect_status(DIRECTORY, disk=disk)
+    assert (status.log_id, status.head_generation, status.clean) == ("", 0, False)
+    assert "head is missing" in str(status.problems[0])
+    for key in [each for each in disk.everything() if each.suffix == ".key"]:
+        disk.drop(key)
+    with pytest.raises(WalKeyMissing):
+        verify(DIRECTORY, disk=disk)
+
+
+async def test_every_segment_that_cannot_be_opened_is_reported_and_the_rest_is_read() -> None:
+    disk = await filled()
+    first, third = (DIRECTORY / f"segment-000000000000000{number}.wal" for number in (1, 3))
+    disk.drop(first)
+    disk.put(third, disk.content(third)[:50])
+    disk.put(DIRECTORY / "segment-00000000000000ff.wal", disk.content(DIRECTORY / "segment-0000000000000002.wal"))
+    files = [problem.file for problem in verify(DIRECTORY, disk=disk).problems]
+    assert files[0] == first.name
+    assert third.name in files
+    assert "segment-00000000000000ff.wal" in files
+    with pytest.raises(WalDamaged, match=r"and [0-9]+ more"):
+        opened(disk=disk)
+
+
+async def test_an_entry_that_may_not_be_logged_shows_when_the_methods_are_known() -> None:
+    disk = await filled()
+    assert not verify(DIRECTORY, disk=disk, kinds=KINDS).problems
+    assert verify(DIRECTORY, disk=disk, kinds=frozenset({2})).problems
+
+
+async def test_torn_tails_show_without_being_cut() -> None:
+    disk = await filled()
+    last = max(path for path in disk.everything() if "segment" in path.name)
+    disk.put(last, disk.content(last)[:-5])
+    before = disk.everything()
+    status = verify(DIRECTORY, disk=disk)
+    assert "the file ends inside it" in str(status.problems[0])
+    assert disk.everything() == before
+    log = opened(disk=disk, limits=SMALL, entropy=Entropy("again"))
+    await log.close()
+    status = verify(DIRECTORY, disk=disk)
+    assert status.problems == ()
+    assert len(status.corrupted_copies) == 1
+
+
+def test_a_log_that_somebody_holds_or_that_is_not_there(tmp_path: Path) -> None:
+    directory = tmp_path / "wal"
+    for call in (
+        lambda: inspect_status(directory),
+        lambda: list_records(directory),
+        lambda: reset(directory, "old"),
+        lambda: compact(directory, applied_seq=0, retention_seconds=0, clock=ManualClock(), kinds=KINDS),
+    ):
+        with pytest.raises(DataDirUnusable, match="there is no log"):
+            call()
+    assert not directory.exists()
+    log = opened(directory, disk=RealDisk())
+    for call in (
+        lambda: verify(directory),
+        lambda: list_records(directory),
+        lambda: reset(directory, "old"),
+        lambda: compact(directory, applied_seq=0, retention_seconds=0, clock=ManualClock(), kinds=KINDS),
+    ):
+        with pytest.raises(WalLocked):
+            call()
+    asyncio.run(log.close())
+
+
+def fill(directory: Path, clock: ManualClock) -> None:
+    async def run() -> None:
+        log = opened(directory, disk=RealDisk(), limits=SMALL, clock=clock)
+        for body in BODIES:
+            await log.append(entry(body))
+        await log.mark_replayed(6)
+        await log.close()
+
+    asyncio.run(run())
+
+
+def test_compact_drops_what_both_readers_passed(tmp_path: Path) -> None:
+    directory, clock = tmp_path / "wal", ManualClock()
+    fill(directory, clock)
+
+    def run(applied_seq: int, retention_seconds: float) -> int:
+        before = inspect_status(directory).total_bytes
+        done = compact(
+            directory,
+            applied_seq=applied_seq,
+            retention_seconds=retention_seconds,
+            clock=clock,
+            kinds=KINDS,
+            limits=SMALL,
+        )
+        assert before - inspect_status(directory).total_bytes <= done.bytes_freed <= before
+        return done.segments_removed
+
+    assert run(0, 0.0) == 0
+    assert run(9, 100.0) == 0
+    clock.advance(1)
+    assert run(3, 0.0) == 1
+    assert run(9, 0.0) == 2
+    assert [each.record.seq for each in list_records(directory)] == [7, 8, 9]
+    assert verify(directory).problems == ()
+
+
+def test_reset_keeps_everything_under_another_name(tmp_path: Path) -> None:
+    directory, clock = tmp_path / "data" / "wal", ManualClock()
+    fill(directory, clock)
+    before = inspect_status(directory)
+    backup = reset(directory, "20260101")
+    assert backup == tmp_path / "data" / "wal.20260101"
+    assert not directory.exists()
+    kept = inspect_status(backup)
+    assert (kept.last_seq, kept.pending_count, kept.log_id) == (before.last_seq, before.pending_count, before.log_id)
+    log = opened(directory, disk=RealDisk(), entropy=Entropy("fresh"))
+    assert (log.last_seq, log.recovery.created) == (0, True)
+    assert log.log_id != before.log_id
+    asyncio.run(log.close())
+    with pytest.raises(DataDirUnusable, match="in the way"):
+        reset(directory, "20260101")
+
+
+def test_reset_backs_up_a_log_that_does_not_open(tmp_path: Path) -> None:
+    directory = tmp_path / "wal"
+    fill(directory, ManualClock())
+    (directory / "head").unlink()
+    with pytest.raises(WalDamaged, match="understudy wal reset"):
+        opened(directory, disk=RealDisk())
+    backup = reset(directory, "broken")
+    assert len(list(backup.glob("segment-*"))) > 3
+
+
+def test_reset_says_what_to_do_when_the_directory_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "wal"
+    fill(directory, ManualClock())
+    disk = RealDisk()
+
+    def busy(source: Path, target: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(disk, "rename", busy)
+    with pytest.raises(DataDirUnusable, match="Device or resource busy"):
+        reset(directory, "old", disk=disk)
+    assert inspect_status(directory).last_seq == 9
+
+
+async def test_a_disk_that_cannot_be_read_is_one_clear_error() -> None:
+    disk = await filled()
+
+    def fail(called: str, path: Path) -> None:
+        if called == "read":
+            raise OSError(5, "Input/output error")
+
+    disk.on_call = fail
+    with pytest.raises(WalError, match="cannot read the log in /data/wal: Input/output error"):
+        verify(DIRECTORY, disk=disk)
+    assert not disk.locks

@@ -1,0 +1,109 @@
+"""Refused entries: kept whole, signed, released only on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.errors import WalDamaged, WalError
+from server.wal.quarantine import DETAILS_BYTES_MAX
+from tests.faults.crash_disk import CrashDisk
+from tests.wal.support import DIRECTORY, Entropy, entry, opened
+
+FOLDER = DIRECTORY / "quarantine"
+
+
+async def test_a_refused_entry_is_kept_with_its_reason_and_comes_back() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    assert log.quarantined() == []
+    for body in (b"one", b"", b"three" * 1000):
+        await log.append(entry(body, points=4))
+    records = await log.read(0, 10, 10**6)
+    for record in reversed(records):
+        await log.quarantine(record, code=3, details=f"Wrong input: {record.seq} ä")
+    for _ in range(2):
+        items = log.quarantined()
+        assert [(item.seq, item.kind, item.code, item.flaw) for item in items] == [(n, 1, 3, "") for n in (1, 2, 3)]
+        assert items[1].details == "Wrong input: 2 ä"
+        assert items[0].path == FOLDER / "00000000000000000001.entry"
+        assert items[0].wall_ns == 1_700_000_000_000_000_000
+        assert [await log.read_quarantined(item.seq) for item in items] == records
+        await log.close()
+        log = opened(disk=disk, entropy=Entropy("again"))
+    await log.quarantine(records[1], code=5, details="again")
+    assert [(item.code, item.details) for item in log.quarantined()][1] == (5, "again")
+    await log.release_quarantined(2)
+    await log.release_quarantined(2)
+    assert [item.seq for item in log.quarantined()] == [1, 3]
+    with pytest.raises(WalError, match="entry 2 is not in quarantine"):
+        await log.read_quarantined(2)
+    await log.close()
+
+
+async def test_long_reasons_are_cut_between_characters() -> None:
+    log = opened(disk=CrashDisk())
+    await log.append(entry(b"x"))
+    (record,) = await log.read(0, 1, 10)
+    await log.quarantine(record, code=3, details="a" + "ä" * DETAILS_BYTES_MAX + "\ud800")
+    (item,) = log.quarantined()
+    assert item.details == "a" + "ä" * ((DETAILS_BYTES_MAX - 1) // 2)
+    assert await log.read_quarantined(1) == record
+    await log.close()
+
+
+async def quarantined_file() -> tuple[CrashDisk, Path, bytes]:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"body"))
+    (record,) = await log.read(0, 1, 10)
+    await log.quarantine(record, code=3, details="no")
+    await log.close()
+    path = FOLDER / "00000000000000000001.entry"
+    return disk, path, disk.content(path)
+
+
+async def test_every_flipped_bit_and_every_truncation_shows() -> None:
+    disk, path, data = await quarantined_file()
+    changed = [data[:length] for length in range(len(data))] + [data + b"\0"]
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        changed.append(bytes(flipped))
+    log = opened(disk=disk, entropy=Entropy("again"))
+    for bad in changed:
+        disk.put(path, bad)
+        log._quarantine._items = None
+        (item,) = log.quarantined()
+        assert item.flaw
+        assert item.seq == 1
+        with pytest.raises(WalDamaged, match=path.name):
+            log._quarantine.record(1)
+    await log.close()
+
+
+async def test_files_that_are_none_of_ours_are_listed_with_a_flaw() -> None:
+    disk, path, data = await quarantined_file()
+    other = CrashDisk()
+    await opened(disk=other, entropy=Entropy("another log")).close()
+    disk.put(FOLDER / "notes.txt", b"hello")
+    disk.put(FOLDER / "00000000000000000009.entry", data)
+    log = opened(disk=disk, entropy=Entropy("again"))
+    flaws = {item.path.name: item.flaw for item in log.quarantined()}
+    assert flaws[path.name] == ""
+    assert "short" in flaws["notes.txt"]
+    assert "another name" in flaws["00000000000000000009.entry"]
+    await log.close()
+    for key in (each for each in disk.everything() if each.suffix == ".key"):
+        disk.drop(key)
+    for key, content in other.everything().items():
+        if key.suffix == ".key":
+            disk.put(key, content)
+    disk.drop(DIRECTORY / "head")
+    disk.drop(DIRECTORY / "segment-0000000000000001.wal")
+    disk.put(DIRECTORY / "head", other.content(DIRECTORY / "head"))
+    disk.put(DIRECTORY / "segment-0000000000000001.wal", other.content(DIRECTORY / "segment-0000000000000001.wal"))
+    log = opened(disk=disk, entropy=Entropy("again"))
+    assert "missing" in {item.path.name: item.flaw for item in log.quarantined()}[path.name]
+    await log.close()
