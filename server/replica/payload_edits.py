@@ -1,8 +1,10 @@
 """PURE. Changes to payloads, by key path, as Qdrant makes them.
 
 Promises: set merges the top level and drops nulls, set with a path creates objects on its way and follows `[]` and
-`[i]` only into arrays that exist, delete removes what a path reaches. Payloads are the `payload` map of
-qdrant.PointStruct and are changed in place. Does no I/O.
+`[i]` only into arrays that exist, delete removes what a path reaches but for single items of arrays. Payloads are the
+`payload` map of qdrant.PointStruct and are changed in place. Does no I/O.
+
+Does not promise one oddity of Qdrant: set, on a point whose payload was cleared and not written since, keeps nulls.
 """
 
 from __future__ import annotations
@@ -111,8 +113,6 @@ def _delete_in(value: json_pb.Value, path: Path) -> None:
                 _delete_in(item, rest)
         else:
             del items[:]
-    elif part < len(items):
-        if rest:
-            _delete_in(items[part], rest)
-        else:
-            del items[part]
+    elif rest and part < len(items):
+        # An index at the end of the path removes nothing: done twice, it would remove two items.
+        _delete_in(items[part], rest)
