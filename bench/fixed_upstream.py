@@ -1,4 +1,4 @@
-"""A Qdrant that answers every call with the same ready-made bytes, as fast as grpc.aio can: the floor of what a proxy costs.
+"""A Qdrant that answers every call with the same ready-made bytes: the floor of what a proxy costs.
 
 `python -m bench.fixed_upstream --listen 127.0.0.1:0` prints `listening on HOST:PORT`.
 """

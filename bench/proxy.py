@@ -1,6 +1,6 @@
 """What Understudy costs: one command, JSON and tables out.
 
-`make bench` (or `python -m bench.proxy [--rounds N] [--seconds S] [--out DIR] [--write-docs]`)
+`make bench` (or `python -m bench [--rounds N] [--seconds S] [--out DIR] [--no-docs]`)
 
 Part 1, overhead: a Qdrant stand-in that answers at once with fixed bytes; direct, through a bare grpc.aio
 passthrough, through Understudy with tracing off, and with 10 % of the traces sampled and exported. All targets take
@@ -95,7 +95,9 @@ def measure(target: Target, method: str, bodies: Path, callers: int, seconds: fl
     before = cpu_seconds(target.pid) if target.pid else 0.0
     arguments = ["-m", "bench.load", "--target", target.address, "--method", method]
     arguments += ["--bodies", str(bodies), "--callers", str(callers), "--seconds", str(seconds)]
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{target.name}: {done.stderr.strip().splitlines()[-1]}")
     result: dict[str, float] = json.loads(done.stdout)
     if target.pid:
         result["cpu_ms_per_call"] = round((cpu_seconds(target.pid) - before) * 1000 / result["calls"], 3)
@@ -231,7 +233,7 @@ def table(runs: dict[str, list[dict[str, float]]]) -> list[str]:
         cpu = median(rows, "cpu_ms_per_call")
         lines.append(
             f"| {name} | {median(rows, 'calls_per_second'):,.0f} | {median(rows, 'p50_ms'):.2f} "
-            f"| {median(rows, 'p99_ms'):.2f} | {'–' if cpu is None else f'{cpu:.2f}'} "
+            f"| {median(rows, 'p99_ms'):.2f} | {'-' if cpu is None else f'{cpu:.2f}'} "
             f"| {sum(int(row['errors']) for row in rows)} |"
         )
     return lines
@@ -264,7 +266,12 @@ def report(result: dict[str, Any]) -> str:
     lines += ["", "| throughput ratio (median of pairs) | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in result["overhead"]["ratios"].items()]
     lines += ["", "### Overhead: the same, one caller", "", *table(result["overhead"]["1 caller"])]
-    lines += ["", "### Digits (1,797 × 64), nearest 10 with payload, 8 callers", "", *table(result["digits"]["query"])]
+    lines += [
+        "",
+        "### Digits (1,797 vectors of 64), nearest 10 with payload, 8 callers",
+        "",
+        *table(result["digits"]["query"]),
+    ]
     lines += ["", "### Digits, upsert of one point, wait=true, 8 callers", "", *table(result["digits"]["upsert"])]
     return "\n".join(lines) + "\n"
 
@@ -275,7 +282,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--no-docs", action="store_true", help="leave docs/performance.md alone")
     chosen = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="understudy-bench-"))
     try:
@@ -288,7 +295,7 @@ def main() -> None:
     (chosen.out / "proxy.json").write_text(json.dumps(result, indent=1))
     text = report(result)
     print(text)
-    if chosen.write_docs:
+    if not chosen.no_docs:
         page = ROOT / "docs" / "performance.md"
         head, mark, _ = page.read_text().partition("<!-- figures -->\n")
         page.write_text(head + mark + "\n" + text)

@@ -38,7 +38,7 @@ from server.replay import Replayer
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
-from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call
+from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call, Kind
 from server.scrub import Scrubber
 from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
@@ -50,9 +50,11 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 
 _REPLICA_START_SECONDS = 30.0
-_FIRST_VERDICT_SECONDS = 1.0
+# A Qdrant that refuses or answers is known at once; this is for one that does neither.
+_FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
+_LIST_COLLECTIONS = "/qdrant.Collections/List"
 _LIST_ALIASES = "/qdrant.Collections/ListAliases"
 
 
@@ -350,6 +352,10 @@ class Understudy:
 
     async def _looked_at_qdrant(self, is_whole: bool) -> None:
         await self._learn_aliases()
+        credentials = self._parts.credentials
+        if not credentials.for_replay():
+            # Qdrant has just answered our own calls, which carried no key.
+            credentials.saw_accepted(Call(_LIST_COLLECTIONS, b""), Kind.READ)
         if is_whole:
             self._parts.repairs.settled()
 
