@@ -181,6 +181,8 @@ class Applier:
     def _create_vector_name(self, request: pb.CreateVectorNameRequest) -> None:
         collection = self._changed(request.collection_name)
         config = catalogue.config_of(collection)
+        if request.vector_name in fields_of(config.params):
+            return
         catalogue.add_vector(config.params, request)
         self._tx.save_collection(replace(collection, config=config.SerializeToString(deterministic=True)))
 

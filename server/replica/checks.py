@@ -102,9 +102,34 @@ def check_field_index(request: points.CreateFieldIndexCollection) -> int:
 
 
 def check_vector_name(request: points.CreateVectorNameRequest, config: pb.CollectionConfig) -> None:
-    """Raises Refusal for a new vector of a collection that Qdrant would not add."""
-    if request.vector_name in fields_of(config.params):
-        raise wrong_input(f"Vector with name `{request.vector_name}` already exists")
+    """Raises Refusal for a vector that Qdrant would not add; one that is there already is no error."""
+    name = request.vector_name
+    existing = fields_of(config.params).get(name)
     if request.WhichOneof("vector_config") == "dense_config":
         dense = request.dense_config
         check_vector_params(pb.VectorParams(size=dense.size, distance=dense.distance), "dense_config")
+        if existing is not None and existing.is_sparse:
+            raise wrong_input(f"Vector `{name}` already exists as a sparse vector")
+        if existing is not None and not _is_same_dense(config.params.vectors_config, request):
+            raise wrong_input(f"Vector `{name}` already exists with a different configuration")
+    elif existing is not None and not existing.is_sparse:
+        raise wrong_input(f"Vector `{name}` already exists as a dense vector")
+    elif existing is not None and not _is_same_sparse(config.params.sparse_vectors_config.map[name], request):
+        raise wrong_input(f"Sparse vector `{name}` already exists with a different configuration")
+
+
+def _is_same_dense(vectors: pb.VectorsConfig, request: points.CreateVectorNameRequest) -> bool:
+    is_unnamed = vectors.WhichOneof("config") == "params"
+    params = vectors.params if is_unnamed else vectors.params_map.map[request.vector_name]
+    given = request.dense_config
+    return (params.size, params.distance, params.multivector_config, params.datatype) == (
+        given.size,
+        given.distance,
+        given.multivector_config,
+        given.datatype,
+    ) and params.HasField("multivector_config") == given.HasField("multivector_config")
+
+
+def _is_same_sparse(params: pb.SparseVectorParams, request: points.CreateVectorNameRequest) -> bool:
+    given = request.sparse_config
+    return (params.modifier, params.index.datatype) == (given.modifier, given.datatype)

@@ -202,9 +202,7 @@ class Resolver:
         return None
 
     def _delete_vector_name(self, request: pb.DeleteVectorNameRequest) -> Resolved:
-        collection = catalogue.find(self._reads, request.collection_name)
-        if request.vector_name not in fields_of(catalogue.config_of(collection).params):
-            raise no_vector_name(request.vector_name)
+        catalogue.find(self._reads, request.collection_name)
         return None
 
     def _create(self, request: collections.CreateCollection) -> Resolved:

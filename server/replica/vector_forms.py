@@ -114,7 +114,8 @@ def _checked(
         raise no_vector_name(name)
     if field.is_sparse:
         if form != "sparse":
-            raise wrong_input("Conversion between sparse and regular vectors failed")
+            kind = "multi" if form == "multi_dense" else "sparse"
+            raise wrong_input(f"Conversion between {kind} and regular vectors failed")
         return points.Vector(sparse=_sorted_sparse(vector.sparse, place))
     if form == "sparse":
         raise wrong_input("Conversion between sparse and regular vectors failed")

@@ -452,7 +452,7 @@ def test_a_vector_comes_and_goes(here: Local) -> None:
         dense_config=points.DenseVectorCreationConfig(size=1, distance=pb.Distance.Dot),
     )
     here.do(VECTOR, more)
-    assert _refusal(here, VECTOR, more)[0] is Code.INVALID_ARGUMENT
+    here.do(VECTOR, more)
     sparse = points.CreateVectorNameRequest(
         collection_name="c",
         vector_name="s",
@@ -464,11 +464,29 @@ def test_a_vector_comes_and_goes(here: Local) -> None:
     here.do(NO_VECTOR, points.DeleteVectorNameRequest(collection_name="c", vector_name="a"))
     assert here.points() == {1: ({}, {}), 2: ({}, {"b": [5]})}
     assert list(_info(here).config.params.vectors_config.params_map.map) == ["b"]
-    gone = points.DeleteVectorNameRequest(collection_name="c", vector_name="a")
-    assert _refusal(here, NO_VECTOR, gone) == (
-        Code.INVALID_ARGUMENT,
-        "Wrong input: Not existing vector name error: a",
-    )
+    here.do(NO_VECTOR, points.DeleteVectorNameRequest(collection_name="c", vector_name="a"))
+
+
+def test_a_vector_that_exists_is_not_remade(here: Local) -> None:
+    here.do(CREATE, create_named(a=2, s=0))
+    here.do(r.UPSERT, upsert(point(1, named(a=[1, 2]))))
+
+    def refusal(name: str, **config: Any) -> str:
+        return _refusal(here, VECTOR, points.CreateVectorNameRequest(collection_name="c", vector_name=name, **config))[
+            1
+        ]
+
+    same = points.DenseVectorCreationConfig(size=2, distance=pb.Distance.Dot)
+    other = points.DenseVectorCreationConfig(size=3, distance=pb.Distance.Dot)
+    idf = points.SparseVectorCreationConfig(modifier=pb.Modifier.Idf)
+    assert refusal("a", dense_config=other) == "Wrong input: Vector `a` already exists with a different configuration"
+    assert refusal("a", sparse_config=idf) == "Wrong input: Vector `a` already exists as a dense vector"
+    assert refusal("s", dense_config=same) == "Wrong input: Vector `s` already exists as a sparse vector"
+    assert refusal("s", sparse_config=idf).startswith("Wrong input: Sparse vector `s` already exists with a different")
+    before = _info(here).config
+    here.do(VECTOR, points.CreateVectorNameRequest(collection_name="c", vector_name="a", dense_config=same))
+    assert _info(here).config == before
+    assert here.points() == {1: ({}, {"a": [1, 2]})}
 
 
 def test_a_second_vector_beside_the_unnamed_one(here: Local) -> None:
