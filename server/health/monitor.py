@@ -162,7 +162,10 @@ class Monitor:
     def _next_pause(self) -> float:
         if self.verdict.up or self._detector.is_rising or self._detector.verdict is None:
             self._pause_seconds = self._settings.probe_interval_seconds
-        return max(0.0, min(self._pause_seconds, self._settings.backoff_max_seconds) - _LEAST_GAP_SECONDS)
+        pause = self._pause_seconds
+        if not self.verdict.up:
+            pause = min(pause, self._settings.backoff_max_seconds)
+        return max(0.0, pause - _LEAST_GAP_SECONDS)
 
     def _apply(self, verdict: Verdict | None) -> None:
         if verdict is None:

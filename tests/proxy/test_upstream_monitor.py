@@ -36,6 +36,7 @@ class Watched:
         self.verdicts: list[Verdict] = []
         self.counts: Counter[str] = Counter()
         self._news = asyncio.Event()
+        self.run = asyncio.ensure_future(self.monitor.run())
         count = self.telemetry.metrics.health_check
 
         def health_check(result: str) -> None:
@@ -63,7 +64,11 @@ class Watched:
 
     async def _something_new(self) -> None:
         self._news.clear()
-        await self._news.wait()
+        news = asyncio.ensure_future(self._news.wait())
+        await asyncio.wait((news, self.run), return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        if self.run.done():
+            self.run.result()
 
 
 @asynccontextmanager
@@ -71,13 +76,12 @@ async def watching(
     upstream: Any, settings: config.Health = FAST, *, ping_seconds: float = QUIET_SECONDS
 ) -> AsyncIterator[Watched]:
     watched = Watched(upstream, settings, ping_seconds)
-    run = asyncio.ensure_future(watched.monitor.run())
     try:
         yield watched
     finally:
-        run.cancel()
+        watched.run.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await run
+            await watched.run
 
 
 @pytest.fixture
