@@ -13,7 +13,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 KEY = "tenant_id"
 UUIDS = ["550e8400-e29b-41d4-a716-44665544000" + str(number) for number in range(4)]
 COLLECTIONS = ["main", "other"]
-# Ids 1–7 belong to the one tenant, 8–13 to the other, 14 and 15 to nobody, 16–18 to nobody yet.
+# In `main` 1 to 7 belong to A, 8 to 13 to B, 14 and 15 to nobody; 16 to 18 are free. In `other` A's end at 4.
 NUMBERS = range(1, 19)
 PAYLOAD_KEYS = ["city", "n", "meta", KEY, "tags"]
 
@@ -66,11 +66,11 @@ class Maker:
             made.struct_value.fields[self.one_of("a", KEY)].string_value = "B"
         return made
 
-    def payload(self, target: Any, *, tenant: float = 0.1) -> None:
+    def payload(self, target: Any, *, tenant: float = 0.2) -> None:
         for _ in range(self.chooser.randint(0, 3)):
             target[self.one_of("city", "n", "meta", "tags")].CopyFrom(self.value())
         if self.maybe(tenant):
-            target[KEY].CopyFrom(self.value() if self.maybe(0.3) else json_pb.Value(string_value="A"))
+            target[KEY].CopyFrom(self.value() if self.maybe(0.6) else json_pb.Value(string_value="A"))
 
     def condition(self, depth: int) -> common.Condition:
         made = common.Condition()

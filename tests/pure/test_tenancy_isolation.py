@@ -89,12 +89,13 @@ def create(backend: EngineBackend, *, foreign: int) -> None:
 def fill(backend: EngineBackend, name: str, foreign: int) -> None:
     own = Maker(1)
     upsert = points.UpsertPoints(collection_name=name, wait=True)
-    for number in range(1, 8):
+    last = 7 if name == "main" else 4
+    for number in range(1, last + 1):
         _point(upsert, own, "A", common.PointId(num=number))
     _point(upsert, own, "A", common.PointId(uuid=UUIDS[0]))
     if foreign:
         others = Maker(100 + foreign)
-        for number in range(8, 16):
+        for number in range(last + 1, 16):
             if foreign == 1 or number % 3:
                 _point(upsert, others, "B" if number < 14 else None, common.PointId(num=number))
         _point(upsert, others, "B", common.PointId(uuid=UUIDS[1]))
