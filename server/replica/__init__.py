@@ -1,0 +1,22 @@
+"""The stand-in for Qdrant: a process of its own that speaks the Qdrant API from SQLite and Chroma.
+
+In the proxy:
+
+    process        starts, watches and replaces the process; the proxy's own calls to it
+    hydrate        copies what was in Qdrant before (copying, remote)
+
+In the process, a write from top to bottom:
+
+    __main__       command line, one line on stdout when it serves
+    composition    puts the parts together
+    service        gRPC in: bytes to a thread and back
+    writes         prepares a write, applies log entries in order, each once
+    resolving      Qdrant's checks; filters and conditions become ids
+    applying       operations done to an open transaction
+    imports        catalogue and pages from Qdrant; later writes win (touched)
+    catalogue      collections, aliases, field indexes, and what clients are told of them
+    payload_edits, vector_forms, points, paths, requests, checks   PURE
+
+and a read: `search` answers, `session` is one consistent view, `filters` and `conditions` (PURE) test points, `index` is
+the only place that knows Chroma. `store` holds the truth (`reads`, `records`), `refusal` what Qdrant would say instead.
+"""
