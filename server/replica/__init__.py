@@ -17,6 +17,7 @@ In the process, a write from top to bottom:
     catalogue      collections, aliases, field indexes, and what clients are told of them
     payload_edits, vector_forms, points, paths, requests, checks   PURE
 
-and a read: `search` answers, `session` is one consistent view, `filters` and `conditions` (PURE) test points, `index` is
-the only place that knows Chroma. `store` holds the truth (`reads`, `records`), `refusal` what Qdrant would say instead.
+and a read: `search` answers, `session` is one consistent view, `filters` and `conditions` (PURE) test points, `index`
+is the only place that knows Chroma. `store` holds the truth (`reads`, `records`), `refusal` what Qdrant would say
+instead.
 """
