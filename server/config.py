@@ -151,6 +151,8 @@ class Replay(Section):
     barrier_seconds: Seconds = Field(0.1, gt=0, le=1, description="Longest pause of writes at the end of a drain")
     page_entries: PositiveInt = Field(256, description="Entries read ahead from the log")
     page_bytes: PositiveInt = Field(32 * MIB, description="Bytes read ahead from the log")
+    merge_points: PositiveInt = Field(500, description="Points of consecutive upserts sent as one; 1 = never merge")
+    merge_bytes: PositiveInt = Field(8 * MIB, description="Bytes of consecutive upserts sent as one")
     bisect_calls: PositiveInt = Field(2000, description="Calls to find the refused points of one entry")
     doubtful_tries: PositiveInt = Field(3, description="Tries of an entry at which Qdrant fails inside")
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
@@ -172,6 +174,7 @@ class Replica(Section):
     start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="Time for one call of the proxy's own to the process")
     hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
+    resolved_points: PositiveInt = Field(50_000, description="Writes whose filter matches more are logged as filters")
     touched_keys: PositiveInt = Field(
         2_000_000, description="Points whose last log entry is kept in mind for hydration"
     )

@@ -81,7 +81,7 @@ class Applier:
             # Which points the remote took is not known here: every one that it may have taken counts as touched.
             self._touched.points(collection.cid, keys_of(point.id for point in request.points), self._seq)
         judged = replace(collection, completeness=control.COMPLETENESS_COMPLETE)
-        resolver = Resolver(_Whole(self._tx, judged), self._matching)
+        resolver = Resolver(_Whole(self._tx, judged), self._matching, len(request.points))
         for method, plain in resolver.resolve(r.UPSERT, request) or []:
             self.apply(method, plain)
 

@@ -36,7 +36,7 @@ def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone
     service = Service(
         store,
         reader=Searcher(store, settings),
-        writes=Writes(store, matching_keys, touched, clock),
+        writes=Writes(store, matching_keys, touched, clock, resolved_points=settings.resolved_points),
         imports=Imports(store, touched),
         index=NoIndex(),
         clock=clock,

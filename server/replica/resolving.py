@@ -39,11 +39,15 @@ class Matching(Protocol):
 
 
 class Resolver:
-    """Resolves against one view of the store: the committed state, or an open transaction."""
+    """Resolves against one view of the store: the committed state, or an open transaction.
 
-    def __init__(self, reads: Reads, matching: Matching) -> None:
+    A filter that matches more than `most_points` stays a filter: so many ids would not fit into one log entry.
+    """
+
+    def __init__(self, reads: Reads, matching: Matching, most_points: int) -> None:
         self._reads = reads
         self._matching = matching
+        self._most_points = most_points
 
     def resolve(self, method: str, request: Message) -> Resolved:
         """The plain writes for one request that is no batch. Raises Refusal."""
@@ -168,7 +172,7 @@ class Resolver:
             raise empty_update()
         if not by_ids:
             matched = self._matching(self._reads, collection, selector.filter)
-            if not catalogue.is_whole(collection):
+            if not catalogue.is_whole(collection) or len(matched) > self._most_points:
                 return None
             return [_with_ids(method, request, field, matched)]
         if not must_exist or not catalogue.is_whole(collection):

@@ -46,11 +46,14 @@ class _RolledBack(Exception):
 class Writes:
     """Prepares and applies."""
 
-    def __init__(self, store: Store, matching: Matching, touched: Touched, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, matching: Matching, touched: Touched, clock: Clock, *, resolved_points: int
+    ) -> None:
         self._store = store
         self._matching = matching
         self._touched = touched
         self._clock = clock
+        self._resolved_points = resolved_points
 
     # --- prepare -----------------------------------------------------------------------------------------------------
 
@@ -62,7 +65,7 @@ class Writes:
             resolved = self._resolve_batch(request)
         else:
             with self._store.snapshot():
-                resolved = Resolver(self._store, self._matching).resolve(method, request)
+                resolved = Resolver(self._store, self._matching, self._resolved_points).resolve(method, request)
         return [
             wal.Operation(method=plain_method, request=plain.SerializeToString())
             for plain_method, plain in resolved or ()
@@ -75,7 +78,7 @@ class Writes:
         is_plain = True
         try:
             with self._store.transaction() as tx:
-                resolver = Resolver(tx, self._matching)
+                resolver = Resolver(tx, self._matching, self._resolved_points)
                 applier = Applier(tx, self._matching, Touched(0), 0, synced=False)
                 for method, part in parts:
                     replaced = resolver.resolve(method, part)

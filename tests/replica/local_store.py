@@ -26,6 +26,8 @@ from server.replica.writes import Writes
 from tests.faults.clock import ManualClock
 from tests.replica import matching
 
+RESOLVED_POINTS = 20
+
 CREATE = r.COLLECTIONS + "Create"
 DROP = r.COLLECTIONS + "Delete"
 ALIASES = r.COLLECTIONS + "UpdateAliases"
@@ -37,7 +39,7 @@ class Local:
     def __init__(self, directory: Path, *, known: bool = True) -> None:
         self.store = Store(directory, ManualClock())
         self.touched = Touched(self.store.applied_seq)
-        self.writes = Writes(self.store, matching.scan, self.touched, ManualClock())
+        self.writes = Writes(self.store, matching.scan, self.touched, ManualClock(), resolved_points=RESOLVED_POINTS)
         self.imports = Imports(self.store, self.touched)
         if known:
             with self.store.transaction() as tx:

@@ -17,6 +17,7 @@ from server.replica.refusal import Refusal
 from server.rpc import Code
 from tests.replica.local_store import (
     CREATE,
+    RESOLVED_POINTS,
     Local,
     create,
     create_named,
@@ -190,6 +191,21 @@ def test_delete_by_filter_becomes_ids(one: Local) -> None:
     assert (method, plain) == (r.DELETE, pb.DeletePoints(collection_name="c", points=ids(1, 3)))
     one.do(r.DELETE, request)
     assert list(one.points()) == [2]
+
+
+def test_a_filter_that_matches_too_many_stays_a_filter(one: Local) -> None:
+    one.do(r.UPSERT, upsert(*[point(number, a="x") for number in range(RESOLVED_POINTS)]))
+    request = pb.DeletePoints(collection_name="c", points=where("a", "x"))
+    assert len(one.prepare(r.DELETE, request)) == 1
+    one.do(r.UPSERT, upsert(point(1000, a="x"), point(1001, a="y")))
+    assert one.prepare(r.DELETE, request) == []
+    parts = pb.PointsUpdateOperation
+    batch = pb.UpdateBatchPoints(
+        collection_name="c", operations=[parts(delete_points=parts.DeletePoints(points=where("a", "x")))]
+    )
+    assert one.prepare(r.UPDATE_BATCH, batch) == []
+    one.do(r.DELETE, request)
+    assert list(one.points()) == [1001]
 
 
 def test_an_empty_filter_deletes_everything(one: Local) -> None:
