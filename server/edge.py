@@ -59,6 +59,8 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
         # The default is 4 MB for requests; Qdrant has no limit.
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # The default refuses requests with more than 8 kB of metadata at random; Qdrant takes 16 kB.
+        ("grpc.max_metadata_size", 16384),
         # Clients in Go ping every 10 s without a call, and would be sent away with too_many_pings.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1000),

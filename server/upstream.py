@@ -190,6 +190,8 @@ def channel_options(max_message_bytes: int, max_backoff_seconds: float) -> list[
         # The default is 4 MB; Qdrant has no limit.
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # The default refuses answers with more than 8 kB of metadata, long error texts included, at random.
+        ("grpc.max_metadata_size", 65536),
         # Otherwise two channels to one address share a connection and its backoff.
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -262,8 +264,7 @@ class Upstream:
             return await self._answer(rpc)
         except asyncio.CancelledError:
             reason = self._aborted.get(rpc)
-            task = asyncio.current_task()
-            if reason is None or (task is not None and task.cancelling()):
+            if reason is None or _caller_is_cancelled():
                 raise
             raise UpstreamUnreachable(f"{self.name}: {reason}", maybe_applied=True) from None
         finally:
@@ -296,6 +297,8 @@ class Upstream:
             finally:
                 self._watches.discard(watch)
                 watch.cancel()
+            if not watch.cancelled() and (error := watch.exception()) and not self._closed:
+                raise error
         return now
 
     def connect(self) -> None:
@@ -382,7 +385,12 @@ class Upstream:
         if timeout <= 0:
             raise UpstreamTimeout(f"{self.name}: no answer in time", maybe_applied=False)
         method = self._methods.get(path) or self._prepare(path)
-        return await self._answer(method(b"", timeout=timeout, metadata=self.own_metadata))
+        try:
+            return await self._answer(method(b"", timeout=timeout, metadata=self.own_metadata))
+        except asyncio.CancelledError:
+            if not self._closed or _caller_is_cancelled():
+                raise
+            raise UpstreamUnreachable(f"{self.name}: closed by Understudy", maybe_applied=True) from None
 
     async def _probe_once(self, deadline: float) -> Probe:
         if self._has_grpc_health:
@@ -409,6 +417,12 @@ class Upstream:
             return Probe(False, "HealthCheck: the answer is not Qdrant's", self._version)
         self._version_is_fresh = True
         return Probe(True, "serving", self._version)
+
+
+def _caller_is_cancelled() -> bool:
+    """Whether a CancelledError is meant for this task, not only for the RPC that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _pairs(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:

@@ -166,7 +166,12 @@ class _Peer(grpc.GenericRpcHandler):
 async def _serve(address: str, has_health: bool) -> None:
     server = grpc.aio.server(
         handlers=(_Peer(has_health),),
-        options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)],
+        options=[
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_metadata_size", 65536),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.max_ping_strikes", 0),
+        ],
     )
     port = server.add_insecure_port(address)
     await server.start()

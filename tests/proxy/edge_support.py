@@ -18,7 +18,12 @@ from server.telemetry import Telemetry
 
 CLOCK = SystemClock()
 HEALTH_REPLY = qdrant_pb2.HealthCheckReply(title="understudy", version="1.19.0").SerializeToString()
-PLAIN = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+PLAIN = [
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 65536),
+]
 
 
 class Answering:

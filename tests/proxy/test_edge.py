@@ -261,6 +261,20 @@ async def test_edge_and_upstream_together_are_transparent(peer: GrpcPeer) -> Non
     await upstream.close()
 
 
+async def test_long_metadata_and_long_error_texts_pass(peer: GrpcPeer) -> None:
+    # More than gRPC's default of 8 kB, which refuses some calls and not others: hence the repetition.
+    token, text = "t" * 12_000, "e" * 12_000
+    upstream = Upstream(peer.address, clock=CLOCK)
+    async with serving(upstream) as (_, address), client(address) as channel:
+        for _ in range(20):
+            call = channel.unary_unary(ECHO)(b"body", metadata=(("authorization", token),))
+            assert await call == b"body"
+            assert dict(await call.trailing_metadata())["got-authorization"] == token
+            error = await failing(channel.unary_unary(SAY)(f"3\n{text}".encode()))
+            assert error.details() == text
+    await upstream.close()
+
+
 async def test_the_deadline_of_the_client_is_the_deadline_at_the_peer(peer: GrpcPeer) -> None:
     upstream = Upstream(peer.address, clock=CLOCK)
     async with serving(upstream) as (_, address), client(address) as channel:

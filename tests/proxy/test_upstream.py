@@ -182,6 +182,15 @@ async def test_close_ends_calls_and_watchers(upstream: Upstream, peer: GrpcPeer)
     assert not (await upstream.probe(PROBE_SECONDS)).ok
 
 
+async def test_close_ends_a_probe_and_does_not_cancel_who_asked(upstream: Upstream, peer: GrpcPeer) -> None:
+    assert (await upstream.probe(PROBE_SECONDS)).ok
+    peer.freeze()
+    probe = asyncio.ensure_future(upstream.probe(3600))
+    asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(upstream.close()))
+    assert not (await probe).ok
+    peer.thaw()
+
+
 def test_made_outside_the_loop_used_inside(tmp_path: Path) -> None:
     upstream = Upstream(f"unix:{tmp_path}/nobody", clock=CLOCK, name="replica")
 
