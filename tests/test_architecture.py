@@ -14,6 +14,7 @@ from typer.main import get_command
 from server import errors
 from server.cli import app
 from server.config import SEED_NAMES, environment_name, key_paths
+from server.health.state import diagram
 from server.logs import Message
 from server.metrics import NAMES
 from tools.configuration import PAGE, page
@@ -23,9 +24,10 @@ SOURCES = sorted((ROOT / "server").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOCS = ROOT / "docs"
 
-FILE_LINES_MOST = 450
-TEST_FILE_LINES_MOST = 700
-FUNCTION_LINES_MOST = 80
+# The house aims at 400 and 70; past these a split is due.
+FILE_LINES_MOST = 480
+TEST_FILE_LINES_MOST = 850
+FUNCTION_LINES_MOST = 90
 BANNED_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|common|misc)($|_)")
 
 # The only modules that read the machine's clocks, and those that make a write durable.
@@ -172,6 +174,17 @@ def test_every_error_that_ends_a_command_has_a_documented_exit_code() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     for code in {kind.exit_code for kind in kinds if issubclass(kind, errors.UnderstudyError)}:
         assert f"| {code} |" in text, f"exit code {code}"
+
+
+def test_the_state_diagram_is_that_of_the_table() -> None:
+    assert diagram() in (DOCS / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_every_decision_is_listed() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    for path in (DOCS / "decisions").glob("*.md"):
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert path.name == "README.md" or f"[{title}]({path.name})" in index, path.name
 
 
 def test_links_between_documents_lead_somewhere() -> None:
