@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
@@ -155,9 +156,12 @@ def names_only_points(operation: Operation) -> bool:
 def is_blind(operation: Operation) -> bool:
     """Whether Qdrant's answer cannot depend on the points that are there, nor on whether it was applied before.
 
-    Only such operations may be sent again after later ones of the same kind were applied.
+    Only such operations may be sent again after later ones of the same kind were applied. A field that is not known
+    here may mean anything.
     """
     request = operation.request
+    if len(UnknownFieldSet(request)):
+        return False
     if isinstance(request, points_pb2.UpsertPoints):
         return not request.HasField("update_filter") and not request.update_mode
     return isinstance(request, points_pb2.DeletePoints) and names_only_points(operation)

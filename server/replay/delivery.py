@@ -120,6 +120,10 @@ class Delivery:
                 own.refuse(operation, seq, whole_collection=whole)
         return result
 
+    async def send(self, operation: Operation) -> Answer:
+        """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT."""
+        return await self._send(operation, Outcome.TRANSIENT)
+
     @staticmethod
     def _free_part(
         operation: Operation, earlier: Causality | None, own: Causality, result: Delivered

@@ -2,7 +2,8 @@
 
 Promises: steps never overlap; who asks while one is under way shares it, and cancelling who asks does not cancel the
 step. The quarantine is on disk before the cursor passes an entry. Entries share a cursor record only while sending all
-of them again would change nothing (`is_blind`). Does not wait, retry or decide when to stop: that is the replayer's.
+of them again would change nothing (`is_blind`), and a call only when it does the same (`merge`). Does not wait, retry
+or decide when to stop: that is the replayer's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from server.config import QuarantinePolicy
 from server.errors import WalError
 from server.health.breaker import Breaker, Permit, Phase
 from server.logs import Message
+from server.replay.bisect import Operation
 from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivered, Delivery
 from server.replay.judge import Outcome
+from server.replay.merge import merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
 from server.rpc import Backend, Code, Metadata
-from server.telemetry import Telemetry
+from server.telemetry import Span, Telemetry
 
 
 class Step(Enum):
@@ -89,6 +92,8 @@ class Stepper:
         self._recalled = False
         self._doubts = 0
         self._may_blame = True
+        # Entries up to here were refused as one: they go singly.
+        self._singly_until = 0
         self.failures = 0
         self.replayed = 0
 
@@ -159,16 +164,63 @@ class Stepper:
         permit = self._breaker.allow(self._clock.monotonic())
         if permit is None:
             return Standing(Step.RESTING, "the circuit breaker is open")
-        parcel = self._page[0]
-        links = [parcel.record.trace] if parcel.record.trace else []
         try:
-            with self._telemetry.span("replay.entry", links=links, wal__seq=parcel.seq, method=parcel.method):
+            merged = self._mergeable()
+            if merged is not None:
+                return await self._send_merged(*merged, permit)
+            parcel = self._page[0]
+            with self._span([parcel]):
                 delivered = await self._deliver(parcel)
         except BaseException:
             # Cancelled, or the log failed: nobody will report for this permit.
             self._breaker.abandon(permit)
             raise
         return await self._conclude(parcel, delivered, permit)
+
+    def _span(self, parcels: list[Parcel]) -> Span:
+        """A span with links to the calls that caused the entries."""
+        links = [parcel.record.trace for parcel in parcels if parcel.record.trace]
+        first = parcels[0]
+        return self._telemetry.span(
+            "replay.entry", links=links, wal__seq=first.seq, entries=len(parcels), method=first.method
+        )
+
+    # --- several as one ----------------------------------------------------------------------------------------------
+
+    def _mergeable(self) -> tuple[list[Parcel], Operation] | None:
+        """Entries from the front that may go as one. Never while the breaker tries Qdrant with a single entry."""
+        if self._breaker.phase is not Phase.CLOSED or self._page[0].seq <= self._singly_until:
+            return None
+        found = merge(self._page, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
+        follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty
+        if found is None or (follows and self._causality.split(found[1]).follows is not None):
+            return None
+        return found
+
+    async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
+        """One call for several entries; unless it is simply done, they go singly from here on."""
+        with self._span(run):
+            answer = await self._delivery.send(operation)
+        if answer.outcome is Outcome.DONE:
+            self._breaker.success(permit)
+            self._done(run)
+            return _ADVANCED
+        self._singly_until = run[-1].seq
+        if answer.outcome is Outcome.PERMANENT:
+            self._breaker.permanent(permit)
+            return _ADVANCED
+        return self._not_now(run[0], answer, permit)
+
+    def _done(self, parcels: list[Parcel]) -> None:
+        """Entries at the front are dealt with."""
+        for _ in parcels:
+            self._page.popleft()
+        self.failures = self._doubts = 0
+        self.replayed += len(parcels)
+        self._unmarked += len(parcels)
+        self._unmarked_seq = parcels[-1].seq
+
+    # --- one ---------------------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
         records = await self._log.read_pending(self._settings.page_entries, self._settings.page_bytes)
@@ -220,11 +272,7 @@ class Stepper:
             self._may_blame = False
         elif delivered.applied:
             self._may_blame = True
-        self.failures = self._doubts = 0
-        self._page.popleft()
-        self.replayed += 1
-        self._unmarked_seq = parcel.seq
-        self._unmarked += 1
+        self._done([parcel])
         if delivered.left_over or not parcel.is_blind:
             await self._mark()
         return _ADVANCED

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from generated.understudy.wal.v1 import entry_pb2
 from server import config
-from server.config import QuarantinePolicy
+from server.config import QuarantinePolicy, Settings
 from server.health.breaker import Breaker, Phase
 from server.replay import Replayer, ReplayState
 from server.rpc import WAL_KINDS, Backend, Code, Metadata
@@ -45,7 +47,7 @@ class Bench:
 
     log: MemoryLog
     upstream: Backend
-    settings: config.Replay = field(default_factory=config.Replay)
+    settings: config.Replay = field(default_factory=lambda: config.Replay(merge_points=1))
     key: Metadata | None = None
     clock: ManualClock = field(default_factory=ManualClock)
     telemetry: Telemetry = field(default_factory=Telemetry.silent)
@@ -135,7 +137,7 @@ async def test_the_same_entry_again_and_never_the_next(fault: Any) -> None:
 
 
 async def test_backoff_doubles_up_to_its_limit() -> None:
-    settings = config.Replay(breaker_failures=100)
+    settings = config.Replay(breaker_failures=100, merge_points=1)
     bench = Bench(MemoryLog(upsert(point(1))), FlakyBackend(MiniQdrant("c"), [says(Code.UNAVAILABLE)] * 8), settings)
     pauses: list[float] = []
     async with bench.running():
@@ -492,6 +494,91 @@ async def test_drain_now_does_not_trust_a_look_from_before() -> None:
     assert bench.log.pending_count == 0
 
 
+# --- several as one --------------------------------------------------------------------------------------------------
+
+TOGETHER = config.Replay(merge_points=10)
+
+
+async def test_upserts_in_a_row_go_as_one() -> None:
+    flaky = FlakyBackend(MiniQdrant("c", "d"))
+    log = MemoryLog(
+        *(upsert(point(n)) for n in range(25)),
+        upsert(point(3, v=1)),
+        upsert(point(3, v=2)),
+        upsert(point(4), collection="d"),
+        delete(5),
+        upsert(point(5, v=3)),
+    )
+    bench = Bench(log, flaky, TOGETHER)
+    await bench.drain()
+    assert [[each.id.num for each in sent(call).points] for call in flaky.calls if call.method.endswith("Upsert")] == [
+        [*range(10)],
+        [*range(10, 20)],
+        [20, 21, 22, 23, 24, 3],
+        [3],
+        [4],
+        [5],
+    ]
+    assert all(sent(call).wait for call in flaky.calls)
+    assert bench.replayer.progress.replayed == 30
+
+
+async def test_what_is_refused_as_one_goes_singly() -> None:
+    qdrant = MiniQdrant("c")
+    flaky = FlakyBackend(qdrant)
+    log = MemoryLog(*(upsert(point(n, (1.0,) if n == 3 else (1.0, 2.0))) for n in range(8)))
+    await Bench(log, flaky, TOGETHER).drain()
+    assert set(qdrant.points["c"]) == {0, 1, 2, 4, 5, 6, 7}
+    assert sorted(log.kept) == [4]
+    assert len(flaky.calls) == 9
+
+
+async def test_followers_are_not_hidden_among_others() -> None:
+    qdrant = MiniQdrant("c")
+    log = MemoryLog(upsert(point(1, (1.0,))), upsert(point(2)), upsert(point(1)), upsert(point(3)))
+    await Bench(log, qdrant, TOGETHER).drain()
+    assert set(qdrant.points["c"]) == {2, 3}
+    assert sorted(log.kept) == [1, 3]
+
+
+async def test_a_half_open_breaker_gets_a_single_entry() -> None:
+    flaky = FlakyBackend(MiniQdrant("c"))
+    bench = Bench(MemoryLog(*(upsert(point(n)) for n in range(6))), flaky, TOGETHER)
+    for _ in range(5):
+        permit = bench.breaker.allow(bench.clock.monotonic())
+        assert permit is not None
+        bench.breaker.transient_failure(permit, bench.clock.monotonic())
+    await bench.drain()
+    assert [len(sent(call).points) for call in flaky.calls] == [1, 5]
+
+
+async def test_a_transient_failure_of_several_counts_once() -> None:
+    flaky = FlakyBackend(MiniQdrant("c"), [Refused(), LostAnswer()])
+    bench = Bench(MemoryLog(*(upsert(point(n)) for n in range(4))), flaky, TOGETHER)
+    await bench.drain()
+    assert [len(sent(call).points) for call in flaky.calls] == [4, 1, 1, 1, 1, 1]
+    assert bench.breaker.failures_in_row == 0
+
+
+async def test_lines_and_spans_lead_to_the_calls_that_caused_the_entries() -> None:
+    exporter = InMemorySpanExporter()
+    telemetry = Telemetry.start(Settings(), clock=ManualClock(), environment={}, tracing=SimpleSpanProcessor(exporter))
+    log = MemoryLog()
+    traces = [f"00-{n + 1:032x}-{n + 1:016x}-01" for n in range(3)]
+    for number, trace in enumerate(traces):
+        log.append(upsert(point(number)), trace=trace)
+    log.append(delete(1), trace=traces[0])
+    bench = Bench(log, FlakyBackend(MiniQdrant("c"), [Refused()]), TOGETHER, telemetry=telemetry)
+    try:
+        await bench.drain()
+    finally:
+        telemetry.close()
+    spans = [span for span in exporter.get_finished_spans() if span.name == "replay.entry"]
+    assert [[link.context.trace_id for link in span.links] for span in spans] == [[1, 2, 3], [1], [2], [3], [1]]
+    events = [(event, fields.get("attempt"), fields.get("remaining")) for _, event, fields in bench.lines.lines]
+    assert events == [("sync started", 1, 4), ("sync failed", 1, 4), ("sync started", 2, 4), ("sync complete", 2, 0)]
+
+
 # --- every history ---------------------------------------------------------------------------------------------------
 
 Write = tuple[str, tuple[int, ...], int, int | None]
@@ -534,17 +621,22 @@ def expected(writes: list[Write]) -> tuple[dict[int, dict[str, int]], dict[int, 
     return there, kept
 
 
-@settings(max_examples=150, deadline=None)
-@given(writes=st.lists(WRITES, min_size=1, max_size=12), faults=FAULTS, page=st.integers(1, 5))
-def test_any_history_with_any_faults(writes: list[Write], faults: list[str], page: int) -> None:
-    asyncio.run(_any_history(writes, faults, page))
+@settings(max_examples=300, deadline=None)
+@given(
+    writes=st.lists(WRITES, min_size=1, max_size=12),
+    faults=FAULTS,
+    page=st.integers(1, 8),
+    together=st.sampled_from([1, 3, 5, 500]),
+)
+def test_any_history_with_any_faults(writes: list[Write], faults: list[str], page: int, together: int) -> None:
+    asyncio.run(_any_history(writes, faults, page, together))
 
 
-async def _any_history(writes: list[Write], faults: list[str], page: int) -> None:
+async def _any_history(writes: list[Write], faults: list[str], page: int, together: int) -> None:
     qdrant = MiniQdrant("c")
     log = MemoryLog(*map(request_of, writes))
     left = list(reversed(faults))
-    chosen = config.Replay(page_entries=page)
+    chosen = config.Replay(page_entries=page, merge_points=together)
 
     class Crash(BaseException):
         """The process ends here."""
