@@ -55,6 +55,7 @@ class Engine:
         self._always = frozenset(n for n, rule in enumerate(self.rules) if rule.reports and not rule.keywords)
         self._automaton = _automaton(self.rules)
         self._gate = _gate(self.rules)
+        self._does_anything = any(rule.reports for rule in self.rules)
         # A redaction is recognised by the ids of the rules that are loaded, never by its shape: `[REDACTED:` and a
         # secret written after it by a client is a text like any other.
         ids = "|".join(str(re2.escape(one)) for one in (*dict.fromkeys(rule.id for rule in self.rules), WHOLE))
@@ -66,7 +67,9 @@ class Engine:
 
         Sound because a string lies in a message in one piece, and each keyword of a rule lies in the text it matches.
         """
-        return self._gate is None or self._gate.search(body) is not None
+        if self._gate is None:
+            return self._does_anything
+        return self._gate.search(body) is not None
 
     def scrub(self, text: str, name: str = "") -> tuple[str, int]:
         """The text without secrets, and how many were redacted. The same object when there are none.

@@ -111,7 +111,20 @@ class Scrubber:
         row = rpc.METHODS.get(method)
         if row is None or not row.wal_kind or not self._engine.may_hold_secrets(body):
             return Scrubbed(body)
-        message = _parsed(row, body)
+        return self._scrubbed(row.request, body, row.path)
+
+    def scrub_message(self, kind: type[Message], body: bytes) -> tuple[bytes, int]:
+        """Any other message on its way to disk, such as a page of points from Qdrant; the same object when clean.
+
+        Raises UndecodableRequest for a body that is no message of this kind.
+        """
+        if not self._engine.may_hold_secrets(body):
+            return body, 0
+        result = self._scrubbed(kind, body, kind.DESCRIPTOR.full_name)
+        return result.body, result.redactions
+
+    def _scrubbed(self, kind: type[Message], body: bytes, what: str) -> Scrubbed:
+        message = _parsed(kind, body, what)
         tally = _Tally()
         self._walk(message, _Place(), tally)
         self._drop_unknown(message, tally)
@@ -128,7 +141,7 @@ class Scrubber:
         if row is None or not self._engine.may_hold_secrets(body):
             return 0
         tally = _Tally()
-        self._walk(_parsed(row, body), _Place(), tally)
+        self._walk(_parsed(row.request, body, row.path), _Place(), tally)
         return tally.in_filters
 
     def _walk(self, message: Message, place: _Place, tally: _Tally) -> None:
@@ -192,11 +205,11 @@ class Scrubber:
                 tally.redactions += found
 
 
-def _parsed(row: rpc.Method, body: bytes) -> Message:
+def _parsed(kind: type[Message], body: bytes, what: str) -> Message:
     try:
-        return row.request.FromString(body)
+        return kind.FromString(body)
     except DecodeError as error:
-        raise UndecodableRequest(f"{row.path}: failed to decode Protobuf message") from error
+        raise UndecodableRequest(f"{what}: failed to decode Protobuf message") from error
 
 
 def _steps(descriptor: Any) -> Iterator[_Step]:

@@ -233,6 +233,28 @@ def test_fields_of_a_newer_api_are_dropped_only_where_a_secret_lies_in_them() ->
         assert points_pb2.UpsertPoints.FromString(clean).points[0].payload["text"].string_value == "ordinary token"
 
 
+def test_pages_of_points_on_their_way_to_the_replica() -> None:
+    page = points_pb2.ScrollResponse(time=1.0)
+    page.next_page_offset.num = 7
+    page.result.add().payload["contact"].string_value = SECRET
+    clean, count = SCRUBBER.scrub_message(points_pb2.ScrollResponse, page.SerializeToString())
+    found = points_pb2.ScrollResponse.FromString(clean)
+    assert (found.result[0].payload["contact"].string_value, found.next_page_offset.num, count) == (CLEAN, 7, 1)
+    again, none = SCRUBBER.scrub_message(points_pb2.ScrollResponse, clean)
+    assert again is clean and none == 0
+    with pytest.raises(UndecodableRequest):
+        SCRUBBER.scrub_message(points_pb2.ScrollResponse, b"\xff " + SECRET.encode())
+
+
+def test_without_rules_nothing_is_read_nor_changed() -> None:
+    off = Scrubber(())
+    body = upsert(text=SECRET).SerializeToString()
+    result, count = off.scrub_request("/qdrant.Points/Upsert", body)
+    assert result is body and count == 0
+    assert off.scrub_request("/qdrant.Points/Upsert", b"\xff")[0] == b"\xff"
+    assert off.scrub_text(SECRET) is SECRET
+
+
 def test_metadata_of_a_collection_is_scrubbed_and_its_names_are_not() -> None:
     request = collections_pb2.CreateCollection(collection_name=SECRET)
     request.metadata["contact"].string_value = SECRET

@@ -205,7 +205,7 @@ def test_everything_that_can_select_points_is_accounted_for() -> None:
     found = [pair for path in CONFINED for pair in fields_of(METHODS[path].request.DESCRIPTOR, seen)]
     assert {name for name, kind in found if kind in SELECTORS} == SELECTING
     assert {name for name, kind in found if kind in ("VectorInput", "VectorExample")} == INPUTS
-    assert set(points.Query.DESCRIPTOR.oneofs_by_name["variant"].fields[n].name for n in range(12)) == QUERIES
+    assert {points.Query.DESCRIPTOR.oneofs_by_name["variant"].fields[n].name for n in range(12)} == QUERIES
     assert {field.name for field in points.Query.DESCRIPTOR.fields} == QUERIES
 
 
