@@ -24,7 +24,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config, logs
 from server.clock import Clock
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
-from server.rpc import Backend, Call, Reply
+from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
 from server.upstream import Upstream
 
@@ -41,6 +41,7 @@ _FIRST_PAUSE_SECONDS = 0.05
 # A process that lived this long is not in a crash loop.
 _HEALTHY_SECONDS = 10.0
 _RETRY_PAUSE_SECONDS = 0.02
+_FAILED_INSIDE = frozenset((Code.INTERNAL, Code.UNKNOWN))
 _STOP_SECONDS = 10.0
 
 
@@ -240,7 +241,11 @@ class _Patient:
 
 
 class ReplicaControl:
-    """Calls of the proxy itself: ReplicaUnavailable without an answer in time, ReplicaRefused for a status."""
+    """Calls of the proxy itself.
+
+    Each raises ReplicaUnavailable without an answer in time or when the replica failed inside (a full disk): try again;
+    ReplicaRefused for a status that it chose: trying again changes nothing.
+    """
 
     def __init__(self, backend: Backend, clock: Clock, timeout_seconds: float) -> None:
         self._backend = backend
@@ -278,6 +283,8 @@ class ReplicaControl:
     async def _call(self, name: str, request: Message, response: type[M]) -> M:
         deadline = self._clock.monotonic() + self._timeout_seconds
         reply = await self._backend.handle(Call(_SERVICE + name, request.SerializeToString(), deadline=deadline))
+        if reply.code in _FAILED_INSIDE:
+            raise ReplicaUnavailable(f"the replica failed at {name}: {reply.details}")
         if not reply.is_ok:
             raise ReplicaRefused(f"replica: {name}: {reply.details}", code=reply.code, details=reply.details)
         return response.FromString(reply.body)

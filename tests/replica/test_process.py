@@ -25,8 +25,8 @@ from server import config
 from server.clock import SystemClock
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable
 from server.replica import requests as r
-from server.replica.process import ReplicaProcess
-from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, Call, Code
+from server.replica.process import ReplicaControl, ReplicaProcess
+from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, Call, Code, Reply
 from server.telemetry import Telemetry
 from tests.replica.local_store import CREATE, Local, create, dense, entry, ids, payload, point, upsert
 
@@ -138,6 +138,31 @@ async def test_a_refusal_is_told(tmp_path: Path) -> None:
         with pytest.raises(ReplicaRefused) as refused:
             await replica.control.import_page(control.ImportPageRequest(collection="c", since_seq=0))
         assert refused.value.code == Code.FAILED_PRECONDITION
+
+
+class _Answers:
+    """A backend that gives one answer."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    async def handle(self, call: Call) -> Reply:
+        return self._reply
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (Code.INTERNAL, ReplicaUnavailable),
+        (Code.UNKNOWN, ReplicaUnavailable),
+        (Code.FAILED_PRECONDITION, ReplicaRefused),
+        (Code.NOT_FOUND, ReplicaRefused),
+    ],
+)
+async def test_a_failure_inside_is_worth_another_try_and_a_refusal_is_not(code: Code, error: type[Exception]) -> None:
+    answers = ReplicaControl(_Answers(Reply(code=code, details="why")), SystemClock(), 1.0)
+    with pytest.raises(error, match="why"):
+        await answers.apply(control.ApplyRequest())
 
 
 async def test_files_are_private(tmp_path: Path) -> None:
