@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import os
+import posixpath
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -55,6 +57,9 @@ class Inode:
         self.dirty.clear()
         self.sizes.clear()
 
+    def only_durable(self) -> Inode:
+        return Inode(live=bytearray(self.durable), durable=self.durable, mode=self.mode, is_ours=self.is_ours)
+
     def after_crash(self, rng: random.Random) -> Inode:
         """What might be left: any size on the way, any mix of old and new sectors; holes read as zeros."""
         size = rng.choice([len(self.durable), len(self.live), *self.sizes[-4:]])
@@ -86,6 +91,10 @@ class _Directory:
     def change(self, **changes: int | None) -> None:
         self.pending.append(_NameChange(dict(changes)))
         _apply(self.live, changes)
+
+    def every_inode(self) -> set[int]:
+        changed = {number for each in self.pending for number in each.changes.values() if number is not None}
+        return changed | set(self.durable.values()) | set(self.live.values())
 
     def sync(self) -> None:
         self.durable = dict(self.live)
@@ -148,6 +157,12 @@ class _CrashLock:
         self._disk.locks.discard(self._path)
 
 
+@functools.cache
+def _chain(path: str) -> tuple[str, ...]:
+    """A directory and those above it, from the root down."""
+    return ("/",) if path == "/" else (*_chain(posixpath.dirname(path)), path)
+
+
 class CrashDisk:
     """A `server.wal.files.Disk` in memory. `on_call(operation, path)` runs before each call and may raise OSError."""
 
@@ -155,8 +170,9 @@ class CrashDisk:
         self.rng = random.Random(seed)
         self.guard = threading.RLock()
         self.inodes: dict[int, Inode] = {}
-        self.directories: dict[Path, _Directory] = {Path("/"): _Directory()}
-        self.durable_directories: set[Path] = {Path("/")}
+        # By path as text: hashing a Path costs more than the rest of most calls.
+        self.directories: dict[str, _Directory] = {"/": _Directory()}
+        self.durable_directories: set[str] = {"/"}
         self.locks: set[Path] = set()
         self.on_call: Callable[[str, Path], None] | None = None
         self.calls: list[tuple[str, str]] = []
@@ -180,23 +196,30 @@ class CrashDisk:
             twin._next_inode = self._next_inode
             return twin
 
-    def after_power_cut(self, seed: int) -> CrashDisk:
-        """One of the states that a power cut may leave; the same seed gives the same state."""
+    def after_power_cut(self, seed: int | None) -> CrashDisk:
+        """One of the states that a power cut may leave; the same seed gives the same state.
+
+        None = the one where everything that was not synced is lost.
+        """
         rng = random.Random(seed)
-        twin = CrashDisk(seed)
+        twin = CrashDisk(seed or 0)
         twin._next_inode = self._next_inode
-        twin.inodes = {number: inode.after_crash(rng) for number, inode in self.inodes.items()}
-        luck = rng.choice((0.0, 0.5, 1.0))
+        named = {number for each in self.directories.values() for number in each.every_inode()}
+        for number, inode in self.inodes.items():
+            if number not in named:
+                continue
+            twin.inodes[number] = inode.after_crash(rng) if seed is not None else inode.only_durable()
+        luck = rng.choice((0.0, 0.5, 1.0)) if seed is not None else 0.0
         for path, directory in self.directories.items():
-            if {path, *path.parents} <= self.durable_directories:
+            if all(each in self.durable_directories for each in _chain(path)):
                 names = dict(directory.durable)
                 for change in directory.pending:
                     if rng.random() < luck:
                         _apply(names, change.changes)
                 twin.directories[path] = _Directory(live=names, durable=dict(names))
                 twin.durable_directories.add(path)
-        for path in twin.directories.keys() - {Path("/")}:
-            twin.directories[path.parent].children.add(path.name)
+        for path in twin.directories.keys() - {"/"}:
+            twin.directories[posixpath.dirname(path)].children.add(posixpath.basename(path))
         return twin
 
     def after_kill(self) -> CrashDisk:
@@ -229,7 +252,7 @@ class CrashDisk:
     def everything(self) -> dict[Path, bytes]:
         """Every file with its live bytes."""
         return {
-            path / name: bytes(self.inodes[number].live)
+            Path(path, name): bytes(self.inodes[number].live)
             for path, directory in self.directories.items()
             for name, number in directory.live.items()
             if number in self.inodes
@@ -239,28 +262,29 @@ class CrashDisk:
 
     def make_directory(self, path: Path) -> None:
         with self.guard:
-            for part in (*reversed(path.parents), path):
+            for part in _chain(str(path)):
                 if part not in self.directories:
-                    self.called("mkdir", part)
+                    self.called("mkdir", Path(part))
                     self.directories[part] = _Directory()
-                    self.directories[part.parent].children.add(part.name)
-            for part in (*reversed(path.parents), path):
+                    self.directories[posixpath.dirname(part)].children.add(posixpath.basename(part))
+            for part in _chain(str(path)):
                 if part not in self.durable_directories:
-                    self.called("sync_directory", part.parent)
+                    self.called("sync_directory", Path(part).parent)
                     self.durable_directories.add(part)
 
     def names(self, path: Path) -> list[str]:
         with self.guard:
             self.called("names", path)
-            directory = self.directories.get(path)
+            directory = self.directories.get(str(path))
             return sorted(directory.children | directory.live.keys()) if directory is not None else []
 
     def facts(self, path: Path) -> FileFacts | None:
         with self.guard:
             self.called("facts", path)
-            if path in self.directories:
+            if str(path) in self.directories:
                 return FileFacts(is_file=False, is_link=False, mode=DIRECTORY_MODE, is_ours=True, size=0)
-            number = self.directories[path.parent].live.get(path.name) if path.parent in self.directories else None
+            directory = self.directories.get(str(path.parent))
+            number = directory.live.get(path.name) if directory is not None else None
             if number is None:
                 return None
             inode = self.inodes[number]
@@ -314,7 +338,7 @@ class CrashDisk:
     def rename(self, source: Path, target: Path) -> None:
         with self.guard:
             self.called("rename", target)
-            if source in self.directories:
+            if str(source) in self.directories:
                 self._rename_directory(source, target)
                 return
             directory = self._directory(source.parent)
@@ -345,14 +369,14 @@ class CrashDisk:
             return _CrashLock(self, path)
 
     def _rename_directory(self, source: Path, target: Path) -> None:
-        for path in [path for path in self.directories if path == source or source in path.parents]:
-            moved = target / path.relative_to(source)
+        for path in [path for path in self.directories if str(source) in _chain(path)]:
+            moved = str(target) + path.removeprefix(str(source))
             self.directories[moved] = self.directories.pop(path)
             if path in self.durable_directories:
                 self.durable_directories.discard(path)
                 self.durable_directories.add(moved)
-        self.directories[source.parent].children.discard(source.name)
-        self.directories[target.parent].children.add(target.name)
+        self.directories[str(source.parent)].children.discard(source.name)
+        self.directories[str(target.parent)].children.add(target.name)
 
     def _file(self, path: Path) -> _CrashFile:
         file = _CrashFile(self, path, self._inode(path))
@@ -361,7 +385,7 @@ class CrashDisk:
 
     def _directory(self, path: Path) -> _Directory:
         try:
-            return self.directories[path]
+            return self.directories[str(path)]
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from server.errors import WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe
@@ -163,6 +164,48 @@ async def test_every_order_drop_duplicate_and_splice_of_records() -> None:
         assert len(orders) > 50
 
 
+def with_right_checksums(segment: bytes, frame: bytes) -> bytes:
+    """What somebody can do who knows the format and not the key: the salt is in the header of the segment."""
+    salt_crc = google_crc32c.value(segment[80:96])
+    header_crc = google_crc32c.extend(salt_crc, frame[:56])
+    checked = header_crc.to_bytes(4, "little") + frame[60:-4]
+    return frame[:56] + checked + google_crc32c.extend(header_crc, checked[4:]).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_edits_with_right_checksums_are_refused_for_their_signature(clean: bool) -> None:
+    files = await written(clean=clean)
+    data = files[FIRST]
+    one, two, three, *rest = frames_of(data)
+
+    def edited(frame: bytes, at: int, value: bytes) -> bytes:
+        return with_right_checksums(data, frame[:at] + value + frame[at + len(value) :])
+
+    number_two = (2).to_bytes(8, "little")
+    attacks = {
+        "the state says that Qdrant has it": [one, edited(two, 5, b"\x02"), three],
+        "another method": [one, edited(two, 6, b"\x02"), three],
+        "another time": [one, edited(two, 32, b"\x07"), three],
+        "another principal": [one, edited(two, 60, b"\x00"), three],
+        "another body": [one, edited(two, len(two) - 37, b"?"), three],
+        "one dropped, the next renumbered": [one, edited(three, 24, number_two)],
+        "one doubled and renumbered": [one, edited(one, 24, number_two), three],
+        "the last one edited": [one, two, edited(three, 60, b"?")],
+        "the first one taken from elsewhere": [edited(three, 24, (1).to_bytes(8, "little")), two, three],
+        "an entry made a cursor": [one, two, edited(three, 4, b"\x02")],
+    }
+    for what, frames in attacks.items():
+        result = outcome({**files, FIRST: data[:SEGMENT_HEADER_BYTES] + b"".join([*frames, *rest])})
+        assert isinstance(result, WalDamaged), what
+        assert "signature" in str(result), what
+    head = bytearray(files[HEAD])
+    head[72] ^= 1
+    head[-4:] = google_crc32c.value(bytes(head[:-4])).to_bytes(4, "little")
+    result = outcome({**files, HEAD: bytes(head)})
+    assert isinstance(result, WalDamaged)
+    assert "signature" in str(result)
+
+
 async def test_every_flipped_bit_of_the_head_and_of_the_key() -> None:
     files = await written(clean=True)
     for offset, flipped in flips(files[HEAD]):
@@ -240,6 +283,28 @@ async def test_segments_that_are_dropped_exchanged_cut_or_added(clean: bool) -> 
             assert isinstance(outcome({**files, path: files[path] + extra}), WalDamaged)
         for offset, flipped in itertools.islice(flips(files[path]), 0, None, 9):
             assert isinstance(outcome({**files, path: flipped}), WalDamaged), (path, offset)
+
+
+@pytest.mark.parametrize("replayed", [1, 2])
+async def test_closed_segments_end_where_their_successors_say(replayed: int) -> None:
+    """Also when what is missing is no entry, and when the segment's frames are not read because they are replayed."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=WalLimits(segment_bytes=480))
+    for body in BODIES[:2]:
+        await log.append(NewRecord(1, PENDING, body))
+    await log.mark_replayed(replayed)
+    await log.append(entry(b"last"))
+    await log.close()
+    files = disk.everything()
+    names = sorted(path for path in files if path.name.startswith("segment-"))
+    assert [len(frames_of(files[path])) for path in names] == [3, 2]
+    assert isinstance(outcome(files), Accepted)
+    for path in names[:-1]:
+        data = files[path]
+        for length in range(len(data)):
+            assert isinstance(outcome({**files, path: data[:length]}), WalDamaged), (path, length)
+        for extra in (b"\0", frames_of(data)[-1]):
+            assert isinstance(outcome({**files, path: data + extra}), WalDamaged)
 
 
 async def test_damage_in_replayed_segments_is_found_when_they_are_read_and_by_verify() -> None:

@@ -116,7 +116,7 @@ async def test_every_call_fails_once(code: int) -> None:
         name = f"call {at} of {total}: {run.disk.calls[at - 1]}"
         survived += bool(run.errors)
         killed = run.disk.after_kill()
-        for state in (killed, run.disk.after_power_cut(at), run.disk.after_power_cut(-at)):
+        for state in (killed, run.disk.after_power_cut(None), run.disk.after_power_cut(at)):
             result, records = recovered(state)
             found = {record.seq: record.body for record in records}
             assert set(found.values()) <= run.tried, name

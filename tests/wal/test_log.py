@@ -16,7 +16,7 @@ from server.wal.log import Log
 from server.wal.record import SEGMENT_HEADER_BYTES, NewRecord
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, PENDING, SYNCED, Entropy, bodies, entry, opened, read_all
+from tests.wal.support import PENDING, SYNCED, Entropy, bodies, entry, opened, read_all
 
 TINY = WalLimits(segment_bytes=800)
 NO_CACHE = WalLimits(segment_bytes=800, cache_bytes=0)
@@ -475,4 +475,3 @@ def test_a_log_that_is_opened_and_never_used_needs_no_event_loop() -> None:
     assert log.last_seq == 0
     asyncio.run(log.close())
     assert not disk.locks
-    assert DIRECTORY in disk.directories
