@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,3 +130,9 @@ def test_only_services_that_qdrant_checks_prove_anything() -> None:
 )
 def test_what_answers_prove(code: Code, details: str, proof: Proof) -> None:
     assert proof_of("/qdrant.Points/Query", code, details) is proof
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([A-Z_]+) \| (.+) \|$", page, re.MULTILINE))
+    assert rows == {code.name: proof.value for code, proof in PROOFS.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -586,3 +588,11 @@ async def test_creating_a_collection_passes() -> None:
     request = collections.CreateCollection(collection_name="c")
     assert (await TenancyLayer(inner, SETTINGS).handle(call("/qdrant.Collections/Create", request))).is_ok
     assert inner.methods == ["Create"]
+
+
+def test_the_documentation_has_the_same_methods() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    for passage, service, table in (("unchanged", "Collections", AS_IT_IS), ("rewritten", "Points", CONFINED)):
+        row = re.search(rf"^\| {service}: (.+) \| pass with a tenant, {passage} \|$", page, re.MULTILINE)
+        assert row is not None
+        assert {f"/qdrant.{service}/{name}" for name in row[1].split(", ")} == set(table)
