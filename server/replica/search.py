@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
 from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
+from server.replica.indexing import Index
 from server.replica.outputs import Wanted
-from server.replica.records import Collection, Key, Record
+from server.replica.records import Key, Record
 from server.replica.refusal import NotServed
 from server.replica.requests import parse
 from server.replica.resident import Resident, SnapshotPassed
 from server.replica.session import Session, matching_keys
-from server.replica.spaces import Space
 from server.replica.store import Store
 from server.replica.universal import Hit, Universal
 
-__all__ = ["Searcher", "VectorIndex", "matching_keys"]
+__all__ = ["Searcher", "matching_keys"]
 
 _POINTS = "/qdrant.Points/"
 _SNAPSHOT_TRIES = 20
-
-
-class VectorIndex(Protocol):
-    """An approximate index that proposes candidates; every one is checked and scored again."""
-
-    def propose(self, collection: Collection, space: Space, vector: Any, count: int) -> Sequence[Key] | None:
-        """About the `count` nearest points as of the collection's revision; None when it cannot tell."""
-        ...
 
 
 Handler: TypeAlias = Callable[["_Answer", Any], Message]
@@ -45,7 +37,7 @@ Handler: TypeAlias = Callable[["_Answer", Any], Message]
 class _Answer:
     """One call: sessions in one snapshot."""
 
-    def __init__(self, store: Store, resident: Resident, settings: config.Replica, index: VectorIndex | None) -> None:
+    def __init__(self, store: Store, resident: Resident, settings: config.Replica, index: Index | None) -> None:
         self.store = store
         self.settings = settings
         self._resident = resident
@@ -55,7 +47,7 @@ class _Answer:
 
     def session(self, name: str) -> Session:
         """Raises Refusal when there is no such collection."""
-        return Session(self.store, catalogue.find(self.store, name), self._resident)
+        return Session(self.store, catalogue.find(self.store, name), self._resident, self._index)
 
     def universal(self, session: Session) -> Universal:
         """The runner of queries."""
@@ -258,7 +250,7 @@ METHODS = frozenset(_POINTS + name for name in _HANDLERS)
 class Searcher:
     """Answers reads from the store."""
 
-    def __init__(self, store: Store, settings: config.Replica, index: VectorIndex | None = None) -> None:
+    def __init__(self, store: Store, settings: config.Replica, index: Index | None = None) -> None:
         self._store = store
         self._settings = settings
         self._index = index

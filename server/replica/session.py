@@ -18,6 +18,7 @@ from server.replica import catalogue
 from server.replica.chunks import Block, block_of
 from server.replica.fields import Fields
 from server.replica.filters import Matcher, compile_filter, is_trivial
+from server.replica.indexing import Index
 from server.replica.points import key_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Key, Record
@@ -81,9 +82,12 @@ def only(keys: Iterable[Key]) -> Selection:
 class Session:
     """Reads one collection. `resident` is None inside a write transaction."""
 
-    def __init__(self, reads: Reads, collection: Collection, resident: Resident | None = None) -> None:
+    def __init__(
+        self, reads: Reads, collection: Collection, resident: Resident | None = None, index: Index | None = None
+    ) -> None:
         self.reads = reads
         self.collection = collection
+        self.index = index
         self._resident = resident
 
     @cached_property

@@ -13,7 +13,7 @@ from itertools import islice
 
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import inputs, ordering, ranking, scoring
+from server.replica import inputs, ordering, proposed, ranking, scoring
 from server.replica.chunks import QueryVector, Sparse
 from server.replica.idf import weighted
 from server.replica.inputs import Source
@@ -189,7 +189,11 @@ class Universal:
     def _best(
         self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
     ) -> list[Hit]:
-        found = scoring.best(scorer, self._session.blocks(space, selection), count, threshold)
+        found = None
+        if isinstance(scorer, scoring.Nearest):
+            found = proposed.nearest(self._session, scorer, selection, count, threshold)
+        if found is None:
+            found = scoring.best(scorer, self._session.blocks(space, selection), count, threshold)
         return [Hit(key, score) for key, score in found]
 
     def sample(self, selection: Selection, count: int) -> list[Key]:

@@ -1,0 +1,451 @@
+"""The vector index of large collections: built in the background, never trusted, thrown away when in doubt.
+
+Promises: `propose` names candidates for an exact check, or None at once when it cannot (off, building, busy, lost). The
+points that changed since the index last saw them are named with the candidates, so a proposal misses nothing that was
+committed. Whatever happens to the index process or its files (crash, hang, damage, growth without bound), the index is
+wiped and built again, and answers meanwhile are exact.
+
+Dense vectors with Cosine, Euclid or Dot are indexed; Dot only while all vectors are about equally long, since the graph
+finds neighbours, not large products.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from server import config
+from server.replica.chunks import Block, block_of
+from server.replica.index_files import IndexFiles
+from server.replica.index_process import IndexBusy, IndexLost, IndexProcess
+from server.replica.packing import pack_keys, unpack_keys
+from server.replica.records import Changes, Collection, Key
+from server.replica.spaces import Floats, Metric, Space, spaces_of
+from server.replica.store import Store
+
+logger = logging.getLogger("server.replica.index")
+
+_CHROMA_SPACES = {Metric.COSINE: "ip", Metric.DOT: "ip", Metric.EUCLID: "l2"}
+_QUERY_PATIENCE_SECONDS = 0.02
+_QUERY_TIMEOUT_SECONDS = 2.0
+_WRITE_TIMEOUT_SECONDS = 60.0
+_START_TIMEOUT_SECONDS = 120.0
+_CATCH_UP_POINTS = 50
+_RECENT_POINTS = 4096
+# Above this many changed points the index is behind and exact search is as fast.
+_FRESH_MOST = 10_000
+_LENGTH_SPREAD = 1.02
+_FILE_BYTES_LEAST = 128 * 1024 * 1024
+_FREE_BYTES_LEAST = 512 * 1024 * 1024
+_GUARD_EVERY_BATCHES = 20
+_IDLE_SECONDS = 1.0
+_BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
+
+
+class State(Enum):
+    """Of the index of one space."""
+
+    BUILDING = "building"
+    READY = "ready"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Likely nearest points, best first, and the points that the index may have out of date."""
+
+    candidates: list[Key]
+    fresh: set[Key]
+
+
+@dataclass
+class _Part:
+    """The index of one space. Guarded by the lock of the Index."""
+
+    cid: int
+    space: Space
+    name: str
+    state: State = State.BUILDING
+    position: Key = b""
+    is_reading: bool = False
+    points: int = 0
+    stale: int = 0
+    shortest: float = float("inf")
+    longest: float = 0.0
+    pending: dict[Key, int] = field(default_factory=dict)
+    recent: deque[tuple[int, Key]] = field(default_factory=deque)
+    recent_floor: int = 0
+
+    def note(self, revision: int, keys: frozenset[Key]) -> None:
+        """Points changed. Those that a build will still come to need no note."""
+        for key in keys:
+            if self.state is State.READY or self.is_reading or key <= self.position:
+                self.pending[key] = revision
+
+    def fresh(self, revision: int) -> set[Key] | None:
+        """Points that may differ between the index and a snapshot at `revision`; None when that is not known."""
+        if self.recent_floor > revision or len(self.pending) > _FRESH_MOST:
+            return None
+        return {*self.pending, *(key for applied, key in self.recent if applied > revision)}
+
+    def applied(self, changes: dict[Key, int]) -> None:
+        """The index has seen these points as of these revisions or later."""
+        for key, revision in changes.items():
+            if self.pending.get(key) == revision:
+                del self.pending[key]
+            self.recent.append((revision, key))
+        while len(self.recent) > _RECENT_POINTS:
+            self.recent_floor = max(self.recent_floor, self.recent.popleft()[0])
+
+
+class Index:
+    """Indexes of all large collections of a store, in one process and one thread."""
+
+    def __init__(self, store: Store, directory: Path, settings: config.Replica) -> None:
+        self._store = store
+        self._settings = settings
+        self._files = IndexFiles(directory)
+        self._lock = threading.Lock()
+        self._parts: dict[tuple[int, str], _Part] = {}
+        self._process: IndexProcess | None = None
+        self._file_limit_bytes = 0
+        self._wake = threading.Event()
+        self._halt = threading.Event()
+        self._batches = 0
+        self._losses = 0
+        self._resumed = False
+        self._next_name = 0
+        store.before_commit(self._note)
+        store.on_commit(self._note)
+        self._thread = threading.Thread(target=self._run, name="replica-index", daemon=True)
+
+    def start(self) -> None:
+        """Begin in the background."""
+        self._thread.start()
+
+    # --- asked by readers ------------------------------------------------------------------------------------------
+
+    def propose(self, collection: Collection, space: Space, vector: Floats, count: int) -> Proposal | None:
+        """About the `count` nearest points for a snapshot in which `collection` was read; None = search exactly."""
+        process = self._process
+        with self._lock:
+            part = self._parts.get((collection.cid, space.name))
+            if process is None or part is None or part.state is not State.READY or part.space != space:
+                return None
+            before = part.fresh(collection.revision)
+        if before is None:
+            return None
+        head = {"do": "query", "name": part.name, "wanted": count}
+        body = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        try:
+            _, keys = process.ask(
+                head, body, timeout_seconds=_QUERY_TIMEOUT_SECONDS, patience_seconds=_QUERY_PATIENCE_SECONDS
+            )
+        except IndexBusy:
+            return None
+        except IndexLost as error:
+            logger.warning("the vector index was lost while it was asked: %s", error)
+            self._wake.set()
+            return None
+        with self._lock:
+            after = part.fresh(collection.revision) if part.state is State.READY else None
+        return None if after is None else Proposal(unpack_keys(keys), before | after)
+
+    def lag(self, cid: int) -> int:
+        """Points whose vectors wait for the index."""
+        total = self._store.count(cid)
+        with self._lock:
+            parts = [part for part in self._parts.values() if part.cid == cid and part.state is not State.OFF]
+            return sum(
+                len(part.pending) + (max(total - part.points, 0) if part.state is State.BUILDING else 0)
+                for part in parts
+            )
+
+    def state(self, cid: int) -> str:
+        """`ready`, `building` or `off`."""
+        with self._lock:
+            states = {part.state for part in self._parts.values() if part.cid == cid}
+        found = next((state for state in (State.BUILDING, State.READY) if state in states), State.OFF)
+        return str(found.value)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the index process, when it runs."""
+        process = self._process
+        return process.pid if process is not None and process.is_alive else None
+
+    # --- told by the store -----------------------------------------------------------------------------------------
+
+    def _note(self, changes: Changes) -> None:
+        """Called before and after each commit: what a batch read between the two is told again."""
+        with self._lock:
+            for (cid, _), part in self._parts.items():
+                keys = changes.touched.get(cid)
+                if keys:
+                    part.note(changes.revisions.get(cid, 0), keys)
+        self._wake.set()
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._halt.is_set():
+            self._wake.clear()
+            try:
+                pause = 0.0 if self._round() else _IDLE_SECONDS
+            except IndexLost as error:
+                pause = self._lost(error)
+            except Exception as error:  # the outermost loop of the thread: the index must not take the replica along
+                logger.exception("the vector index failed")
+                pause = self._lost(error)
+            if pause and not self._halt.is_set():
+                self._wake.wait(pause)
+
+    def _lost(self, error: Exception) -> float:
+        """Throw everything away; returns how long to wait before the next try."""
+        pause = _BACKOFF_SECONDS[min(self._losses, len(_BACKOFF_SECONDS) - 1)]
+        self._losses += 1
+        logger.warning("the vector index is wiped and built again in %s s: %s", pause, error)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+        with self._lock:
+            self._parts.clear()
+        self._files.wipe()
+        self._wake.clear()
+        return pause
+
+    def _round(self) -> bool:
+        """One step of work; False when there is none."""
+        collections = {collection.cid: collection for collection in self._store.collections()}
+        wanted = {
+            (cid, name): space
+            for cid, collection in collections.items()
+            for name, space in spaces_of(collection.config).items()
+            if self._is_wanted(collection, space)
+        }
+        self._forget({key for key, part in self._parts.items() if wanted.get(key) != part.space})
+        if not wanted:
+            return False
+        if self._process is not None and not self._process.is_alive:
+            raise IndexLost("the process ended")
+        expected = sum(collections[cid].points * 4 * space.field.size for (cid, _), space in wanted.items())
+        self._ensure_process(expected, collections)
+        for key, space in wanted.items():
+            if key not in self._parts:
+                self._begin(key, space)
+        self._guard(expected)
+        worked = [self._advance(part) for part in list(self._parts.values())]
+        return any(worked)
+
+    def _is_wanted(self, collection: Collection, space: Space) -> bool:
+        vectors = collection.points * 4 * space.field.size
+        return (
+            self._settings.index
+            and not space.field.is_sparse
+            and not space.field.is_multi
+            and space.metric in _CHROMA_SPACES
+            and vectors > self._settings.exact_below_bytes
+        )
+
+    def _ask(self, head: dict[str, Any], body: bytes = b"", timeout: float = _WRITE_TIMEOUT_SECONDS) -> dict[str, Any]:
+        if self._process is None:
+            raise IndexLost("there is no process")
+        return self._process.ask(head, body, timeout_seconds=timeout)[0]
+
+    def _ensure_process(self, expected_bytes: int, collections: dict[int, Collection]) -> None:
+        needed = _FILE_BYTES_LEAST + 4 * expected_bytes
+        if self._process is not None and needed <= self._file_limit_bytes:
+            return
+        if self._process is not None:
+            # Grown past the limit on files that the process was started with.
+            process, self._process = self._process, None
+            if not process.close():
+                raise IndexLost("the process did not end cleanly")
+        known = None
+        if not self._resumed:
+            self._resumed = True
+            known = self._files.unseal()
+            if known is None:
+                self._files.wipe()
+        self._file_limit_bytes = 2 * needed
+        process = IndexProcess(self._files.data, self._file_limit_bytes, self._store.clock.monotonic)
+        process.ask({"do": "open"}, timeout_seconds=_START_TIMEOUT_SECONDS)
+        self._process = process
+        for saved in known or ():
+            self._resume(saved, collections)
+
+    def _resume(self, saved: dict[str, Any], collections: dict[int, Collection]) -> None:
+        """Take over the index of a space from the last run, if nothing changed since."""
+        collection = collections.get(saved["cid"])
+        space = spaces_of(collection.config).get(saved["space"]) if collection is not None else None
+        count = self._ask({"do": "count", "name": saved["name"]}, timeout=_START_TIMEOUT_SECONDS)["count"]
+        part = None
+        if collection is not None and space is not None and count == saved["points"]:
+            part = _Part(collection.cid, space, saved["name"], State.READY, points=count)
+            part.shortest, part.longest = saved["shortest"], saved["longest"]
+            part.recent_floor = saved["revision"]
+            with self._lock:
+                self._parts[collection.cid, space.name] = part
+            # Changes are noted from here on; what was committed before shows in the revision.
+            again = self._store.collection_of(collection.cid)
+            if again is not None and again.revision == saved["revision"]:
+                logger.info("the vector index of collection %s goes on with %d points", collection.name, count)
+                return
+        if part is not None:
+            with self._lock:
+                del self._parts[part.cid, part.space.name]
+        self._ask({"do": "drop", "name": saved["name"]})
+
+    def _begin(self, key: tuple[int, str], space: Space) -> None:
+        self._next_name += 1
+        name = f"c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
+        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric]})
+        with self._lock:
+            self._parts[key] = _Part(key[0], space, name)
+
+    def _forget(self, keys: set[tuple[int, str]]) -> None:
+        for key in keys:
+            with self._lock:
+                part = self._parts.pop(key)
+            if self._process is not None and part.state is not State.OFF:
+                self._ask({"do": "drop", "name": part.name})
+
+    def _guard(self, expected_bytes: int) -> None:
+        """The disk is not ours alone: a directory out of proportion is damaged, and a full disk needs it more."""
+        self._batches += 1
+        if self._batches % _GUARD_EVERY_BATCHES:
+            return
+        size = self._files.byte_size()
+        if size > _FILE_BYTES_LEAST + 8 * expected_bytes:
+            raise IndexLost(f"its files grew to {size} bytes, for {expected_bytes} bytes of vectors")
+        if shutil.disk_usage(self._files.directory).free < _FREE_BYTES_LEAST:
+            raise IndexLost("the disk is nearly full")
+
+    # --- work on one space -----------------------------------------------------------------------------------------
+
+    def _advance(self, part: _Part) -> bool:
+        if part.state is State.OFF:
+            return False
+        if part.state is State.BUILDING:
+            return self._build(part)
+        if part.stale > max(2000, part.points // 2) or len(part.pending) > max(_FRESH_MOST, part.points // 2):
+            self._forget({(part.cid, part.space.name)})
+            return True
+        return self._catch_up(part)
+
+    def _build(self, part: _Part) -> bool:
+        # While the page is read, every change is noted: it may have been committed after the page was read.
+        with self._lock:
+            part.is_reading = True
+        records = self._store.scan(part.cid, part.position or None, self._settings.index_batch_points, payload=False)
+        if not records:
+            now = self._store.collection_of(part.cid)
+            with self._lock:
+                part.state = State.READY
+                part.is_reading = False
+                part.recent_floor = now.revision if now is not None else 0
+            self._losses = 0
+            logger.info("the vector index of collection %d is ready: %d points", part.cid, part.points)
+            return True
+        with self._lock:
+            part.position = records[-1].key
+            part.is_reading = False
+        self._put(part, block_of(part.space, records), replace=False)
+        return True
+
+    def _catch_up(self, part: _Part) -> bool:
+        with self._lock:
+            changes = dict(islice(part.pending.items(), _CATCH_UP_POINTS))
+        if not changes:
+            return False
+        started = self._store.clock.monotonic()
+        records = self._store.fetch(part.cid, changes, payload=False)
+        block = block_of(part.space, list(records.values()))
+        present = set(block.keys)
+        absent = [key for key in changes if key not in present]
+        if absent:
+            self._ask({"do": "remove", "name": part.name, "count": len(absent)}, pack_keys(absent))
+        if len(block):
+            self._put(part, block, replace=True)
+        with self._lock:
+            part.stale += len(changes)
+            part.applied(changes)
+        # As much rest as work: readers and Chroma's queries come first.
+        self._rest(self._store.clock.monotonic() - started)
+        return True
+
+    def _rest(self, seconds: float) -> None:
+        self._halt.wait(min(seconds, _IDLE_SECONDS))
+
+    def _put(self, part: _Part, block: Block, *, replace: bool) -> None:
+        if not len(block):
+            return
+        lengths = np.linalg.norm(block.data, axis=1)
+        part.shortest = min(part.shortest, float(lengths.min()))
+        part.longest = max(part.longest, float(lengths.max()))
+        if part.space.metric is Metric.DOT and part.longest > _LENGTH_SPREAD * part.shortest:
+            logger.info("no vector index for collection %d: its vectors differ in length", part.cid)
+            with self._lock:
+                part.state = State.OFF
+                part.pending.clear()
+            self._ask({"do": "drop", "name": part.name})
+            return
+        head = {
+            "do": "put",
+            "name": part.name,
+            "count": len(block),
+            "size": part.space.field.size,
+            "replace": replace,
+        }
+        self._ask(head, pack_keys(block.keys) + block.data.astype("<f4", copy=False).tobytes())
+        if not replace:
+            part.points += len(block)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop, and leave an index that the next run can take over, if it is whole."""
+        self._halt.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            parts = self._whole_parts(process)
+        except (IndexLost, IndexBusy):
+            parts = []
+        if process.close() and parts:
+            self._files.seal(parts)
+
+    def _whole_parts(self, process: IndexProcess) -> list[dict[str, Any]]:
+        parts = []
+        for part in self._parts.values():
+            collection = self._store.collection_of(part.cid)
+            if part.state is State.OFF:
+                continue
+            if part.state is not State.READY or part.pending or collection is None:
+                return []
+            answer, _ = process.ask({"do": "count", "name": part.name}, timeout_seconds=_QUERY_TIMEOUT_SECONDS)
+            parts.append(
+                {
+                    "cid": part.cid,
+                    "space": part.space.name,
+                    "name": part.name,
+                    "points": answer["count"],
+                    "revision": collection.revision,
+                    "shortest": part.shortest,
+                    "longest": part.longest,
+                }
+            )
+        return parts
