@@ -16,10 +16,11 @@ from pydantic import SecretStr
 
 from generated.qdrant import points_pb2
 from server import config
-from server.credentials import Credentials
+from server.credentials import Credentials, Witness
 from server.errors import DataDirUnusable
 from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Kind, Reply
 from server.wal.files import RealDisk
+from tests.faults.backends import RecordingBackend
 from tests.pure.test_credentials_presented import token
 
 QUERY, UPSERT, LIST = "/qdrant.Points/Query", "/qdrant.Points/Upsert", "/qdrant.Collections/List"
@@ -479,6 +480,21 @@ async def test_with_a_writer_the_file_follows_beside_the_loop(door: Door) -> Non
     door.saw("later", UPSERT)
     door.reopen()
     assert door.lets_in("later", UPSERT)
+
+
+async def test_the_calls_of_understudy_itself_are_learned_from(door: Door) -> None:
+    def witness(code: Code) -> Witness:
+        return Witness(RecordingBackend(reply=Reply(code=code)), door.credentials)
+
+    await witness(Code.OK).handle(called("k", UPSERT))
+    assert door.credentials.for_replay() == (("api-key", "k"),)
+    assert (await witness(Code.UNAUTHENTICATED).handle(called("k", UPSERT))).code is Code.UNAUTHENTICATED
+    assert door.credentials.for_replay() is None and not door.lets_in("k")
+    await witness(Code.OK).handle(Call(HEALTH_CHECK, b""))
+    await witness(Code.OK).handle(Call("/qdrant.Points/Future", b""))
+    assert not door.lets_in(None)
+    await witness(Code.OK).handle(called(None, LIST))
+    assert door.lets_in(None)
 
 
 def test_principals_tell_callers_apart_and_say_nothing(door: Door) -> None:
