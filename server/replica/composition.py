@@ -8,8 +8,9 @@ from pathlib import Path
 from server import config
 from server.clock import Clock
 from server.replica.imports import Imports
+from server.replica.indexing import Index
 from server.replica.search import Searcher
-from server.replica.service import NoIndex, Service
+from server.replica.service import Service
 from server.replica.session import matching_keys
 from server.replica.store import Store
 from server.replica.touched import Touched
@@ -22,25 +23,29 @@ class Parts:
 
     store: Store
     service: Service
+    index: Index
 
     def close(self) -> None:
-        """End the threads, then let go of the store."""
+        """End the threads, then let go of index and store."""
         self.service.close()
+        self.index.close()
         self.store.close()
 
 
 def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone: bool) -> Parts:
     """Open the store and build the service on it. Raises DataDirUnusable."""
     store = Store(directory, clock)
+    index = Index(store, directory / "index", settings)
     touched = Touched(store.applied_seq, limit_keys=settings.touched_keys)
     service = Service(
         store,
-        reader=Searcher(store, settings),
+        reader=Searcher(store, settings, index),
         writes=Writes(store, matching_keys, touched, clock, resolved_points=settings.resolved_points),
         imports=Imports(store, touched),
-        index=NoIndex(),
+        index=index,
         clock=clock,
         alone=alone,
         read_threads=settings.read_threads,
     )
-    return Parts(store, service)
+    index.start()
+    return Parts(store, service, index)

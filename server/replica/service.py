@@ -83,18 +83,6 @@ class IndexStates(Protocol):
         ...
 
 
-class NoIndex:
-    """There is no vector index: every search is exact."""
-
-    def lag(self, cid: int) -> int:
-        """See IndexStates."""
-        return 0
-
-    def state(self, cid: int) -> str:
-        """See IndexStates."""
-        return "off"
-
-
 class Service:
     """All RPCs of the replica. `alone`: there is no log, so writes of the Qdrant API are applied as they come."""
 
