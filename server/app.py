@@ -19,7 +19,7 @@ from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
 from server.config import Settings
 from server.conflicts import Conflicts
-from server.credentials import Credentials
+from server.credentials import Credentials, Witness
 from server.cutover import CutOver
 from server.directories import prepare_directory, read_or_make_secret
 from server.edge import Edge
@@ -38,7 +38,7 @@ from server.replay import Replayer
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
-from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call, Kind
+from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call
 from server.scrub import Scrubber
 from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
@@ -54,7 +54,6 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
-_LIST_COLLECTIONS = "/qdrant.Collections/List"
 _LIST_ALIASES = "/qdrant.Collections/ListAliases"
 
 
@@ -249,11 +248,12 @@ class Understudy:
         """Watch Qdrant; replay and hydrate while it is up."""
         settings, parts, clock, telemetry = self.settings, self._parts, self._clock, self._telemetry
         fallback, replay = settings.vectorstore.fallback, settings.replay
+        witnessed = Witness(upstream, parts.credentials)
         monitor = Monitor(upstream, settings.health, fallback.health_check_interval, clock, telemetry)
         self._breaker = Breaker(replay.breaker_failures, replay.breaker_open_seconds)
         replayer = Replayer(
             parts.log,
-            upstream,
+            witnessed,
             self._breaker,
             replay,
             clock,
@@ -273,7 +273,7 @@ class Understudy:
         )
         hydrator = Hydrator(
             parts.log,
-            upstream,
+            witnessed,
             self._process.control,
             settings.hydrate,
             clock,
@@ -352,10 +352,6 @@ class Understudy:
 
     async def _looked_at_qdrant(self, is_whole: bool) -> None:
         await self._learn_aliases()
-        credentials = self._parts.credentials
-        if not credentials.for_replay():
-            # Qdrant has just answered our own calls, which carried no key.
-            credentials.saw_accepted(Call(_LIST_COLLECTIONS, b""), Kind.READ)
         if is_whole:
             self._parts.repairs.settled()
 

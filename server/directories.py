@@ -30,7 +30,7 @@ def prepare_directory(path: Path) -> Path:
 
 
 def read_or_make_secret(path: Path) -> bytes:
-    """The 32 secret bytes in `path`, made when the file is not there; raises DataDirUnusable when it cannot be trusted."""
+    """The 32 secret bytes in `path`, made when it is not there; raises DataDirUnusable when it cannot be trusted."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return _read_secret(path, flags)
