@@ -133,6 +133,14 @@ class Wal(Section):
     entry_bytes: PositiveInt = Field(10_000_000, description="Largest entry")
     entry_points: PositiveInt = Field(10_000, description="Most points in one entry")
     queue_entries: PositiveInt = Field(4096, description="Most writers waiting for one fsync")
+    queue_bytes: PositiveInt = Field(64 * MIB, description="Most bytes waiting for one fsync")
+    cache_bytes: int = Field(16 * MIB, ge=0, description="Recent entries kept in memory for readers")
+    head_bytes: PositiveInt = Field(8 * MIB, description="The signed head is renewed after this much")
+    head_seconds: Seconds = Field(1.0, gt=0, description="The signed head is renewed after this long at the latest")
+    pressure_share: float = Field(
+        0.8, gt=0, le=1, description="Share of total_bytes above which retention shrinks to grace_seconds"
+    )
+    grace_seconds: Seconds = Field(60.0, description="Short of space, replayed entries are still kept this long")
 
 
 class Replay(Section):

@@ -37,4 +37,10 @@ class WalLimits:
             entry_bytes=settings.entry_bytes,
             entry_points=settings.entry_points,
             queue_entries=settings.queue_entries,
+            queue_bytes=settings.queue_bytes,
+            cache_bytes=settings.cache_bytes,
+            head_bytes=settings.head_bytes,
+            head_seconds=settings.head_seconds,
+            pressure_share=settings.pressure_share,
+            grace_seconds=settings.grace_seconds,
         )

@@ -296,7 +296,11 @@ class Log:
                 raise WalLatched("the log is closed", hint="Understudy is stopping")
             waiter = self._future()
             self._waiting_beyond.append((seq, waiter))
-            await waiter
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._waiting_beyond = [each for each in self._waiting_beyond if each[1] is not waiter]
+                raise
         return self.last_seq
 
     async def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record]:

@@ -117,6 +117,19 @@ async def test_pending_entries_are_counted_until_the_cursor_passes_them() -> Non
     await log.close()
 
 
+async def test_the_cursor_survives_a_kill_before_the_head_knows_of_it() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    for _ in range(5):
+        await log.append(entry(b"p"))
+    await log.mark_replayed(3)
+    for state in (disk.after_kill(), disk.after_power_cut(None)):
+        again = opened(disk=state, entropy=Entropy("again"))
+        assert (again.replayed_seq, again.pending_count, again.last_seq) == (3, 2, 5)
+        await again.close()
+    await log.close()
+
+
 async def test_pending_entries_between_synced_ones_are_found() -> None:
     log = opened(disk=CrashDisk(), limits=NO_CACHE)
     for number in range(40):
@@ -222,7 +235,10 @@ async def test_readers_are_woken_by_the_entry_that_they_wait_for() -> None:
     last = asyncio.create_task(log.wait_beyond(2))
     cancelled = asyncio.create_task(log.wait_beyond(2))
     await asyncio.sleep(0)
+    assert len(log._waiting_beyond) == 2
     cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert len(log._waiting_beyond) == 1, "a reader that has gone is forgotten"
     await log.close()
     with pytest.raises(WalLatched, match="closed"):
         await last

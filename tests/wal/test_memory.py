@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import config
 from server.wal import memory
+from server.wal.limits import WalLimits
 from server.wal.memory import INDEX_STEP_BYTES, OffsetIndex, PendingIndex, TailCache
 from server.wal.record import FRAME_OVERHEAD_BYTES, EntryState, Record
 
@@ -81,6 +85,12 @@ def test_the_cache_answers_as_the_log_would_or_not_at_all(
         assert found == wanted
     else:
         assert not cache._records or cache._records[0].seq > after + 1
+
+
+def test_every_limit_can_be_set() -> None:
+    """The defaults of the log are those of the configuration, and none of its limits is out of reach."""
+    assert WalLimits.from_settings(config.Wal()) == WalLimits()
+    assert {each.name for each in fields(WalLimits)} == set(config.Wal.model_fields)
 
 
 def test_a_gap_empties_the_cache() -> None:
