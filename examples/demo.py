@@ -196,14 +196,14 @@ class Demo:
             for row, point in self.expected.items()
             if row in held
         )
-        scores = self._accuracy(client), self._accuracy(direct)
+        scores = self._accuracy(client), digits.accuracy(direct, COLLECTION, self.data, HELD_OUT)
         table = Table(title="Compared", title_justify="left", box=None, padding=(0, 2))
         for column in ("", "acknowledged", "through Understudy", "in Qdrant"):
             table.add_column(column, justify="left" if not column else "right")
         table.add_row("points", str(len(self.expected)), str(len(seen)), str(len(held)))
         table.add_row("k-NN accuracy", "", f"{scores[0]:.4f}", f"{scores[1]:.4f}")
-        table.add_row("client calls", str(self.tally.calls), f"slowest {self.tally.slowest_ms:.0f} ms", "")
         self.stage.show(table)
+        self.stage.say("clients", f"{self.tally.calls} calls, the slowest took {self.tally.slowest_ms:.0f} ms")
         for error in self.tally.errors[:5]:
             self.stage.say("client error", error[:300], "red")
         if scores[0] != scores[1]:
@@ -242,8 +242,7 @@ class Demo:
         client.close()
 
     def _accuracy(self, client: QdrantClient) -> float:
-        found = self.tally.call(lambda: digits.accuracy(client, COLLECTION, self.data, HELD_OUT))
-        return float(found) if found is not None else -1.0
+        return digits.accuracy(client, COLLECTION, self.data, HELD_OUT, self.tally.call)
 
     def _metadata(self, client: QdrantClient) -> str:
         def count() -> Any:
@@ -251,11 +250,11 @@ class Demo:
 
         answer = self.tally.call(count)
         trailers = answer[1].trailing_metadata() if answer else ()
-        return ", ".join(f"{key}: {value}" for key, value in trailers if key.startswith("x-understudy"))
+        return "".join(f"\n             {key}: {value}" for key, value in trailers if key.startswith("x-understudy"))
 
     def _show_neighbours(self, client: QdrantClient, row: int) -> None:
         vector = self.data.vectors[row].tolist()
-        answer = self.tally.call(lambda: client.query_points(COLLECTION, query=vector, limit=4, with_vectors=True))
+        answer = self.tally.call(lambda: client.query_points(COLLECTION, query=vector, limit=3, with_vectors=True))
         if answer is None:
             return
         pictures = [drawn(self.data.vectors[row])] + [drawn(np.asarray(hit.vector)) for hit in answer.points]

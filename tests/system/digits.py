@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,23 @@ def load() -> Digits:
     return Digits(bunch.data.astype(np.float32), [int(label) for label in bunch.target])
 
 
-def accuracy(client: QdrantClient, collection: str, digits: Digits, rows: Sequence[int]) -> float:
-    """Share of rows whose label most of their nearest points have. The rows must not be in the collection."""
+def accuracy(
+    client: QdrantClient,
+    collection: str,
+    digits: Digits,
+    rows: Sequence[int],
+    ask: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> float:
+    """Share of rows whose label most of their nearest points have. The rows must not be in the collection.
+
+    `ask` makes each call, so that a caller can count and time them; it may answer None for a call that failed.
+    """
     right = 0
     for row in rows:
-        found = client.query_points(
-            collection, query=digits.vectors[row].tolist(), limit=NEIGHBOURS, with_payload=["label"]
-        ).points
-        votes = Counter(hit.payload["label"] for hit in found if hit.payload)
+        vector = digits.vectors[row].tolist()
+        answer = ask(
+            lambda vector=vector: client.query_points(collection, vector, limit=NEIGHBOURS, with_payload=["label"])
+        )
+        votes = Counter(hit.payload["label"] for hit in answer.points) if answer else Counter([-1])
         right += votes.most_common(1)[0][0] == digits.labels[row]
     return right / len(rows)
