@@ -65,6 +65,12 @@ def compile_filter(query: common.Filter, fields: Fields, where: str = "filter") 
     return Matcher(test, "payload" in needs, "vectors" in needs)
 
 
+def compile_condition(condition: common.Condition, fields: Fields, where: str) -> PointTest:
+    """Compile one condition; one with nothing in it holds for every point. Raises Refusal."""
+    test = _condition(condition, fields, where, set())
+    return test if test is not None else lambda payload, point: True
+
+
 def is_trivial(query: common.Filter) -> bool:
     """Whether a filter has no condition: it matches every point."""
     return not (query.must or query.should or query.must_not or query.HasField("min_should"))

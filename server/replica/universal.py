@@ -13,7 +13,7 @@ from itertools import islice
 
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import inputs, ordering, proposed, ranking, scoring
+from server.replica import formula, inputs, ordering, proposed, ranking, scoring
 from server.replica.chunks import QueryVector, Sparse
 from server.replica.idf import weighted
 from server.replica.inputs import Source
@@ -143,7 +143,8 @@ class Universal:
         if form in ("fusion", "rrf"):
             return _above(self._fused(node.query, sources), threshold)[:count]
         if form == "formula":
-            raise NotServed("a query by formula")
+            scored = formula.rescore(self._session, node.query.formula, [_pairs(source) for source in sources])
+            return _above([Hit(key, score) for key, score in scored], threshold)[:count]
         selection = both(self._session.select(query_filter), self._excluded)
         if sources:
             candidates = {hit.key for source in sources for hit in source}

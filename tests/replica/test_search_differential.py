@@ -159,6 +159,51 @@ class Twins:
             limit=self.chance.randint(3, 30),
         )
 
+    def expression(self, depth: int = 0) -> Any:
+        """Any expression of a formula; some fail for some points."""
+        chance = self.chance
+        if depth > 2 or chance.random() < 0.3:
+            key = chance.choice(["a", "k", "n"])
+            return chance.choice(
+                (
+                    round(chance.uniform(-3, 3), 2),
+                    "f",
+                    "$score",
+                    "$score[1]",
+                    chance.choice(["n", "missing", "o.y"]),
+                    m.FieldCondition(key=key, match=m.MatchAny(any=["x", "red"])),
+                    m.DatetimeKeyExpression(datetime_key="when"),
+                    m.DatetimeExpression(datetime="2024-01-05T00:00:00Z"),
+                    m.GeoDistance(geo_distance=m.GeoDistanceParams(origin=m.GeoPoint(lon=1, lat=2), to="geo")),
+                )
+            )
+
+        def inner() -> Any:
+            return self.expression(depth + 1)
+
+        decay = m.DecayParamsExpression(x=inner(), target=chance.choice([None, 2.0]), scale=5.0, midpoint=0.3)
+        return chance.choice(
+            (
+                lambda: m.SumExpression(sum=[inner() for _ in range(3)]),
+                lambda: m.MultExpression(mult=[inner(), inner()]),
+                lambda: m.MaxExpression(max=[inner(), inner()]),
+                lambda: m.MinExpression(min=[inner(), inner()]),
+                lambda: m.DivExpression(
+                    div=m.DivParams(left=inner(), right=inner(), by_zero_default=chance.choice([None, 1.5]))
+                ),
+                lambda: m.NegExpression(neg=inner()),
+                lambda: m.AbsExpression(abs=inner()),
+                lambda: m.SqrtExpression(sqrt=m.AbsExpression(abs=inner())),
+                lambda: m.PowExpression(pow=m.PowParams(base=inner(), exponent=2.0)),
+                lambda: m.ExpExpression(exp=m.NegExpression(neg=m.AbsExpression(abs=inner()))),
+                lambda: m.LnExpression(ln=inner()),
+                lambda: m.Log10Expression(log10=m.SumExpression(sum=[1.0, m.AbsExpression(abs=inner())])),
+                lambda: m.ExpDecayExpression(exp_decay=decay),
+                lambda: m.GaussDecayExpression(gauss_decay=decay),
+                lambda: m.LinDecayExpression(lin_decay=decay),
+            )
+        )()
+
     def request(self) -> dict[str, Any]:
         """Arguments of query_points."""
         chance = self.chance
@@ -182,7 +227,13 @@ class Twins:
         return {"query": self.query(name, depth=1), "using": name or None, "prefetch": prefetch, **common}
 
 
-@pytest.fixture(params=[(shape, seed) for shape in NAMES for seed in (1, 2)], ids=lambda one: f"{one[0]}-{one[1]}")
+CASES = [(shape, seed) for seed in range(1, 11) for shape in NAMES]
+
+
+@pytest.fixture(
+    params=[pytest.param(case, marks=() if case[1] == 1 else pytest.mark.soak) for case in CASES],
+    ids=[f"{shape}-{seed}" for shape, seed in CASES],
+)
 def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Twins]:
     shape, seed = request.param
     made = Twins(tmp_path / "store", shape, seed)
@@ -245,6 +296,24 @@ def test_queries(twins: Twins) -> None:
         ours, theirs = both(twins, "query_points", **request)
         if not isinstance(ours, Exception):
             same_points(ours.points, theirs.points, request)
+
+
+def test_formulas(twins: Twins) -> None:
+    scored = 0
+    for _ in range(120):
+        defaults = {"missing": 2.0, "$score[1]": 0.5, "geo": {"lon": 3.0, "lat": 4.0}}
+        chosen = {name: value for name, value in defaults.items() if twins.chance.random() < 0.8}
+        request = {
+            "query": m.FormulaQuery(formula=twins.expression(), defaults=chosen),
+            "prefetch": [twins.prefetch() for _ in range(2)],
+            "limit": 30,
+            "score_threshold": twins.chance.choice([None, 0.0]),
+        }
+        ours, theirs = both(twins, "query_points", **request)
+        if not isinstance(ours, Exception):
+            scored += 1
+            same_points(ours.points, theirs.points, request)
+    assert scored > 30
 
 
 def test_scrolls_counts_and_gets(twins: Twins) -> None:
