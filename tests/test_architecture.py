@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -213,3 +214,17 @@ def test_requirements_are_pinned_hashed_and_free_of_places() -> None:
         pins = re.findall(r"^([\w.\-\[\]]+)==\S+(.*)$", text, re.MULTILINE)
         assert pins
         assert len(re.findall(r"^ {4}--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)) >= len(pins)
+
+
+def test_every_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {"runtime": project["dependencies"]}
+    wanted["all"] = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    for name, lines in wanted.items():
+        text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").lower()
+        locked = set(re.findall(r"^([\w.\-]+)==", text, re.MULTILINE))
+        missing = {re.split(r"[<>=\[ ;]", line)[0].lower() for line in lines} - locked
+        assert missing == set(), f"run `make lock`: {name}"
