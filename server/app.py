@@ -70,6 +70,7 @@ class Understudy:
         self.address = ""
         self.admin_address: str | None = None
         self._clock = clock or SystemClock()
+        self._own_telemetry = telemetry is None
         self._telemetry = telemetry or Telemetry.start(settings, clock=self._clock)
         self._version = version
         self._stack = contextlib.AsyncExitStack()
@@ -80,6 +81,8 @@ class Understudy:
 
     async def __aenter__(self) -> Understudy:
         """Start; returns when clients can call."""
+        if self._own_telemetry:
+            self._stack.callback(self._telemetry.close)
         try:
             await self._start()
         except BaseException:
@@ -99,6 +102,7 @@ class Understudy:
             Sources(
                 version=self._version,
                 upstream=self.settings.vectorstore.url,
+                wal_path=str(self.settings.vectorstore.fallback.wal_path.absolute()),
                 clock=self._clock,
                 mode=self._parts.mode,
                 log=self._parts.log,

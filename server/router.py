@@ -120,7 +120,8 @@ class Router:
         """Qdrant's answer; None when the replica must answer."""
         assert self._upstream is not None
         try:
-            reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+            with self._telemetry.span("upstream.call", method=call.method):
+                reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
         except UpstreamUnreachable as failure:
             self._repairs.upstream_failed(failure)
             return None
@@ -189,7 +190,8 @@ class Router:
         """Qdrant's answer, or None and whether it may have applied the write all the same."""
         assert self._upstream is not None
         try:
-            reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+            with self._telemetry.span("upstream.call", method=call.method):
+                reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
         except UpstreamUnreachable as failure:
             self._repairs.upstream_failed(failure)
             return None, failure.maybe_applied
@@ -243,7 +245,7 @@ class Router:
                 row, request, body, resolved=prepared.resolved, maybe_applied=maybe_applied, tenant=call.tenant
             )
             with self._telemetry.span("wal.append", method=call.method):
-                seq = await self._log.append(self._record(call, row, entry, EntryState.PENDING))
+                seq = await self._log_pending(call, row, entry)
             self._mode.write_logged()
             self._repairs.log_is_durable()
             with self._telemetry.span("replica.apply", seq=seq):
@@ -253,6 +255,13 @@ class Router:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
             return self._from_local(call, Reply(local_answers.plain_success(row, request, seq)))
         return self._from_local(call, Reply(applied.reply, Code(applied.code), applied.details))
+
+    async def _log_pending(self, call: Call, row: Method, entry: entry_pb2.Entry) -> int:
+        try:
+            return await self._log.append(self._record(call, row, entry, EntryState.PENDING))
+        except WalError as error:
+            self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
+            raise
 
     async def _prepare(self, method: str, body: bytes) -> control_pb.PrepareResponse:
         while True:

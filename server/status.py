@@ -34,6 +34,7 @@ class Sources:
 
     version: str
     upstream: str | None
+    wal_path: str
     clock: Clock
     mode: Mode
     log: Log
@@ -76,7 +77,12 @@ async def status_document(sources: Sources) -> dict[str, Any]:
         "collections": [_collection(one) for one in replica.collections],
         "hydration": sources.hydrator.status() if sources.hydrator else [],
         "replica": {"pid": sources.replica.pid, "restarts": sources.replica.restarts},
-        "wal": {"bytes": log.total_bytes, "segments": log.segment_count, "latched": log.latched},
+        "wal": {
+            "path": sources.wal_path,
+            "bytes": log.total_bytes,
+            "segments": log.segment_count,
+            "latched": log.latched,
+        },
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,6 +219,21 @@ async def test_a_read_is_forwarded_as_it_came(make_rig: MakeRig) -> None:
     assert rig.qdrant.calls[0] is call
     assert (reply.body, source(reply)) == (b"remote", "remote")
     assert not rig.replica.reads
+
+
+async def test_a_healthy_read_is_not_parsed(make_rig: MakeRig) -> None:
+    """A body that no parser would take reaches Qdrant, so nothing on the way looked into it."""
+    rig = make_rig().online()
+    call = Call(GET, b"\xff\xff\xff")
+    assert (await rig.router.handle(call)).body == b"remote"
+    assert rig.qdrant.calls == [call]
+
+
+def test_the_proxy_process_loads_neither_sqlite_nor_chroma() -> None:
+    """What is not loaded cannot be on the path of a read."""
+    program = "import sys, server.app; print(sorted({'sqlite3', 'chromadb', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 async def test_a_method_of_a_newer_client_is_forwarded(make_rig: MakeRig) -> None:
