@@ -107,6 +107,11 @@ def test_a_forged_redaction_inside_a_key_block_does_not_keep_the_rest() -> None:
     assert SCRUBBER.scrub_text(text) == "[REDACTED:private-key]"
 
 
+def test_a_find_that_reaches_into_a_redaction_takes_it_along() -> None:
+    engine = Engine([_rule(rb"ab.{3}")])
+    assert engine.scrub("x ab[REDACTED:r] y") == ("x [REDACTED:r] y", 1)
+
+
 def test_letters_that_fold_to_ascii_do_not_slip_past_the_prefilter() -> None:
     value = noise(ALNUM, 32, 3)
     for name in (

@@ -15,7 +15,7 @@ from generated.qdrant import collections_pb2, points_pb2
 from server.rpc import METHODS
 from server.scrub import Scrubber
 from server.scrub.requests import TEXTS, UndecodableRequest
-from tests.pure.scrub_samples import ALNUM, noise
+from tests.pure.scrub_samples import ALNUM, BASE32, noise
 
 SCRUBBER = Scrubber.load()
 SECRET = f"ghp_{noise(ALNUM, 36)}"
@@ -231,6 +231,16 @@ def test_fields_of_a_newer_api_are_dropped_only_where_a_secret_lies_in_them() ->
         assert SECRET[:20].encode() not in clean.replace(SECRET.encode(), b"", 1)
         assert count >= 1
         assert points_pb2.UpsertPoints.FromString(clean).points[0].payload["text"].string_value == "ordinary token"
+
+
+def test_a_secret_deep_in_unknown_fields_is_read_on_its_own() -> None:
+    """The length before it is a letter here, which a rule that begins at a word border must not see."""
+    secret = f"AKIA{noise(BASE32, 16)}"
+    text = secret.encode() + b"." * (ord("A") - len(secret))
+    assert _field(1, text)[1:].startswith(b"AAKIA")
+    body = upsert(text="x").SerializeToString() + _field(900, _field(1, text))
+    clean, count = SCRUBBER.scrub_request("/qdrant.Points/Upsert", body)
+    assert count and secret.encode() not in clean
 
 
 def test_pages_of_points_on_their_way_to_the_replica() -> None:
