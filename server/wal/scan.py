@@ -30,7 +30,7 @@ from server.wal.record import (
     decode_segment_header,
     peek_key_id,
 )
-from server.wal.recovery import TABLE, Verdict, place_of, proof_after
+from server.wal.recovery import TABLE, Place, Verdict, place_of, proof_after
 
 HEAD_NAME = "head"
 LOCK_NAME = "lock"
@@ -297,7 +297,8 @@ class _Walk:
 
     def _flawed(self, at: int, flaw: Flaw) -> None:
         proven = self._promised
-        if self._is_last:
+        if self._is_last and TABLE[Place.UNPROVEN, flaw] is Verdict.CUT:
+            # It may be torn, unless something after it shows that it was durable.
             data = self._disk.read(self._segment.path, at, self._segment.size - at)
             proven = max(proven, proof_after(self._segment.codec, data, 0, at))
         place = place_of(is_last=self._is_last, offset=at, proven_offset=proven)

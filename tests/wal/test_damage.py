@@ -13,7 +13,7 @@ import pytest
 from server.errors import WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe
 from server.wal.limits import WalLimits
 from server.wal.log import Log
-from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, NewRecord
+from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, FrameRules, FrameType, NewRecord, Record
 from server.wal.scan import HEAD_NAME, segment_name, survey
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, PENDING, RULES, Entropy, bodies, entry, opened, read_all, recovered
@@ -368,3 +368,85 @@ async def _reread(disk: CrashDisk) -> list[bytes]:
     found = bodies(await read_all(log))
     await log.close()
     return found
+
+
+Frames = list[tuple[FrameType, int, int, int, int]]
+
+
+async def signed(frames: Frames) -> WalError | Accepted:
+    """A log whose last frames were made with the key: (type, seq, value, durable_before, head_generation)."""
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"one"))
+    tip = log._encoder.tip
+    data, mac = disk.content(FIRST), tip.mac
+    for type_, seq, value, durable, generation in frames:
+        if type_ is FrameType.ENTRY:
+            new = Record(seq, 1, PENDING, 0, b"", "", b"%d" % value, 0)
+            frame, mac = tip.codec.entry(new, mac, durable, generation)
+        else:
+            frame, mac = tip.codec.mark(
+                type_, seq, value, mac, wall_ns=0, durable_before=durable, head_generation=generation
+            )
+        data += frame
+    result = outcome({**disk.everything(), FIRST: data})
+    await log.close()
+    return result
+
+
+async def test_what_is_signed_and_makes_no_sense_is_refused() -> None:
+    """A bug or another program with the key: the chain holds, the content does not."""
+    entry_, cursor, seal = FrameType.ENTRY, FrameType.CURSOR, FrameType.SEAL
+    assert await signed([(entry_, 2, 0, 164, 2), (cursor, 2, 1, 164, 2), (seal, 2, 2, 164, 2)]) == Accepted(
+        [b"one", b"0"], b"", 1
+    )
+    nonsense: dict[str, Frames] = {
+        "entry 3 follows entry 1": [(entry_, 3, 0, 164, 2)],
+        "entry 1 follows entry 1": [(entry_, 1, 0, 164, 2)],
+        "does not belong after entry 1": [(cursor, 2, 1, 164, 2)],
+        "not belong after entry 1": [(cursor, 1, 2, 164, 2)],
+        "belong after entry 1": [(seal, 0, 2, 164, 2)],
+        "claims that bytes after itself were durable": [(entry_, 2, 0, 10**6, 2)],
+        "an old copy": [(entry_, 2, 0, 164, 3)],
+    }
+    for text, frames in nonsense.items():
+        result = await signed(frames)
+        assert isinstance(result, WalDamaged), text
+        assert text in str(result)
+
+
+async def test_reading_stops_before_a_flaw_and_says_so_when_it_is_reached() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=WalLimits(cache_bytes=0))
+    for body in BODIES:
+        await log.append(entry(body))
+    data = bytearray(disk.content(FIRST))
+    frames = frames_of(bytes(data))
+    second = SEGMENT_HEADER_BYTES + len(frames[0])
+    disk.put(FIRST, bytes(data[: second + 70]) + b"?" + bytes(data[second + 71 :]))
+    assert bodies(await log.read(0, 10, 10**6)) == BODIES[:1]
+    with pytest.raises(WalDamaged, match=f"{FIRST.name} at offset {second}: .*checksum"):
+        await log.read(1, 10, 10**6)
+    disk.put(FIRST, bytes(data[: second + 50]))
+    with pytest.raises(WalDamaged, match=f"{FIRST.name} at offset {second}: .*ends inside"):
+        await log.read(1, 10, 10**6)
+    await log.close()
+
+
+async def test_an_entry_over_the_limit_is_refused_before_it_is_read_into_memory() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(NewRecord(1, PENDING, bytes(3_000_000)))
+    await log.close()
+    longest = 0
+    read = disk.read
+
+    def watched(path: Path, offset: int, length: int) -> bytes:
+        nonlocal longest
+        longest = max(longest, length)
+        return read(path, offset, length)
+
+    disk.read = watched  # type: ignore[method-assign]
+    found = survey(disk, DIRECTORY, FrameRules(RULES.kinds, 1_000_000, 10))
+    assert "not allowed" in str(found.refusals[0])
+    assert longest <= 1 << 20
