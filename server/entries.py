@@ -14,10 +14,11 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2
 from generated.understudy.wal.v1 import entry_pb2
-from server.rpc import Method
+from server.rpc import Code, Method, Reply, Scope
 
 # Room for the fields of an entry beside its request.
 _ENVELOPE_BYTES = 4096
+_ONE_POINT_MISSING = "Not found: No point with id"
 
 
 def pending_entry(
@@ -79,6 +80,11 @@ def _entry(row: Method, request: Message, body: bytes, tenant: str) -> entry_pb2
         tenant=tenant,
         point_count=point_count(request),
     )
+
+
+def changes_some(row: Method, reply: Reply) -> bool:
+    """Whether Qdrant changed the other points although it refused: it does when one of several ids is missing."""
+    return row.scope is Scope.POINTS and reply.code is Code.NOT_FOUND and reply.details.startswith(_ONE_POINT_MISSING)
 
 
 def collection_name(request: Message) -> str:

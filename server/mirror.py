@@ -21,6 +21,8 @@ from server.wal.record import EntryState, Record
 
 _APPLY_BYTES = 16 * 1024 * 1024
 _KEPT_RESULTS = 10_000
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 class ApplyControl(Protocol):
@@ -76,15 +78,18 @@ class Mirror:
 
     async def run(self) -> None:
         """Apply until cancelled; outlives every crash of the replica."""
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 if not self._attached.is_set():
                     await self._attach()
                 await self._apply_next()
+                pause = _FIRST_PAUSE_SECONDS
             except ReplicaUnavailable as error:
                 self._attached.clear()
                 self._telemetry.log.warning("replica is away", error=str(error))
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _attach(self) -> None:
         # The replica may hold what this process has logged; beyond the log as opened it holds what a power cut took.

@@ -22,7 +22,7 @@ from server.clock import Clock
 from server.config import LocalReads, Settings, StaleWarning
 from server.conflicts import Conflicts, claim_of
 from server.credentials import Credentials
-from server.entries import collection_name, pending_entry, synced_entries
+from server.entries import changes_some, collection_name, pending_entry, synced_entries
 from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _FILTER_ON_REDACTED = "the filter matches on a secret; the local copy holds secrets redacted, so only Qdrant can answer"
 _RETRY_PAUSE_SECONDS = 0.02
+_UPDATE_BATCH = "/qdrant.Points/UpdateBatch"
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
 
@@ -202,11 +203,13 @@ class Router:
     async def _acknowledged(self, call: Call, row: Method, request: Message, reply: Reply) -> Reply:
         """Qdrant has answered: what it accepted goes to the log for the replica."""
         self._credentials.saw(call, Kind.WRITE, reply)
-        if reply.is_ok:
+        if reply.is_ok or changes_some(row, reply):
             scrubbed = self._scrubber.scrub(call.method, call.body)
             self._telemetry.metrics.redactions(scrubbed.redactions)
             if scrubbed.in_filters:
                 self._repairs.in_doubt(collection_name(request), _FILTER_ON_REDACTED)
+            elif not reply.is_ok and row.path == _UPDATE_BATCH:
+                self._repairs.in_doubt(collection_name(request), "Qdrant stopped in the middle of a batch")
             else:
                 await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)

@@ -323,6 +323,32 @@ async def test_a_write_that_qdrant_did_not_answer_goes_to_the_log(
     assert source(await rig.router.handle(get())) == "local"
 
 
+@pytest.mark.parametrize(("batch", "logged"), [(False, 1), (True, 0)])
+async def test_what_qdrant_changed_although_it_refused_is_mirrored(make_rig: MakeRig, batch: bool, logged: int) -> None:
+    """One of two ids is missing: Qdrant answers NOT_FOUND and has changed the other point."""
+    rig = make_rig().online()
+    ids = points_pb2.PointsIdsList(ids=[common.PointId(num=1), common.PointId(num=777)])
+    selector = points_pb2.PointsSelector(points=ids)
+    if batch:
+        part = points_pb2.PointsUpdateOperation(
+            clear_payload=points_pb2.PointsUpdateOperation.ClearPayload(points=selector)
+        )
+        call = Call(
+            "/qdrant.Points/UpdateBatch",
+            points_pb2.UpdateBatchPoints(collection_name="c", operations=[part]).SerializeToString(),
+        )
+    else:
+        request = points_pb2.SetPayloadPoints(collection_name="c", points_selector=selector, wait=True)
+        call = Call("/qdrant.Points/SetPayload", request.SerializeToString())
+    refusal = Reply(code=Code.NOT_FOUND, details="Not found: No point with id 777 found")
+    rig.qdrant.answers = [refusal]
+    reply = await rig.router.handle(call)
+    assert (reply.code, reply.details) == (refusal.code, refusal.details)
+    assert len(await rig.entries()) == logged
+    await until(lambda: len(rig.replica.applied) == logged)
+    await until(lambda: rig.replica.marked == ["c", "c"] * (1 - logged))
+
+
 async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
     rig = make_rig()
 
