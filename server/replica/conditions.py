@@ -16,9 +16,10 @@ from generated.qdrant import json_with_int_pb2 as json_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import paths, scalars, tokens
 from server.replica.fields import Fields, Index, Scalar
-from server.replica.paths import Path, Payload, Values
+from server.replica.paths import Path, Values
 
-PayloadTest: TypeAlias = Callable[[Payload], bool]
+ValuesTest: TypeAlias = Callable[[Values], bool]
+"""Of the values at the path of a condition."""
 ValueTest: TypeAlias = Callable[[json_pb2.Value], bool]
 
 
@@ -40,53 +41,69 @@ def _holds_null(value: json_pb2.Value) -> bool:
     return is_null(value) or (_is_list(value) and any(is_null(item) for item in value.list_value.values))
 
 
-def empty_test(path: Path) -> PayloadTest:
+def empty_test(values: Values) -> bool:
     """The condition `is_empty`."""
-    select = paths.selector(path)
-    return lambda payload: all(_is_empty(value) for value in select(payload))
+    return all(_is_empty(value) for value in values)
 
 
-def null_test(path: Path, fields: Fields) -> PayloadTest:
+def null_test(path: Path, fields: Fields) -> ValuesTest:
     """The condition `is_null`; with an index on the field, an array that holds a null counts too."""
-    select = paths.selector(path)
     test = _holds_null if fields.sees_nulls_in_arrays or fields.index(path) is not None else is_null
-    return lambda payload: any(test(value) for value in select(payload))
+    return lambda values: any(test(value) for value in values)
 
 
-def field_test(condition: common.FieldCondition, path: Path, fields: Fields) -> PayloadTest:
+def field_test(condition: common.FieldCondition, path: Path, fields: Fields) -> ValuesTest:
     """A condition on the values of one field."""
-    select = paths.selector(path)
     if condition.HasField("values_count"):
         allowed = _within(condition.values_count)
         when_missing = fields.counts_missing_as_zero and allowed(0)
-        return lambda payload: _any_or(when_missing, [allowed(_count(value)) for value in select(payload)])
+        return lambda values: _any_or(when_missing, [allowed(_count(value)) for value in values])
     index = fields.index(path)
     if condition.HasField("is_empty"):
         if index is not None:
-            return _verdict(empty_test(path), condition.is_empty)
-        return _presence(select, _is_empty, condition.is_empty, when_missing=condition.is_empty)
+            return _verdict(empty_test, condition.is_empty)
+        return _presence(_is_empty, condition.is_empty, when_missing=condition.is_empty)
     if condition.HasField("is_null"):
         if index is not None:
             return _verdict(null_test(path, fields), condition.is_null)
-        return _presence(select, _holds_null, condition.is_null, when_missing=not condition.is_null)
-    special = _index_test(condition, select, index)
+        return _presence(_holds_null, condition.is_null, when_missing=not condition.is_null)
+    special = _index_test(condition, index)
     if special is not None:
         return special
     tests = _value_tests(condition, fields, index)
-    return lambda payload: any(test(value) for value in paths.flattened(select(payload)) for test in tests)
+    return lambda values: any(test(value) for value in paths.flattened(values) for test in tests)
 
 
-def _verdict(test: PayloadTest, wanted: bool) -> PayloadTest:
+def equal_to(condition: common.FieldCondition, path: Path, fields: Fields) -> frozenset[bytes] | None:
+    """When the condition says no more than that a value is one of a few: those, serialized. Else None."""
+    index = fields.index(path)
+    others = [field.name for field, _ in condition.ListFields() if field.name not in ("key", "match")]
+    if others or (index is not None and index.kind in (collections.Integer, collections.Uuid)):
+        return None
+    match = condition.match
+    match match.WhichOneof("match_value"):
+        case "keyword":
+            wanted = [json_pb2.Value(string_value=match.keyword)]
+        case "keywords":
+            wanted = [json_pb2.Value(string_value=text) for text in match.keywords.strings]
+        case "integer":
+            wanted = [json_pb2.Value(integer_value=match.integer)]
+        case "integers":
+            wanted = [json_pb2.Value(integer_value=number) for number in match.integers.integers]
+        case "boolean":
+            wanted = [json_pb2.Value(bool_value=match.boolean)]
+        case _:
+            return None
+    return frozenset(value.SerializeToString() for value in wanted)
+
+
+def _verdict(test: ValuesTest, wanted: bool) -> ValuesTest:
     """With an index, a point as a whole is empty (null) or not; without one, any of its values decides."""
-    return lambda payload: test(payload) == wanted
+    return lambda values: test(values) == wanted
 
 
-def _presence(select: Callable[[Payload], Values], test: ValueTest, wanted: bool, *, when_missing: bool) -> PayloadTest:
-    def check(payload: Payload) -> bool:
-        values = select(payload)
-        return any(test(value) == wanted for value in values) if values else when_missing
-
-    return check
+def _presence(test: ValueTest, wanted: bool, *, when_missing: bool) -> ValuesTest:
+    return lambda values: any(test(value) == wanted for value in values) if values else when_missing
 
 
 def _any_or(otherwise: bool, answers: list[bool]) -> bool:
@@ -118,35 +135,33 @@ def _within(bounds: common.ValuesCount | common.Range) -> Callable[[float], bool
     return lambda number: all(check(number) for check in checks)
 
 
-def _index_test(
-    condition: common.FieldCondition, select: Callable[[Payload], Values], index: Index | None
-) -> PayloadTest | None:
+def _index_test(condition: common.FieldCondition, index: Index | None) -> ValuesTest | None:
     """Conditions that Qdrant answers from an index with another result than from the payload."""
     if index is None:
         return None
     match = condition.match
     form = match.WhichOneof("match_value") if condition.HasField("match") else None
-    held: Callable[[Payload], list[Scalar]] = lambda payload: index.held_of(select(payload))  # noqa: E731
+    held = index.held_of
     if index.has_range and (condition.HasField("range") or condition.HasField("datetime_range")):
         return _indexed_range(condition, index, held)
     if index.kind == collections.Integer and index.has_lookup:
         if form in ("integer", "integers"):
             wanted = {match.integer} if form == "integer" else set(match.integers.integers)
-            return lambda payload: any(value in wanted for value in held(payload))
+            return lambda values: any(value in wanted for value in held(values))
         if form == "except_integers":
             unwanted = set(match.except_integers.integers)
-            return lambda payload: any(value not in unwanted for value in held(payload))
+            return lambda values: any(value not in unwanted for value in held(values))
     if index.kind == collections.Keyword and form == "except_keywords":
         no_texts = set(match.except_keywords.strings)
-        return lambda payload: any(value not in no_texts for value in held(payload))
+        return lambda values: any(value not in no_texts for value in held(values))
     if index.kind == collections.Uuid and form in ("keyword", "keywords", "except_keywords"):
         return _uuid_test(match, form, held)
     return None
 
 
 def _indexed_range(
-    condition: common.FieldCondition, index: Index, held: Callable[[Payload], list[Scalar]]
-) -> PayloadTest:
+    condition: common.FieldCondition, index: Index, held: Callable[[Values], list[Scalar]]
+) -> ValuesTest:
     """A range over what a numeric index holds; to it a time is a number of microseconds, on either side."""
     bounds = condition.range
     if condition.HasField("datetime_range"):
@@ -155,19 +170,19 @@ def _indexed_range(
         bounds = common.Range(**{name: timestamp_nanoseconds(getattr(times, name)) // 1000 for name in names})
     within = _within(bounds)
     if index.kind == collections.Datetime:
-        return lambda payload: any(isinstance(value, int) and within(value // 1000) for value in held(payload))
-    return lambda payload: any(isinstance(value, int | float) and within(value) for value in held(payload))
+        return lambda values: any(isinstance(value, int) and within(value // 1000) for value in held(values))
+    return lambda values: any(isinstance(value, int | float) and within(value) for value in held(values))
 
 
-def _uuid_test(match: common.Match, form: str, held: Callable[[Payload], list[Scalar]]) -> PayloadTest | None:
+def _uuid_test(match: common.Match, form: str, held: Callable[[Values], list[Scalar]]) -> ValuesTest | None:
     """A UUID index compares UUIDs, however they are spelled; a list with a text that is none is not for the index."""
     texts = [match.keyword] if form == "keyword" else getattr(match, form).strings
     parsed = {scalars.uuid_of(text) for text in texts}
     if not parsed or None in parsed:
         return None
     if form == "except_keywords":
-        return lambda payload: any(value not in parsed for value in held(payload))
-    return lambda payload: any(value in parsed for value in held(payload))
+        return lambda values: any(value not in parsed for value in held(values))
+    return lambda values: any(value in parsed for value in held(values))
 
 
 def _value_tests(condition: common.FieldCondition, fields: Fields, index: Index | None) -> list[ValueTest]:

@@ -120,8 +120,8 @@ class Compiler:
             case "variable":
                 return self._variable(expression.variable)
             case "condition":
-                test = compile_condition(expression.condition, self._fields, "query.formula.condition")
-                return lambda row: 1.0 if test(row.payload, row.point) else 0.0
+                node = compile_condition(expression.condition, self._fields, "query.formula.condition")
+                return lambda row: 1.0 if node.test(row.payload, row.point) else 0.0
             case "geo_distance":
                 return self._geo_distance(expression.geo_distance)
             case "datetime":

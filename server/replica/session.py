@@ -17,7 +17,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import catalogue
 from server.replica.chunks import Block, block_of
 from server.replica.fields import Fields
-from server.replica.filters import Matcher, compile_filter, is_trivial
+from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_trivial
 from server.replica.indexing import Index
 from server.replica.points import key_of
 from server.replica.reads import Reads
@@ -53,12 +53,7 @@ def both(first: Selection, second: Selection) -> Selection:
     if first.matcher is None or second.matcher is None:
         matcher = first.matcher or second.matcher
     else:
-        left, right = first.matcher, second.matcher
-        matcher = Matcher(
-            lambda payload, point: left.test(payload, point) and right.test(payload, point),
-            left.needs_payload or right.needs_payload,
-            left.needs_vectors or right.needs_vectors,
-        )
+        matcher = Matcher.of(Combined(must=(first.matcher.node, second.matcher.node)))
     if first.only is None or second.only is None:
         return Selection(matcher, first.only if second.only is None else second.only)
     return Selection(matcher, tuple(sorted(set(first.only) & set(second.only))))
@@ -67,16 +62,13 @@ def both(first: Selection, second: Selection) -> Selection:
 def excluding(keys: Iterable[Key]) -> Selection:
     """Every point but these."""
     unwanted = frozenset(keys)
-    if not unwanted:
-        return EVERYTHING
-    return Selection(Matcher(lambda _, point: point is None or point.key not in unwanted, False, False), None)
+    return Selection(Matcher.of(Combined(must_not=(HasId(unwanted),))), None) if unwanted else EVERYTHING
 
 
 def only(keys: Iterable[Key]) -> Selection:
     """Just these points."""
     wanted = frozenset(keys)
-    matcher = Matcher(lambda _, point: point is not None and point.key in wanted, False, False)
-    return Selection(matcher, tuple(sorted(wanted)))
+    return Selection(Matcher.of(HasId(wanted)), tuple(sorted(wanted)))
 
 
 class Session:
