@@ -40,6 +40,7 @@ from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
 from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call
 from server.scrub import Scrubber
+from server.sieve import Sieve
 from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
@@ -74,6 +75,7 @@ class Understudy:
         self._telemetry = telemetry or Telemetry.start(settings, clock=self._clock)
         self._version = version
         self._stack = contextlib.AsyncExitStack()
+        self._version_before = ""
         self._monitor: Monitor | None = None
         self._breaker: Breaker | None = None
         self._replayer: Replayer | None = None
@@ -151,6 +153,7 @@ class Understudy:
             upstream_key=_upstream_key(settings),
             has_upstream=upstream is not None,
             clock=clock,
+            on_problem=lambda problem: telemetry.log.error("credentials cannot be kept", reason=problem),
         )
         self._run("credentials", credentials.run())
         replica = ReplicaProcess(store, settings.replica, clock=clock, telemetry=telemetry)
@@ -236,6 +239,7 @@ class Understudy:
                         control_pb.SetCompletenessRequest(completeness=control_pb.COMPLETENESS_STALE)
                     )
                 await self._learn_aliases()
+                self._version_before = (await self._process.control.status()).remote_version
         except TimeoutError as error:
             raise DataDirUnusable(
                 f"the replica did not take in the log within {_REPLICA_START_SECONDS:g} s",
@@ -278,7 +282,7 @@ class Understudy:
         hydrator = Hydrator(
             parts.log,
             witnessed,
-            self._process.control,
+            Sieve(self._process.control, parts.scrubber, telemetry),
             settings.hydrate,
             clock,
             telemetry,
@@ -375,7 +379,8 @@ class Understudy:
         return qdrant_pb2.HealthCheckReply(title="qdrant - vector search engine", version=version).SerializeToString()
 
     def _remote_version(self) -> str | None:
-        return self._monitor.version if self._monitor is not None else None
+        """Qdrant's version as last told, to this process or to an earlier one; None when no Qdrant is configured."""
+        return None if self._monitor is None else self._monitor.version or self._version_before
 
     async def _hydrate_now(self, collections: list[str]) -> dict[str, Any]:
         if self._hydrator is None:

@@ -1,0 +1,48 @@
+"""Secrets stay out of the copy that hydration makes.
+
+Promises: every page of points and every collection info passes the scrub rules before the replica, and so the disk,
+sees it. The work runs in a thread: a page may be large. Does not look at requests of clients, the router does that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from generated.qdrant import collections_pb2, points_pb2
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.replica.copying import ImportControl
+from server.scrub import Scrubber
+from server.telemetry import Telemetry
+
+
+class Sieve:
+    """An `ImportControl` in front of another one."""
+
+    def __init__(self, inner: ImportControl, scrubber: Scrubber, telemetry: Telemetry) -> None:
+        self._inner = inner
+        self._scrubber = scrubber
+        self._telemetry = telemetry
+
+    async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
+        """See ImportControl."""
+        for one in request.collections:
+            one.info, redactions = self._scrubber.scrub_message(collections_pb2.CollectionInfo, one.info)
+            self._telemetry.metrics.redactions(redactions)
+        return await self._inner.import_catalogue(request)
+
+    async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
+        """See ImportControl."""
+        kind = points_pb2.GetResponse if request.single_ids else points_pb2.ScrollResponse
+        page, redactions = await asyncio.to_thread(self._scrubber.scrub_message, kind, request.page)
+        if redactions:
+            request.page = page
+            self._telemetry.metrics.redactions(redactions)
+        return await self._inner.import_page(request)
+
+    async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
+        """See ImportControl."""
+        return await self._inner.set_completeness(request)
+
+    async def status(self) -> control_pb.StatusResponse:
+        """See ImportControl."""
+        return await self._inner.status()
