@@ -36,7 +36,7 @@ from server.wal.record import (
     NewRecord,
     Record,
 )
-from server.wal.writer import Outcome, Retire, Roll, Stop, Write, Writer
+from server.wal.writer import Command, Outcome, Retire, Roll, Stop, Write, Writer
 
 __all__ = ["EntryState", "Log", "NewRecord", "QuarantineItem", "Record", "WalLimits"]
 
@@ -60,6 +60,7 @@ class Log:
         )
         self._quarantine = Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id)
         self._bytes = sum(segment.size for segment in found.segments)
+        self._outgoing: list[Command] = []
         self._queued_entries = 0
         self._queued_bytes = 0
         self._waiting_for_room: deque[asyncio.Future[None]] = deque()
@@ -192,8 +193,18 @@ class Log:
         self._queued_entries += 1
         self._queued_bytes += size
         encoder = self._encoder
-        self._writer.put(Write(frame, encoder.tip, is_durable, encoder.epoch, done, start, record, replayed_seq))
+        self._send(Write(frame, encoder.tip, is_durable, encoder.epoch, done, start, record, replayed_seq))
         return done
+
+    def _send(self, command: Command) -> None:
+        """To the writer, with everything else that this turn of the event loop brings: it is woken once for all."""
+        if not self._outgoing:
+            self._running_loop().call_soon(self._flush)
+        self._outgoing.append(command)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        self._writer.put(outgoing)
 
     def _make_room_in_segment(self, size: int) -> None:
         if not self._encoder.fits(size):
@@ -202,12 +213,15 @@ class Log:
     def _roll(self) -> None:
         tip = self._encoder.roll()
         self._bytes += SEGMENT_HEADER_BYTES
-        self._writer.put(Roll(tip, self._encoder.epoch))
+        self._send(Roll(tip, self._encoder.epoch))
 
-    def _future(self) -> asyncio.Future[None]:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        return self._loop.create_future()
+        return self._loop
+
+    def _future(self) -> asyncio.Future[None]:
+        return self._running_loop().create_future()
 
     async def _wait_for_room(self, size: int) -> None:
         """Hold back while too much waits for the disk."""
@@ -397,7 +411,7 @@ class Log:
             if not over:
                 return 0
             done = self._future()
-            self._writer.put(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
+            self._send(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
             await done
             return len(over)
 
@@ -407,7 +421,7 @@ class Log:
             return
         self._closed = True
         done = self._future()
-        self._writer.put(Stop(done))
+        self._send(Stop(done))
         try:
             await done
         finally:

@@ -120,7 +120,7 @@ class Writer:
         self._key = key
         self._head = head
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Sequence[Command]] = queue.SimpleQueue()
         self._file = file
         self._written = tip
         self._synced = tip
@@ -134,9 +134,9 @@ class Writer:
         """Begin to take commands."""
         self._thread.start()
 
-    def put(self, command: Command) -> None:
-        """Queue a command; the caller keeps the queue within its limits."""
-        self._queue.put(command)
+    def put(self, commands: Sequence[Command]) -> None:
+        """Queue commands; the caller keeps the queue within its limits."""
+        self._queue.put(commands)
 
     def join(self) -> None:
         """Wait until Stop has been carried out."""
@@ -156,15 +156,15 @@ class Writer:
         self._file.close()
 
     def _next_batch(self) -> list[Command]:
-        """Everything that waits, up to a limit or a Stop; empty when the head is due first."""
+        """Everything that waits, up to a Stop; empty when the head is due first."""
         timeout = None
         if self._dirty_since is not None and self._latched is None:
             timeout = max(0.0, self._dirty_since + self._limits.head_seconds - self._clock.monotonic())
         batch: list[Command] = []
         try:
-            batch.append(self._queue.get(timeout=timeout))
-            while len(batch) < self._limits.queue_entries and not isinstance(batch[-1], Stop):
-                batch.append(self._queue.get_nowait())
+            batch.extend(self._queue.get(timeout=timeout))
+            while not isinstance(batch[-1], Stop):
+                batch.extend(self._queue.get_nowait())
         except queue.Empty:
             pass
         return batch
