@@ -15,14 +15,16 @@ from google.protobuf.message import Message
 from generated.qdrant import points_pb2 as points
 from server import config
 from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
+from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
 from server.replica.outputs import Wanted
 from server.replica.records import Key, Record
 from server.replica.refusal import NotServed
 from server.replica.requests import parse
-from server.replica.resident import Resident, SnapshotPassed
+from server.replica.resident import Resident
 from server.replica.session import Session, matching_keys
 from server.replica.store import Store
+from server.replica.tables import Tables
 from server.replica.universal import Hit, Universal
 
 __all__ = ["Searcher", "matching_keys"]
@@ -37,17 +39,19 @@ Handler: TypeAlias = Callable[["_Answer", Any], Message]
 class _Answer:
     """One call: sessions in one snapshot."""
 
-    def __init__(self, store: Store, resident: Resident, settings: config.Replica, index: Index | None) -> None:
+    def __init__(
+        self, store: Store, kept: tuple[Resident, Tables], settings: config.Replica, index: Index | None
+    ) -> None:
         self.store = store
         self.settings = settings
-        self._resident = resident
+        self._kept = kept
         self._index = index
         # Sampling wants no secret, only spread.
         self.chance = random.Random()  # noqa: S311
 
     def session(self, name: str) -> Session:
         """Raises Refusal when there is no such collection."""
-        return Session(self.store, catalogue.find(self.store, name), self._resident, self._index)
+        return Session(self.store, catalogue.find(self.store, name), *self._kept, self._index)
 
     def universal(self, session: Session) -> Universal:
         """The runner of queries."""
@@ -254,7 +258,8 @@ class Searcher:
         self._store = store
         self._settings = settings
         self._index = index
-        self._resident = Resident(store, settings.resident_bytes)
+        following = Following(store, settings.resident_bytes)
+        self._kept = (Resident(following), Tables(following))
 
     def answer(self, method: str, body: bytes) -> bytes:
         """The serialized response to a read call. Raises Refusal."""
@@ -267,7 +272,7 @@ class Searcher:
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():
-                    answer = _Answer(self._store, self._resident, self._settings, self._index)
+                    answer = _Answer(self._store, self._kept, self._settings, self._index)
                     response = handler(answer, request)
                     break
             except SnapshotPassed:

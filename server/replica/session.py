@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import catalogue
 from server.replica.chunks import Block, block_of
+from server.replica.columns import Mask, Table
 from server.replica.fields import Fields
 from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_trivial
 from server.replica.indexing import Index
@@ -24,6 +26,7 @@ from server.replica.reads import Reads
 from server.replica.records import Collection, Key, Record
 from server.replica.resident import Resident
 from server.replica.spaces import Space, space_of
+from server.replica.tables import Tables
 
 _PAGE = 2048
 _FIRST_PAGE = 256
@@ -46,6 +49,20 @@ class Selection:
 
 
 EVERYTHING = Selection(None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A table, and which of its rows surely pass a selection and which may."""
+
+    table: Table
+    surely: Mask
+    maybe: Mask
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is left to be looked at."""
+        return bool(np.array_equal(self.surely, self.maybe))
 
 
 def both(first: Selection, second: Selection) -> Selection:
@@ -75,12 +92,18 @@ class Session:
     """Reads one collection. `resident` is None inside a write transaction."""
 
     def __init__(
-        self, reads: Reads, collection: Collection, resident: Resident | None = None, index: Index | None = None
+        self,
+        reads: Reads,
+        collection: Collection,
+        resident: Resident | None = None,
+        tables: Tables | None = None,
+        index: Index | None = None,
     ) -> None:
         self.reads = reads
         self.collection = collection
         self.index = index
         self._resident = resident
+        self._tables = tables
 
     @cached_property
     def fields(self) -> Fields:
@@ -104,20 +127,33 @@ class Session:
     ) -> Iterator[Record]:
         """Matching points in id order from `start` on; `payload` and `vectors`: parts wanted beside what is tested."""
         matcher = selection.matcher
+        judged = self._judged(selection)
+        if judged is not None and judged.is_exact:
+            yield from self._fetched(judged.table.keys_of(judged.maybe, start), payload, vectors)
+            return
         payload = payload or (matcher is not None and matcher.needs_payload)
         vectors = vectors or (matcher is not None and matcher.needs_vectors)
-        for page in self._pages(selection, start, payload, vectors):
-            yield from page if matcher is None else matcher.select(page)
+        if judged is not None:
+            candidates = self._fetched(judged.table.keys_of(judged.maybe, start), payload, vectors)
+        elif selection.only is not None:
+            candidates = self._fetched(
+                (key for key in selection.only if start is None or key >= start), payload, vectors
+            )
+        else:
+            candidates = chain.from_iterable(self._pages(start, payload, vectors))
+        yield from candidates if matcher is None else filter(matcher.matches, candidates)
 
-    def _pages(self, selection: Selection, start: Key | None, payload: bool, vectors: bool) -> Iterator[list[Record]]:
+    def _fetched(self, keys: Iterable[Key], payload: bool, vectors: bool) -> Iterator[Record]:
+        """Records of these keys, in their order, read a page at a time."""
+        remaining = iter(keys)
+        size = _FIRST_PAGE
+        while batch := list(islice(remaining, size)):
+            found = self.reads.fetch(self.collection.cid, batch, payload=payload, vectors=vectors)
+            yield from (found[key] for key in batch if key in found)
+            size = _PAGE
+
+    def _pages(self, start: Key | None, payload: bool, vectors: bool) -> Iterator[list[Record]]:
         cid = self.collection.cid
-        if selection.only is not None:
-            wanted = [key for key in selection.only if start is None or key >= start]
-            for at in range(0, len(wanted), _PAGE):
-                batch = wanted[at : at + _PAGE]
-                found = self.reads.fetch(cid, batch, payload=payload, vectors=vectors)
-                yield [found[key] for key in batch if key in found]
-            return
         size = _FIRST_PAGE
         page = self.reads.scan(cid, limit=size, start=start, payload=payload, vectors=vectors)
         while page:
@@ -131,13 +167,26 @@ class Session:
         """Keys of matching points in order."""
         if selection.is_everything:
             return self.reads.keys(self.collection.cid, start=start or b"")
+        judged = self._judged(selection)
+        if judged is not None and judged.is_exact:
+            return judged.table.keys_of(judged.maybe, start)
         return (record.key for record in self.records(selection, start=start))
 
     def count(self, selection: Selection) -> int:
         """Number of matching points."""
         if selection.is_everything:
             return self.collection.points
+        judged = self._judged(selection)
+        if judged is not None and judged.is_exact:
+            return int(np.count_nonzero(judged.maybe))
         return sum(1 for _ in self.keys(selection))
+
+    def _judged(self, selection: Selection) -> Judged | None:
+        """What the columns say about a selection; None when the points have to be walked."""
+        if self._tables is None or selection.matcher is None or selection.only is not None:
+            return None
+        table = self._tables.table(self.collection, selection.matcher.node)
+        return None if table is None else Judged(table, *table.bounds(selection.matcher.node))
 
     def blocks(self, space: Space, selection: Selection) -> Iterator[Masked]:
         """The vectors of the matching points that have one, in blocks; with masks of rows that do not count."""
