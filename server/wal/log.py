@@ -247,11 +247,10 @@ class Log:
     # --- what the writer reports -------------------------------------------------------------------------------------
 
     def _deliver(self, outcomes: Sequence[Outcome]) -> None:
-        """Called on the writer's thread."""
-        if self._loop is not None:
-            # A closed loop has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._take, outcomes)
+        """Called on the writer's thread, which has nothing to tell before the event loop has sent it something."""
+        # A closed loop has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            self._running_loop().call_soon_threadsafe(self._take, outcomes)
 
     def _take(self, outcomes: Sequence[Outcome]) -> None:
         before = self.last_seq

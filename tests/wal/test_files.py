@@ -52,6 +52,25 @@ def test_a_directory_of_ours_that_is_loose_is_tightened(tmp_path: Path) -> None:
     assert stat.S_IMODE(loose.stat().st_mode) == 0o700
 
 
+def test_the_names_of_directories_are_synced_up_to_what_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that were there: an earlier attempt may have ended between making and syncing."""
+    synced: list[Path] = []
+
+    def watch(path: Path) -> None:
+        if path == tmp_path.parent:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        synced.append(path)
+
+    disk = RealDisk()
+    monkeypatch.setattr(disk, "sync_directory", watch)
+    for _ in range(2):
+        synced.clear()
+        disk.make_directory(tmp_path / "a" / "b" / "c")
+        assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+
+
 def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -380,6 +380,23 @@ async def test_segments_go_when_both_readers_passed_and_the_retention_is_over() 
     await log.close()
 
 
+async def test_the_segment_being_written_is_closed_when_all_it_holds_may_go() -> None:
+    """Otherwise the last writes of a quiet log would stay for ever."""
+    clock = ManualClock()
+    disk = CrashDisk()
+    log = opened(disk=disk, clock=clock)
+    await log.append(entry(b"secret", SYNCED))
+    clock.advance(10)
+    assert await log.retire(1, clock.wall_ns(), 11.0) == 0
+    assert await log.retire(1, clock.wall_ns(), 10.0) == 1
+    assert not any(b"secret" in data for data in disk.everything().values())
+    assert await log.retire(1, clock.wall_ns(), 0.0) == 0, "an empty segment is left alone"
+    assert (log.last_seq, log.first_seq, log.segment_count) == (1, 2, 1)
+    assert await log.read(0, 10, 10) == []
+    assert await log.append(entry(b"next")) == 2
+    await log.close()
+
+
 async def test_a_retire_that_a_crash_ended_is_finished_at_the_next_open() -> None:
     clock = ManualClock()
     disk = CrashDisk()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from server.errors import WalDamaged, WalError
+from server.wal.files import RealDisk
 from server.wal.quarantine import DETAILS_BYTES_MAX
+from server.wal.record import Signer, subkey
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, Entropy, entry, opened
 
@@ -80,6 +83,33 @@ async def test_every_flipped_bit_and_every_truncation_shows() -> None:
         assert item.seq == 1
         with pytest.raises(WalDamaged, match=path.name):
             log._quarantine.record(1)
+    await log.close()
+
+
+async def test_what_is_signed_under_another_layout_or_version_is_not_guessed_at() -> None:
+    disk, path, data = await quarantined_file()
+    for at, value, why in ((8, b"\x02", "format version"), (60, b"\x1f", "lengths"), (88, b"x", "signature")):
+        changed = data[:at] + value + data[at + len(value) :]
+        if why == "lengths":
+            (key,) = (content for each, content in disk.everything().items() if each.suffix == ".key")
+            changed = changed[:-36] + Signer(subkey(key, "quarantine", changed[24:40])).mac(changed[:-36]) + b"...."
+        disk.put(path, changed[:-4] + google_crc32c.value(changed[:-4]).to_bytes(4, "little"))
+        log = opened(disk=disk, entropy=Entropy(why))
+        (item,) = log.quarantined()
+        assert why in item.flaw
+        assert list(log.quarantined_entries()) == []
+        await log.close()
+    disk.put(path, data)
+    log = opened(disk=disk, entropy=Entropy("again"))
+    assert [(item.seq, record.body) for item, record in log.quarantined_entries()] == [(1, b"body")]
+    await log.close()
+
+
+async def test_a_link_in_quarantine_is_not_followed(tmp_path: Path) -> None:
+    log = opened(tmp_path / "wal", disk=RealDisk())
+    (tmp_path / "wal" / "quarantine" / "00000000000000000001.entry").symlink_to(tmp_path / "secret")
+    (item,) = log.quarantined()
+    assert "plain file" in item.flaw
     await log.close()
 
 

@@ -43,6 +43,7 @@ def test_a_later_frame_proves_what_was_durable_before_it() -> None:
     assert proof_after(codec, data, 0, 164) == 164 + len(first)
     assert proof_after(codec, bytes(len(first)) + second[:-1], 0, 164) == 0
     assert proof_after(codec, bytes(len(first)) + bytes(len(second)) + third, 0, 164) == 164
+    assert proof_after(codec, bytes(len(first)) + second[:80] + b"?" + second[81:], 0, 164) == 0
     assert proof_after(codec, data, len(first), 164) == 164, "the frame at the flaw itself proves nothing"
 
 
