@@ -68,8 +68,8 @@ class Proposal:
 
 
 @dataclass
-class _Part:
-    """The index of one space. Guarded by the lock of the Index."""
+class Part:
+    """The index of one space, and what it has not seen yet. Guarded by the lock of the Index."""
 
     cid: int
     space: Space
@@ -115,7 +115,7 @@ class Index:
         self._settings = settings
         self._files = IndexFiles(directory)
         self._lock = threading.Lock()
-        self._parts: dict[tuple[int, str], _Part] = {}
+        self._parts: dict[tuple[int, str], Part] = {}
         self._process: IndexProcess | None = None
         self._file_limit_bytes = 0
         self._wake = threading.Event()
@@ -290,7 +290,7 @@ class Index:
         count = self._ask({"do": "count", "name": saved["name"]}, timeout=_START_TIMEOUT_SECONDS)["count"]
         part = None
         if collection is not None and space is not None and count == saved["points"]:
-            part = _Part(collection.cid, space, saved["name"], State.READY, points=count)
+            part = Part(collection.cid, space, saved["name"], State.READY, points=count)
             part.shortest, part.longest = saved["shortest"], saved["longest"]
             part.recent_floor = saved["revision"]
             with self._lock:
@@ -310,7 +310,7 @@ class Index:
         name = f"c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
         self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric]})
         with self._lock:
-            self._parts[key] = _Part(key[0], space, name)
+            self._parts[key] = Part(key[0], space, name)
 
     def _forget(self, keys: set[tuple[int, str]]) -> None:
         for key in keys:
@@ -332,7 +332,7 @@ class Index:
 
     # --- work on one space -----------------------------------------------------------------------------------------
 
-    def _advance(self, part: _Part) -> bool:
+    def _advance(self, part: Part) -> bool:
         if part.state is State.OFF:
             return False
         if part.state is State.BUILDING:
@@ -342,7 +342,7 @@ class Index:
             return True
         return self._catch_up(part)
 
-    def _build(self, part: _Part) -> bool:
+    def _build(self, part: Part) -> bool:
         # While the page is read, every change is noted: it may have been committed after the page was read.
         with self._lock:
             part.is_reading = True
@@ -362,7 +362,7 @@ class Index:
         self._put(part, block_of(part.space, records), replace=False)
         return True
 
-    def _catch_up(self, part: _Part) -> bool:
+    def _catch_up(self, part: Part) -> bool:
         with self._lock:
             changes = dict(islice(part.pending.items(), _CATCH_UP_POINTS))
         if not changes:
@@ -386,7 +386,7 @@ class Index:
     def _rest(self, seconds: float) -> None:
         self._halt.wait(min(seconds, _IDLE_SECONDS))
 
-    def _put(self, part: _Part, block: Block, *, replace: bool) -> None:
+    def _put(self, part: Part, block: Block, *, replace: bool) -> None:
         if not len(block):
             return
         lengths = np.linalg.norm(block.data, axis=1)

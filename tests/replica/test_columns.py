@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,3 +174,28 @@ def test_contents_are_numbered_once() -> None:
     assert dictionary.holding([values[0].SerializeToString()]) == [0, 1]
     assert dictionary.code(pack([values[0], values[0]])) == 3
     assert dictionary.holding([values[0].SerializeToString()]) == [0, 1, 3]
+
+
+def test_a_first_load_of_an_old_snapshot_is_not_taken_for_new(store: Store) -> None:
+    chance = random.Random(4)
+    cid = here(store).cid
+    matcher = compile_filter(
+        filter_of(m.Filter(must=[m.IsEmptyCondition(is_empty=m.PayloadField(key="a"))])), fields_of()
+    )
+    tables = Tables(Following(store, ROOM))
+    with store.transaction() as tx:
+        tx.put(cid, [point(chance, number) for number in range(50)])
+
+    def write() -> None:
+        with store.transaction() as tx:
+            tx.remove(cid, list(tx.keys(cid))[:40])
+
+    with store.snapshot():
+        before = here(store)
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        old = tables.table(before, matcher.node)
+        assert old is not None and list(old.keys_of(old.bounds(matcher.node)[1])) == walked(store, matcher)
+    new = tables.table(here(store), matcher.node)
+    assert new is not None and list(new.keys_of(new.bounds(matcher.node)[1])) == walked(store, matcher)

@@ -21,10 +21,11 @@ from server.clock import SystemClock
 from server.replica import catalogue, frames
 from server.replica import requests as r
 from server.replica.index_files import IndexFiles
-from server.replica.indexing import Index
+from server.replica.indexing import Index, Part, State
 from server.replica.packing import pack_keys, unpack_keys
 from server.replica.points import key_of
 from server.replica.search import Searcher
+from server.replica.spaces import spaces_of
 from server.replica.store import Collection, Record, Store
 from server.replica.vector_forms import Field, stored_values
 
@@ -332,3 +333,21 @@ def _source(content: bytes) -> Callable[[int], bytes]:
         return part
 
     return receive
+
+
+def test_what_a_build_has_yet_to_read_needs_no_note() -> None:
+    low, high = key_of(common.PointId(num=3)), key_of(common.PointId(num=7))
+    part = Part(1, spaces_of(b"").get("", None), "name")  # type: ignore[arg-type]
+    part.position = key_of(common.PointId(num=5))
+    part.note(1, frozenset((low, high)))
+    assert part.pending == {low: 1}
+    part.is_reading = True
+    part.note(2, frozenset((high,)))
+    assert part.pending == {low: 1, high: 2}
+    part.state, part.is_reading = State.READY, False
+    part.note(3, frozenset((low,)))
+    assert part.fresh(2) == {low, high}
+    part.applied({low: 3, high: 2})
+    assert (part.pending, part.fresh(2), part.fresh(3)) == ({}, {low}, set())
+    part.recent_floor = 3
+    assert part.fresh(2) is None

@@ -169,6 +169,21 @@ def test_query_defaults_and_thresholds(reads: Reads) -> None:
     assert [(one.id.num, one.score) for one in by_id.result] == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 
+def test_thresholds_are_strict_for_vectors_and_not_for_fusion(reads: Reads) -> None:
+    recommend = pb.QueryPoints(collection_name="c", score_threshold=5)
+    recommend.query.recommend.strategy = pb.RecommendStrategy.SumScores
+    recommend.query.recommend.positive.add().dense.data.extend([1, 0])
+    assert ids(reads.ask("Query", recommend).result) == [UUID]
+    reads.local.do(make.CREATE, make.create("e", distance=collections.Distance.Euclid))
+    reads.local.do(r.UPSERT, make.upsert(make.point(1, make.dense(3, 4)), make.point(2, make.dense(3, 0)), name="e"))
+    near_origin = near(0, 0, score_threshold=5)
+    near_origin.collection_name = "e"
+    assert [(one.id.num, one.score) for one in reads.ask("Query", near_origin).result] == [(2, 3.0)]
+    fused = pb.QueryPoints(collection_name="c", query=pb.Query(fusion=pb.Fusion.RRF), score_threshold=0.5)
+    fused.prefetch.add().query.nearest.dense.data.extend([1, 0])
+    assert [one.score for one in reads.ask("Query", fused).result] == [0.5]
+
+
 def test_ties_go_by_id(reads: Reads) -> None:
     assert ids(reads.ask("Query", near(0, 1)).result) == [UUID, 1, 2, 3, 4, 5]
     assert ids(reads.ask("Query", near(0, 1, limit=2)).result) == [UUID, 1]
