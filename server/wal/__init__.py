@@ -4,12 +4,18 @@ Promises: a PENDING entry is on the medium before `Log.append` returns; entries 
 were acknowledged; what was changed on disk by anyone else shows and is not replayed. Knows nothing of Qdrant: a body is
 bytes, a kind is a number from a list given by the caller.
 
-    record    PURE  bytes of segments, entries, head, quarantine
+    signing   PURE  a key for each use, HMAC-SHA256
+    record    PURE  bytes of segments, frames, head
     recovery  PURE  what to do about a flaw: a table
     files     the disk: the only fsync
     keyring   keys that sign the log
+    reader    frames of a segment, verified
     scan      a directory as it is found
+    opening   from a directory to a log that may be appended to
+    encoder   from entries to frames, on the event loop
     writer    the thread that writes and syncs, for all waiting writers at once
+    ledger    what readers may see; memory: how little of it is kept
+    quarantine  entries that Qdrant refuses
     log       what the rest of Understudy calls
     inspect   the same directory without a running server
 """

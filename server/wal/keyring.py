@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.errors import WalKeyMissing, WalKeyUnsafe
 from server.wal.files import Disk, publish
-from server.wal.record import KEY_BYTES, key_id_of
+from server.wal.signing import KEY_BYTES, key_id_of
 
 KEYS_DIRECTORY = "keys"
 KEY_SUFFIX = ".key"

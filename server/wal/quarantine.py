@@ -17,8 +17,9 @@ import google_crc32c
 from server.errors import WalDamaged, WalError
 from server.wal.files import TEMP_SUFFIX, Disk, publish
 from server.wal.keyring import Keyring
-from server.wal.record import CRC_BYTES, MAC_BYTES, VERSION, EntryState, Record, Signer, subkey
+from server.wal.record import CRC_BYTES, VERSION, EntryState, Record
 from server.wal.scan import QUARANTINE_DIRECTORY
+from server.wal.signing import MAC_BYTES, Signer, subkey
 
 MAGIC = b"USTDYQTN"
 DETAILS_BYTES_MAX = 4096

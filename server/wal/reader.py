@@ -14,7 +14,6 @@ from server.wal.files import Disk
 from server.wal.record import (
     FRAME_OVERHEAD_BYTES,
     FRAME_TRAILER_BYTES,
-    MAC_BYTES,
     PRINCIPAL_BYTES,
     TRACE_BYTES_MAX,
     Flaw,
@@ -23,6 +22,7 @@ from server.wal.record import (
     Record,
     SegmentCodec,
 )
+from server.wal.signing import MAC_BYTES
 
 CHUNK_BYTES = 1024 * 1024
 

@@ -7,7 +7,6 @@ The drawing of every byte is docs/wal-format.md.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import struct
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
+from server.wal.signing import MAC_BYTES, Signer, subkey
+
 VERSION = 1
-KEY_BYTES = 32
-MAC_BYTES = 32
 CRC_BYTES = 4
 PRINCIPAL_BYTES = 32
 TRACE_BYTES_MAX = 512
@@ -40,8 +39,6 @@ FRAME_TRAILER_BYTES = MAC_BYTES + CRC_BYTES
 FRAME_OVERHEAD_BYTES = FRAME_HEADER_BYTES + FRAME_TRAILER_BYTES
 
 _HEAD_CLEAN = 1
-_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
-_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
 
 
 class EntryState(Enum):
@@ -171,50 +168,10 @@ class Frame(NamedTuple):
         return int(_U64.unpack(self.payload)[0]) if self.type is FrameType.CURSOR else 0
 
 
-# hashlib lets other threads run while it takes in more than this. For entries of the usual size taking the interpreter
-# back costs more than the hash, and wakes the log's writer for half a batch.
-_GIL_KEPT_BYTES = 2047
-_SLICED_BYTES_MAX = 64 * 1024
 _ENTRY = FrameType.ENTRY.value
 _MARKS = {int(type_): type_ for type_ in (FrameType.CURSOR, FrameType.SEAL)}
 _STATES = {state.value: state for state in EntryState}
 _DURABLE_BEFORE_AT = 40
-
-
-def subkey(key: bytes, purpose: str, *parts: bytes) -> bytes:
-    """A key for one purpose, derived so that no two uses share one."""
-    message = b"".join(_U32.pack(len(part)) + part for part in (b"understudy wal 1", purpose.encode(), *parts))
-    return hmac.digest(key, message, "sha256")
-
-
-def key_id_of(key: bytes) -> bytes:
-    """Eight bytes that name a key without telling it."""
-    return subkey(key, "key id")[:8]
-
-
-class Signer:
-    """HMAC-SHA256 under one subkey, with both pads hashed once (half the cost of `hmac` on small frames)."""
-
-    __slots__ = ("_inner", "_outer")
-
-    def __init__(self, key: bytes) -> None:
-        padded = key.ljust(64, b"\0")
-        self._inner = hashlib.sha256(padded.translate(_INNER_PAD))
-        self._outer = hashlib.sha256(padded.translate(_OUTER_PAD))
-
-    def mac(self, *parts: bytes) -> bytes:
-        """MAC of the parts put end to end."""
-        inner = self._inner.copy()
-        for part in parts:
-            if _GIL_KEPT_BYTES < len(part) <= _SLICED_BYTES_MAX:
-                view = memoryview(part)
-                for start in range(0, len(part), _GIL_KEPT_BYTES):
-                    inner.update(view[start : start + _GIL_KEPT_BYTES])
-            else:
-                inner.update(part)
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return outer.digest()
 
 
 @dataclass(frozen=True, slots=True)

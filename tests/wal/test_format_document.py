@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.wal import quarantine, record
+from server.wal import quarantine, record, signing
 from server.wal.record import Flaw
 from server.wal.recovery import TABLE, Place
 
@@ -16,7 +16,7 @@ SIZES = {
     "segment header": record.SEGMENT_HEADER_BYTES,
     "frame": record.FRAME_OVERHEAD_BYTES,
     "head": record.HEAD_BYTES,
-    "quarantined entry": quarantine._ITEM.size + record.MAC_BYTES + record.CRC_BYTES,
+    "quarantined entry": quarantine._ITEM.size + signing.MAC_BYTES + record.CRC_BYTES,
 }
 STRUCTS = {
     "segment header": record._SEGMENT,

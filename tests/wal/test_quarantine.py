@@ -10,7 +10,7 @@ import pytest
 from server.errors import WalDamaged, WalError
 from server.wal.files import RealDisk
 from server.wal.quarantine import DETAILS_BYTES_MAX
-from server.wal.record import Signer, subkey
+from server.wal.signing import Signer, subkey
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, Entropy, entry, opened
 

@@ -25,13 +25,11 @@ from server.wal.record import (
     Record,
     SegmentCodec,
     SegmentHeader,
-    Signer,
     decode_head,
     decode_segment_header,
     encode_head,
-    key_id_of,
-    subkey,
 )
+from server.wal.signing import Signer, key_id_of, subkey
 from tests.wal.support import RULES
 
 KEY = bytes(range(32))
