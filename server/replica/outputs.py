@@ -21,6 +21,9 @@ from server.replica.records import Record
 from server.replica.refusal import invalid
 
 _ONEOF_SINCE = (1, 17)
+# Field 3 and field 2, length-delimited.
+_STORED_TAG = 0x1A
+_ANSWER_TAG = b"\x12"
 
 # Step of a path → what is selected below it; `_ALL` selects everything.
 Tree: TypeAlias = "dict[object, Any]"
@@ -148,7 +151,7 @@ def fill(target: Answered, record: Record, parts: Wanted, version: tuple[int, in
     target.id.CopyFrom(id_of(record.key))
     if parts.payload:
         if parts.include is None and parts.exclude is None:
-            _merge_payload(target, record.payload)
+            target.MergeFromString(as_answer(record.payload))
         else:
             payload = points.PointStruct.FromString(record.payload).payload
             if parts.include is not None:
@@ -159,10 +162,29 @@ def fill(target: Answered, record: Record, parts: Wanted, version: tuple[int, in
         _fill_vectors(target, points.NamedVectors.FromString(record.vectors).vectors, parts.names, version)
 
 
-def _merge_payload(target: Answered, payload: bytes) -> None:
-    stored = points.PointStruct.FromString(payload).payload
-    for name, value in stored.items():
-        target.payload[name].CopyFrom(value)
+def as_answer(payload: bytes) -> bytes:
+    """A stored payload as the payload of an answer: the same map entries under another field number.
+
+    PointStruct has its payload in field 3, RetrievedPoint and ScoredPoint in field 2. Decoding and copying the entries
+    costs ten times as much.
+    """
+    parts: list[bytes] = []
+    at = 0
+    while at < len(payload):
+        if payload[at] != _STORED_TAG:
+            raise ValueError("a stored payload holds something else")
+        end = at + 1
+        length = shift = 0
+        while True:
+            byte = payload[end]
+            end += 1
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        parts += (_ANSWER_TAG, payload[at + 1 : end + length])
+        at = end + length
+    return b"".join(parts)
 
 
 def _fill_vectors(
