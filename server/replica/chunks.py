@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +36,21 @@ QueryVector: TypeAlias = "Floats | Sparse"
 """Dense (d), multi (m by d) or sparse."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Postings:
+    """The values of sparse vectors by index: sorted `indices`, and beside each its row and value."""
+
+    indices: npt.NDArray[np.uint32]
+    rows: Integers
+    values: Floats
+
+    def of(self, index: int) -> slice:
+        """Where the entries of one index stand."""
+        low, high = np.searchsorted(self.indices, np.array([index, index + 1], dtype=np.uint64))
+        return slice(int(low), int(high))
+
+
+@dataclass(frozen=True)
 class Block:
     """Vectors of one space. Dense: `data` is n by d and `starts` empty. Multi: the rows of point i are
     data[starts[i]:starts[i+1]]. Sparse: the same cut through `data` (values) and `indices`.
@@ -90,23 +105,29 @@ class Block:
 
     def _sparse_similarity(self, query: Sparse) -> tuple[Floats, npt.NDArray[np.bool_]]:
         size = len(self.keys)
-        if not len(query.indices) or not len(self.indices):
-            return np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.bool_)
-        at = np.minimum(np.searchsorted(query.indices, self.indices), len(query.indices) - 1)
-        common = np.flatnonzero(query.indices[at] == self.indices)
-        owners = np.searchsorted(self.starts, common, side="right") - 1
-        products = self.data[common] * query.values[at[common]]
-        scores = np.bincount(owners, weights=products, minlength=size).astype(np.float32)
+        scores = np.zeros(size, dtype=np.float32)
         found = np.zeros(size, dtype=np.bool_)
-        found[owners] = True
+        for index, value in zip(query.indices.tolist(), query.values, strict=True):
+            entries = self.postings.of(index)
+            # An index stands once in a vector, so no row comes twice.
+            rows = self.postings.rows[entries]
+            scores[rows] += self.postings.values[entries] * value
+            found[rows] = True
         return scores, found
 
-    def document_frequency(self, indices: npt.NDArray[np.uint32]) -> Integers:
-        """For each index, how many points have it."""
-        at = np.minimum(np.searchsorted(indices, self.indices), max(len(indices) - 1, 0))
-        if not len(indices) or not len(self.indices):
-            return np.zeros(len(indices), dtype=np.int64)
-        counts: Integers = np.bincount(at[indices[at] == self.indices], minlength=len(indices)).astype(np.int64)
+    @cached_property
+    def postings(self) -> Postings:
+        """Made once: the vectors of a block do not change."""
+        owners = np.repeat(np.arange(len(self.keys), dtype=np.int64), np.diff(self.starts))
+        order = np.argsort(self.indices, kind="stable")
+        return Postings(self.indices[order], owners[order], self.data[order])
+
+    def document_frequency(self, indices: npt.NDArray[np.uint32], gone: npt.NDArray[np.bool_] | None) -> Integers:
+        """For each index, how many points have it; those marked in `gone` do not count."""
+        counts = np.zeros(len(indices), dtype=np.int64)
+        for at, index in enumerate(indices.tolist()):
+            rows = self.postings.rows[self.postings.of(index)]
+            counts[at] = len(rows) if gone is None else np.count_nonzero(~gone[rows])
         return counts
 
 

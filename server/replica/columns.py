@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,7 @@ class Dictionary:
         self.byte_size = 0
         self._holders: dict[bytes, list[int]] = {}
         self._indexed = 0
+        self._derived: dict[Hashable, list[Any]] = {}
 
     def code(self, content: bytes) -> int:
         """The number of a content."""
@@ -96,6 +97,15 @@ class Dictionary:
             self._indexed = len(self.contents)
             return [code for value in values for code in self._holders.get(value, ())]
 
+    def derived(self, what: Hashable, derive: Callable[[Values], Any]) -> Sequence[Any]:
+        """`derive` of each content, by code; made once for each content and `what`."""
+        with self._lock:
+            made = self._derived.setdefault(what, [])
+            for code in range(len(made), len(self.contents)):
+                made.append(derive(unpack(self.contents[code])))
+                self.byte_size += 100
+            return made
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -104,6 +114,10 @@ class Column:
     dictionary: Dictionary
     base: Codes
     recent: Codes
+
+    def codes(self, mask: Mask) -> Codes:
+        """The codes of the rows in a mask."""
+        return np.concatenate((self.base, self.recent))[mask]
 
     def mask(self, passes: npt.NDArray[np.bool_]) -> Mask:
         """From which codes pass to which rows pass."""
@@ -304,6 +318,12 @@ class Table:
             high_count = np.sum([high for _, high in pairs], axis=0) if pairs else np.zeros(len(surely))
             surely, maybe = surely & (low_count >= node.least), maybe & (high_count >= node.least)
         return surely, maybe
+
+    def keys_by_row(self, mask: Mask) -> Iterator[Key]:
+        """The ids of the rows in a mask, in the order of the rows: base, then recent."""
+        size = len(self.keys)
+        yield from (self.keys[row] for row in np.flatnonzero(mask[:size]).tolist())
+        yield from (self.recent[at] for at in np.flatnonzero(mask[size:]).tolist())
 
     def keys_of(self, mask: Mask, start: Key | None = None) -> Iterator[Key]:
         """The ids of the rows in a mask, in order, from `start` on."""

@@ -24,10 +24,12 @@ class Parts:
     store: Store
     service: Service
     index: Index
+    searcher: Searcher
 
     def close(self) -> None:
         """End the threads, then let go of index and store."""
         self.service.close()
+        self.searcher.close()
         self.index.close()
         self.store.close()
 
@@ -36,10 +38,11 @@ def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone
     """Open the store and build the service on it. Raises DataDirUnusable."""
     store = Store(directory, clock)
     index = Index(store, directory / "index", settings)
+    searcher = Searcher(store, settings, index)
     touched = Touched(store.applied_seq, limit_keys=settings.touched_keys)
     service = Service(
         store,
-        reader=Searcher(store, settings, index),
+        reader=searcher,
         writes=Writes(store, matching_keys, touched, clock, resolved_points=settings.resolved_points),
         imports=Imports(store, touched),
         index=index,
@@ -48,4 +51,5 @@ def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone
         read_threads=settings.read_threads,
     )
     index.start()
-    return Parts(store, service, index)
+    searcher.start()
+    return Parts(store, service, index, searcher)

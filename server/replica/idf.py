@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.replica.chunks import Sparse, take
+from server.replica.chunks import Sparse
 from server.replica.session import Selection, Session
 from server.replica.spaces import Space
 
@@ -18,8 +18,7 @@ def weighted(session: Session, space: Space, query: Sparse, corpus: Selection) -
     points = 0
     frequency = np.zeros(len(query.indices), dtype=np.int64)
     for block, gone in session.blocks(space, corpus):
-        live = block if gone is None else take(block, np.flatnonzero(~gone))
-        points += len(live)
-        frequency += live.document_frequency(query.indices)
+        points += len(block) if gone is None else int(np.count_nonzero(~gone))
+        frequency += block.document_frequency(query.indices, gone)
     weights = np.log((points - frequency + 0.5) / (frequency + 0.5) + 1)
     return Sparse(query.indices, (query.values * weights).astype(np.float32))

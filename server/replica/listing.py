@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+import numpy as np
+
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from server.replica import ordering, outputs, paths
@@ -93,10 +95,14 @@ def facet(session: Session, request: points.FacetCounts) -> points.FacetResponse
             "support Match conditions"
         )
     counts: Counter[Scalar] = Counter()
-    select = paths.selector(path)
-    for record in session.records(selection, payload=True) if limit else ():
-        payload = points.PointStruct.FromString(record.payload).payload
-        counts.update(set(index.held_of(select(payload))))
+    coded = session.coded(selection, path) if limit else None
+    if coded is not None:
+        held = coded.dictionary.derived(("held", index.kind), lambda values: tuple(set(index.held_of(values))))
+        for code, number in enumerate(np.bincount(coded.codes).tolist()):
+            counts.update(dict.fromkeys(held[code], number) if number else {})
+    else:
+        for _, values in session.walked(selection, path) if limit else ():
+            counts.update(set(index.held_of(values)))
     response = points.FacetResponse()
     for value, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]:
         hit = response.hits.add(count=number)

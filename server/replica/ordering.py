@@ -7,17 +7,20 @@ direction of the order. Needs a range index on the field, as Qdrant does, and sa
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from server.replica import paths, scalars
 from server.replica.conditions import timestamp_nanoseconds
 from server.replica.fields import Index
-from server.replica.records import Key, Record
+from server.replica.paths import Values
+from server.replica.records import Key
 from server.replica.refusal import Refusal, invalid, wrong_input
-from server.replica.session import Selection, Session
+from server.replica.session import Coded, Selection, Session
 
 OrderValue: TypeAlias = "int | float"
 Ordered: TypeAlias = tuple[Key, OrderValue]
@@ -41,27 +44,49 @@ def ordered(session: Session, order_by: points.OrderBy, selection: Selection, co
         raise no_range_index(order_by.key)
     falling = order_by.direction == points.Direction.Desc
     start = _start(order_by.start_from) if order_by.HasField("start_from") else None
-    select = paths.selector(path)
 
-    def values(record: Record) -> set[OrderValue]:
-        payload = points.PointStruct.FromString(record.payload).payload
-        return {_value(index, held) for held in index.held_of(select(payload))}
+    def values(held_in: Values) -> tuple[OrderValue, ...]:
+        return tuple({_value(index, held) for held in index.held_of(held_in)})
 
-    pairs = _pairs(session.records(selection, payload=True), values, start, falling)
+    coded = session.coded(selection, path)
+    if coded is not None:
+        held = coded.dictionary.derived(("order", index.kind), values)
+        pairs = _pairs_of(_candidates(coded, held, start, falling, count), held)
+    else:
+        pairs = ((value, key) for key, found in session.walked(selection, path) for value in values(found))
+    wanted = (pair for pair in pairs if start is None or (pair[0] <= start if falling else pair[0] >= start))
     pick = heapq.nlargest if falling else heapq.nsmallest
-    return [(key, value) for value, key in pick(count, pairs)]
+    return [(key, value) for value, key in pick(count, wanted)]
 
 
-def _pairs(
-    records: Iterable[Record],
-    values: Callable[[Record], set[OrderValue]],
-    start: OrderValue | None,
-    falling: bool,
+def _pairs_of(
+    points_: Iterable[tuple[Key, int]], held: Sequence[tuple[OrderValue, ...]]
 ) -> Iterator[tuple[OrderValue, Key]]:
-    for record in records:
-        for value in values(record):
-            if start is None or (value <= start if falling else value >= start):
-                yield value, record.key
+    for key, code in points_:
+        for value in held[code]:
+            yield value, key
+
+
+def _candidates(
+    coded: Coded, held: Sequence[tuple[OrderValue, ...]], start: OrderValue | None, falling: bool, count: int
+) -> list[tuple[Key, int]]:
+    """The points that can be among the first `count`, with their codes: those with one value are cut by numpy."""
+    lengths = np.fromiter(map(len, held), dtype=np.int64, count=len(held))
+    lengths_here = lengths[coded.codes]
+    several = np.flatnonzero(lengths_here > 1)
+    single = np.flatnonzero(lengths_here == 1)
+    # A float has room for every value but very large integers, whose order among equals is settled afterwards.
+    firsts = np.fromiter((one[0] if one else 0 for one in held), dtype=np.float64, count=len(held))
+    numbers = firsts[coded.codes[single]]
+    if start is not None:
+        # The bound is rounded outwards; what it lets through wrongly is dropped by the caller.
+        near = numbers <= np.nextafter(start, np.inf) if falling else numbers >= np.nextafter(start, -np.inf)
+        single, numbers = single[near], numbers[near]
+    if len(single) > count:
+        rank = -numbers if falling else numbers
+        single = single[rank <= np.partition(rank, count - 1)[count - 1]]
+    rows = np.concatenate((several, single)).tolist()
+    return [(coded.keys[row], int(coded.codes[row])) for row in rows]
 
 
 def _value(index: Index, held: object) -> OrderValue:

@@ -6,7 +6,9 @@ only the server can do is NotServed. Synchronous and safe to call from many thre
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -28,6 +30,8 @@ from server.replica.tables import Tables
 from server.replica.universal import Hit, Universal
 
 __all__ = ["Searcher", "matching_keys"]
+
+logger = logging.getLogger("server.replica")
 
 _POINTS = "/qdrant.Points/"
 _SNAPSHOT_TRIES = 20
@@ -252,7 +256,7 @@ METHODS = frozenset(_POINTS + name for name in _HANDLERS)
 
 
 class Searcher:
-    """Answers reads from the store."""
+    """Answers reads from the store. `start` keeps what it holds in memory up to date in the background."""
 
     def __init__(self, store: Store, settings: config.Replica, index: Index | None = None) -> None:
         self._store = store
@@ -260,6 +264,8 @@ class Searcher:
         self._index = index
         following = Following(store, settings.resident_bytes)
         self._kept = (Resident(following), Tables(following))
+        self._halt = threading.Event()
+        self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)
 
     def answer(self, method: str, body: bytes) -> bytes:
         """The serialized response to a read call. Raises Refusal."""
@@ -281,3 +287,35 @@ class Searcher:
             raise NotServed("the collection changes too fast to be read whole")
         response.time = self._store.clock.monotonic() - started  # type: ignore[attr-defined]
         return response.SerializeToString()
+
+    def start(self) -> None:
+        """Begin to keep vectors and columns warm, so that the first reads of an outage need not load them."""
+        if self._settings.warm_seconds > 0:
+            self._warmer.start()
+
+    def close(self) -> None:
+        """Stop keeping warm."""
+        self._halt.set()
+        if self._warmer.ident is not None:
+            self._warmer.join()
+
+    def _keep_warm(self) -> None:
+        while not self._halt.is_set():
+            try:
+                self.warm()
+            except Exception:  # the outermost loop of the thread: reads go on without it
+                logger.exception("warming up failed")
+            self._halt.wait(self._settings.warm_seconds)
+
+    def warm(self) -> None:
+        """Load or bring up to date the vectors of all whole collections, and the columns of their indexed fields."""
+        for name in [collection.name for collection in self._store.collections()]:
+            if self._halt.is_set():
+                return
+            try:
+                with self._store.snapshot():
+                    collection = self._store.collection(name)
+                    if collection is not None and catalogue.is_whole(collection) and collection.points:
+                        Session(self._store, collection, *self._kept).warm()
+            except SnapshotPassed:
+                continue

@@ -14,18 +14,20 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
+from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import catalogue
 from server.replica.chunks import Block, block_of
-from server.replica.columns import Mask, Table
+from server.replica.columns import Codes, Dictionary, Mask, Table
 from server.replica.fields import Fields
 from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_trivial
 from server.replica.indexing import Index
+from server.replica.paths import Path, Values, selector
 from server.replica.points import key_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Key, Record
 from server.replica.resident import Resident
-from server.replica.spaces import Space, space_of
+from server.replica.spaces import Space, space_of, spaces_of
 from server.replica.tables import Tables
 
 _PAGE = 2048
@@ -46,6 +48,15 @@ class Selection:
     def is_everything(self) -> bool:
         """Whether every point passes."""
         return self.matcher is None
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Points, and for each the number of its content in a dictionary."""
+
+    dictionary: Dictionary
+    keys: list[Key]
+    codes: Codes
 
 
 EVERYTHING = Selection(None, None)
@@ -181,12 +192,27 @@ class Session:
             return int(np.count_nonzero(judged.maybe))
         return sum(1 for _ in self.keys(selection))
 
-    def _judged(self, selection: Selection) -> Judged | None:
+    def _judged(self, selection: Selection, *more: Path) -> Judged | None:
         """What the columns say about a selection; None when the points have to be walked."""
-        if self._tables is None or selection.matcher is None or selection.only is not None:
+        if self._tables is None or selection.only is not None or (selection.matcher is None and not more):
             return None
-        table = self._tables.table(self.collection, selection.matcher.node)
-        return None if table is None else Judged(table, *table.bounds(selection.matcher.node))
+        node = selection.matcher.node if selection.matcher is not None else Combined()
+        table = self._tables.table(self.collection, node, *more)
+        return None if table is None else Judged(table, *table.bounds(node))
+
+    def coded(self, selection: Selection, path: Path) -> Coded | None:
+        """The matching points with the codes of what they hold at a path; None when the points have to be walked."""
+        judged = self._judged(selection, path)
+        if judged is None or not judged.is_exact or path not in judged.table.columns:
+            return None
+        column = judged.table.columns[path]
+        return Coded(column.dictionary, list(judged.table.keys_by_row(judged.maybe)), column.codes(judged.maybe))
+
+    def walked(self, selection: Selection, path: Path) -> Iterator[tuple[Key, Values]]:
+        """The matching points and what they hold at a path, one by one."""
+        select = selector(path)
+        for record in self.records(selection, payload=True):
+            yield record.key, select(points.PointStruct.FromString(record.payload).payload)
 
     def blocks(self, space: Space, selection: Selection) -> Iterator[Masked]:
         """The vectors of the matching points that have one, in blocks; with masks of rows that do not count."""
@@ -213,6 +239,14 @@ class Session:
         wanted = list(keys)
         found = self.reads.fetch(self.collection.cid, wanted, payload=False)
         return block_of(space, [found[key] for key in wanted if key in found])
+
+    def warm(self) -> None:
+        """Bring what is kept of the collection up to date: vectors that fit, columns of indexed fields."""
+        if self._tables is not None and self.fields.indexes:
+            self._tables.table(self.collection, Combined(), *self.fields.indexes)
+        if self._resident is not None:
+            for space in spaces_of(self.collection.config).values():
+                self._resident.view(self.collection, space)
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
         """Those of `keys` that do not exist."""

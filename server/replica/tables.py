@@ -34,9 +34,10 @@ class Tables:
         # Columns found too large: (collection, source).
         self._wide: set[tuple[int, Source]] = set()
 
-    def table(self, collection: Collection, node: Node) -> Table | None:
-        """The table with the columns for a filter. Raises SnapshotPassed."""
-        wanted = [source for source in sources_of(node) if (collection.cid, source) not in self._wide]
+    def table(self, collection: Collection, node: Node, *more: Source) -> Table | None:
+        """The table with the columns for a filter, and with `more` if they fit. Raises SnapshotPassed."""
+        sources = dict.fromkeys((*sources_of(node), *more))
+        wanted = [source for source in sources if (collection.cid, source) not in self._wide]
         too_large = collection.points * _KEY_BYTES > self._following.limit_bytes // 2
         if collection.points < _LEAST_POINTS or too_large or not wanted:
             return None

@@ -12,7 +12,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from server import config
-from server.replica import catalogue
+from server.replica import catalogue, tables
 from server.replica import requests as r
 from server.replica.refusal import NotServed, Refusal
 from server.replica.search import METHODS, Searcher, matching_keys
@@ -371,3 +371,18 @@ def test_aliases_are_names(reads: Reads) -> None:
     action = collections.AliasOperations(create_alias=collections.CreateAlias(collection_name="c", alias_name="a"))
     reads.local.do(make.ALIASES, collections.ChangeAliases(actions=[action]))
     assert reads.ask("Count", pb.CountPoints(collection_name="a")).result.count == 6
+
+
+def test_warming_up_changes_no_answer(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_LEAST_POINTS", 0)
+    reads.index("k", pb.FieldTypeKeyword)
+    request = near(1, 0, filter=make.matching_keyword("k", "odd"))
+    before = ids(reads.ask("Query", request).result)
+    warmed = Searcher(reads.store, config.Replica(warm_seconds=0.01))
+    warmed.start()
+    for turn in range(5):
+        reads.local.do(r.UPSERT, make.upsert(make.point(200 + turn, make.dense(0, 0), k="even")))
+        answer = warmed.answer(r.POINTS + "Query", request.SerializeToString())
+        assert ids(pb.QueryResponse.FromString(answer).result) == before
+    warmed.close()
+    reads.searcher.close()
