@@ -81,7 +81,9 @@ class Part:
     stale: int = 0
     shortest: float = float("inf")
     longest: float = 0.0
-    pending: dict[Key, int] = field(default_factory=dict)
+    # Revision, and a number of its own for each note: the one before a commit and the one after it are two.
+    pending: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    notes: int = 0
     recent: deque[tuple[int, Key]] = field(default_factory=deque)
     recent_floor: int = 0
 
@@ -89,20 +91,22 @@ class Part:
         """Points changed. Those that a build will still come to need no note."""
         for key in keys:
             if self.state is State.READY or self.is_reading or key <= self.position:
-                self.pending[key] = revision
+                self.notes += 1
+                self.pending[key] = (revision, self.notes)
 
     def fresh(self, revision: int) -> set[Key] | None:
         """Points that may differ between the index and a snapshot at `revision`; None when that is not known."""
         if self.recent_floor > revision or len(self.pending) > _FRESH_MOST:
             return None
-        return {*self.pending, *(key for applied, key in self.recent if applied > revision)}
+        # A point noted before its commit may have been read too early; the note after the commit is still to come.
+        return {*self.pending, *(key for applied, key in self.recent if applied >= revision)}
 
-    def applied(self, changes: dict[Key, int]) -> None:
-        """The index has seen these points as of these revisions or later."""
-        for key, revision in changes.items():
-            if self.pending.get(key) == revision:
+    def applied(self, changes: dict[Key, tuple[int, int]]) -> None:
+        """The index has seen these points as they were when the notes were taken, or later."""
+        for key, note in changes.items():
+            if self.pending.get(key) == note:
                 del self.pending[key]
-            self.recent.append((revision, key))
+            self.recent.append((note[0], key))
         while len(self.recent) > _RECENT_POINTS:
             self.recent_floor = max(self.recent_floor, self.recent.popleft()[0])
 

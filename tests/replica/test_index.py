@@ -340,14 +340,24 @@ def test_what_a_build_has_yet_to_read_needs_no_note() -> None:
     part = Part(1, spaces_of(b"").get("", None), "name")  # type: ignore[arg-type]
     part.position = key_of(common.PointId(num=5))
     part.note(1, frozenset((low, high)))
-    assert part.pending == {low: 1}
+    assert set(part.pending) == {low}
     part.is_reading = True
     part.note(2, frozenset((high,)))
-    assert part.pending == {low: 1, high: 2}
+    assert set(part.pending) == {low, high}
     part.state, part.is_reading = State.READY, False
     part.note(3, frozenset((low,)))
     assert part.fresh(2) == {low, high}
-    part.applied({low: 3, high: 2})
-    assert (part.pending, part.fresh(2), part.fresh(3)) == ({}, {low}, set())
+    part.applied(dict(part.pending))
+    assert (part.pending, part.fresh(2), part.fresh(3), part.fresh(4)) == ({}, {low, high}, {low}, set())
     part.recent_floor = 3
     assert part.fresh(2) is None
+
+
+def test_a_point_read_before_its_commit_is_read_again() -> None:
+    key = key_of(common.PointId(num=3))
+    part = Part(1, spaces_of(b"").get("", None), "name", State.READY)  # type: ignore[arg-type]
+    part.note(1, frozenset((key,)))
+    taken = dict(part.pending)
+    part.note(1, frozenset((key,)))
+    part.applied(taken)
+    assert set(part.pending) == {key}
