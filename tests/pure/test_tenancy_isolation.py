@@ -20,6 +20,7 @@ from server.config import Tenancy
 from server.rpc import METHODS, Call, Code, Kind, Reply, Scope
 from server.tenancy import TenancyLayer
 from tests.pure.tenancy_requests import KEY, UUIDS, Maker
+from tests.upstream import differences
 from tests.upstream.engine import Engine
 from tests.upstream.refusal import Refused
 
@@ -35,6 +36,13 @@ WRITES = [
 ]
 SEEDS = 40
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def local_mode_as_it_was() -> Iterator[None]:
+    """The engine changes rules of local mode in this process; other tests compare with local mode as it is."""
+    yield
+    differences.uninstall()
 
 
 class EngineBackend:

@@ -17,6 +17,7 @@ from generated.qdrant import collections_pb2
 
 _check_condition = payload_filters.check_condition
 _check_match = payload_filters.check_match
+_check_values_count = payload_filters.check_values_count
 _validate_dense_vector = local_collection.validate_dense_vector
 _indexes: Mapping[str, collections_pb2.PayloadSchemaInfo] = {}
 
@@ -88,6 +89,13 @@ def validate_dense_vector(vector: Any, vector_name: str) -> None:
     except ValueError as error:
         if "NaN" not in str(error):
             raise
+
+
+def uninstall() -> None:
+    """Give local mode its own rules back, for tests that compare with it as it is."""
+    payload_filters.check_values_count = _check_values_count
+    payload_filters.check_condition = _check_condition
+    local_collection.validate_dense_vector = _validate_dense_vector
 
 
 def install() -> None:
