@@ -6,7 +6,7 @@ priority. Whatever Chroma does to this process (hold the GIL, leak, crash) stays
 
 Operations (head → answer head):
     open → {}                           count {name} → {count}
-    create {name, space, size} → {}     drop {name} → {}
+    create {name, space, breadth} → {}  drop {name} → {}
     put {name, count, size, replace} body: keys, vectors → {}
     remove {name, count} body: keys → {}
     query {name, wanted} body: vector → {count} body: keys
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 _NICE = 10
-# Measured in FACTS 4: recall 1.00 on random vectors where Chroma's defaults give 0.57.
-_HNSW = {"ef_search": 500, "max_neighbors": 32, "ef_construction": 200}
+# Recall 1.00 on 10,000 random vectors, where Chroma's defaults give 0.57; `ef_search` rises with the collection.
+_HNSW = {"max_neighbors": 32, "ef_construction": 200}
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -81,7 +81,7 @@ class Server:
 
     def _create(self, head: dict[str, Any], body: bytes) -> Answer:
         assert self._client is not None
-        configuration: Any = {"hnsw": {**_HNSW, "space": head["space"]}}
+        configuration: Any = {"hnsw": {**_HNSW, "space": head["space"], "ef_search": head["breadth"]}}
         self._open[head["name"]] = self._client.create_collection(
             head["name"], configuration=configuration, embedding_function=None
         )

@@ -14,9 +14,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from server import config
+from server.replica import index_trial
 from server.replica.chunks import Block, block_of
 from server.replica.index_files import IndexFiles
+from server.replica.index_part import FRESH_MOST, Part, Proposal, State
 from server.replica.index_process import IndexBusy, IndexLost, IndexProcess
 from server.replica.packing import pack_keys, unpack_keys
 from server.replica.records import Changes, Collection, Key
@@ -40,75 +39,16 @@ _QUERY_TIMEOUT_SECONDS = 2.0
 _WRITE_TIMEOUT_SECONDS = 60.0
 _START_TIMEOUT_SECONDS = 120.0
 _CATCH_UP_POINTS = 50
-_RECENT_POINTS = 4096
-# Above this many changed points the index is behind and exact search is as fast.
-_FRESH_MOST = 10_000
 _LENGTH_SPREAD = 1.02
+# How many candidates the graph keeps while it searches.
+_BREADTH_LEAST = 500
+_BREADTH_MOST = 2000
+_POINTS_PER_BREADTH = 25
 _FILE_BYTES_LEAST = 128 * 1024 * 1024
 _FREE_BYTES_LEAST = 512 * 1024 * 1024
 _GUARD_EVERY_BATCHES = 20
 _IDLE_SECONDS = 1.0
 _BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
-
-
-class State(Enum):
-    """Of the index of one space."""
-
-    BUILDING = "building"
-    READY = "ready"
-    OFF = "off"
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """Likely nearest points, best first, and the points that the index may have out of date."""
-
-    candidates: list[Key]
-    fresh: set[Key]
-
-
-@dataclass
-class Part:
-    """The index of one space, and what it has not seen yet. Guarded by the lock of the Index."""
-
-    cid: int
-    space: Space
-    name: str
-    state: State = State.BUILDING
-    position: Key = b""
-    is_reading: bool = False
-    points: int = 0
-    stale: int = 0
-    shortest: float = float("inf")
-    longest: float = 0.0
-    # Revision, and a number of its own for each note: the one before a commit and the one after it are two.
-    pending: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    notes: int = 0
-    recent: deque[tuple[int, Key]] = field(default_factory=deque)
-    recent_floor: int = 0
-
-    def note(self, revision: int, keys: frozenset[Key]) -> None:
-        """Points changed. Those that a build will still come to need no note."""
-        for key in keys:
-            if self.state is State.READY or self.is_reading or key <= self.position:
-                self.notes += 1
-                self.pending[key] = (revision, self.notes)
-
-    def fresh(self, revision: int) -> set[Key] | None:
-        """Points that may differ between the index and a snapshot at `revision`; None when that is not known."""
-        if self.recent_floor > revision or len(self.pending) > _FRESH_MOST:
-            return None
-        # A point noted before its commit may have been read too early; the note after the commit is still to come.
-        return {*self.pending, *(key for applied, key in self.recent if applied >= revision)}
-
-    def applied(self, changes: dict[Key, tuple[int, int]]) -> None:
-        """The index has seen these points as they were when the notes were taken, or later."""
-        for key, note in changes.items():
-            if self.pending.get(key) == note:
-                del self.pending[key]
-            self.recent.append((note[0], key))
-        while len(self.recent) > _RECENT_POINTS:
-            self.recent_floor = max(self.recent_floor, self.recent.popleft()[0])
 
 
 class Index:
@@ -180,6 +120,12 @@ class Index:
             states = {part.state for part in self._parts.values() if part.cid == cid}
         found = next((state for state in (State.BUILDING, State.READY) if state in states), State.OFF)
         return str(found.value)
+
+    def recall(self, cid: int, name: str) -> float:
+        """The share of the nearest points that the index of a space was found to find; 0 before it is ready."""
+        with self._lock:
+            part = self._parts.get((cid, name))
+            return part.recall if part is not None and part.state is State.READY else 0.0
 
     @property
     def pid(self) -> int | None:
@@ -296,7 +242,7 @@ class Index:
         if collection is not None and space is not None and count == saved["points"]:
             part = Part(collection.cid, space, saved["name"], State.READY, points=count)
             part.shortest, part.longest = saved["shortest"], saved["longest"]
-            part.recent_floor = saved["revision"]
+            part.recent_floor, part.recall = saved["revision"], saved["recall"]
             with self._lock:
                 self._parts[collection.cid, space.name] = part
             # Changes are noted from here on; what was committed before shows in the revision.
@@ -312,7 +258,8 @@ class Index:
     def _begin(self, key: tuple[int, str], space: Space) -> None:
         self._next_name += 1
         name = f"c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
-        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric]})
+        breadth = min(max(self._store.count(key[0]) // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST)
+        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric], "breadth": breadth})
         with self._lock:
             self._parts[key] = Part(key[0], space, name)
 
@@ -341,7 +288,7 @@ class Index:
             return False
         if part.state is State.BUILDING:
             return self._build(part)
-        if part.stale > max(2000, part.points // 2) or len(part.pending) > max(_FRESH_MOST, part.points // 2):
+        if part.stale > max(2000, part.points // 2) or len(part.pending) > max(FRESH_MOST, part.points // 2):
             self._forget({(part.cid, part.space.name)})
             return True
         return self._catch_up(part)
@@ -352,19 +299,38 @@ class Index:
             part.is_reading = True
         records = self._store.scan(part.cid, part.position or None, self._settings.index_batch_points, payload=False)
         if not records:
+            part.recall = self._tried(part)
             now = self._store.collection_of(part.cid)
             with self._lock:
                 part.state = State.READY
                 part.is_reading = False
                 part.recent_floor = now.revision if now is not None else 0
             self._losses = 0
-            logger.info("the vector index of collection %d is ready: %d points", part.cid, part.points)
+            logger.info(
+                "the vector index of collection %d is ready: %d points, recall %.3f", part.cid, part.points, part.recall
+            )
             return True
         with self._lock:
             part.position = records[-1].key
             part.is_reading = False
         self._put(part, block_of(part.space, records), replace=False)
         return True
+
+    def _tried(self, part: Part) -> float:
+        """The share of the truly nearest points that the index finds."""
+        probes = index_trial.probes(self._store, part.cid, part.space)
+        hits = total = 0
+        for probe, truth in zip(probes, index_trial.nearest(self._store, part.cid, part.space, probes), strict=True):
+            proposed = self._query({"do": "query", "name": part.name, "wanted": index_trial.RESULTS}, probe)
+            hits += len(truth & proposed)
+            total += len(truth)
+        return hits / total if total else 1.0
+
+    def _query(self, head: dict[str, Any], vector: Floats) -> set[Key]:
+        if self._process is None:
+            raise IndexLost("there is no process")
+        body = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        return set(unpack_keys(self._process.ask(head, body, timeout_seconds=_WRITE_TIMEOUT_SECONDS)[1]))
 
     def _catch_up(self, part: Part) -> bool:
         with self._lock:
@@ -448,6 +414,7 @@ class Index:
                     "name": part.name,
                     "points": answer["count"],
                     "revision": collection.revision,
+                    "recall": part.recall,
                     "shortest": part.shortest,
                     "longest": part.longest,
                 }

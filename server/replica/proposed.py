@@ -1,13 +1,14 @@
-"""Nearest points by way of the vector index.
+"""Nearest points: by way of the vector index, or exactly.
 
 Promises: every candidate that the index proposes passes the exact filter and is scored from its stored vector, together
-with all points that the index may have out of date; more candidates are asked for until enough of them pass. None when
-the index cannot serve, or when so few points pass that an exact search is cheaper.
+with all points that the index may have out of date; more candidates are asked for until enough of them pass. Where the
+vectors fit in memory, the index serves only while it is the faster way and was found to miss next to nothing.
 """
 
 from __future__ import annotations
 
 from server.replica.chunks import Sparse
+from server.replica.indexing import Index
 from server.replica.records import Key
 from server.replica.scoring import Nearest, Scored, best
 from server.replica.session import Selection, Session
@@ -15,19 +16,47 @@ from server.replica.session import Selection, Session
 _ROOM = 4
 _LEAST_CANDIDATES = 64
 _MOST_CANDIDATES = 1024
+_RECALL_LEAST = 0.99
 
 
 def nearest(
     session: Session, scorer: Nearest, selection: Selection, count: int, threshold: float | None
+) -> list[Scored]:
+    """The best `count` points that pass, as (id, score)."""
+    space = (session.collection.cid, scorer.space.name)
+    if session.index is not None and _may_serve(session, session.index, scorer, selection):
+        started = session.now()
+        found = _by_index(session, scorer, selection, count, threshold)
+        session.pace.index_took(space, session.now() - started)
+        if found is not None:
+            return found
+    started = session.now()
+    found = best(scorer, session.blocks(scorer.space, selection), count, threshold)
+    if selection.is_everything:
+        session.pace.exact_took(space, session.now() - started)
+    return found
+
+
+def _may_serve(session: Session, index: Index, scorer: Nearest, selection: Selection) -> bool:
+    space = scorer.space
+    if selection.only is not None or isinstance(scorer.vector, Sparse) or space.field.is_multi:
+        return False
+    recall = index.recall(session.collection.cid, space.name)
+    if not session.fits(space):
+        return recall > 0
+    return recall >= _RECALL_LEAST and session.pace.prefers_index((session.collection.cid, space.name))
+
+
+def _by_index(
+    session: Session, scorer: Nearest, selection: Selection, count: int, threshold: float | None
 ) -> list[Scored] | None:
-    """The best `count` points that pass, as (id, score); None = search exactly."""
-    index, vector = session.index, scorer.vector
-    if index is None or selection.only is not None or isinstance(vector, Sparse) or scorer.space.field.is_multi:
-        return None
+    """None: the index cannot serve, or so few points pass that an exact search is cheaper."""
+    index = session.index
+    assert index is not None and not isinstance(scorer.vector, Sparse)
     # As a filter lets fewer through, more are asked for.
     asked = count if selection.is_everything else max(_ROOM * count, _LEAST_CANDIDATES)
     while asked <= _MOST_CANDIDATES:
-        proposal = index.propose(session.collection, scorer.space, vector, asked)
+        proposal = index.propose(session.collection, scorer.space, scorer.vector, asked)
         if proposal is None:
             return None
         passing = _passing(session, selection, [*proposal.candidates, *proposal.fresh])

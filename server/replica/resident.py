@@ -94,8 +94,7 @@ class Resident:
 
         Raises SnapshotPassed when another thread has already moved on.
         """
-        expected = collection.points * (4 * max(space.field.size, 1) + 240)
-        if expected > self._following.limit_bytes:
+        if not self.fits(collection, space):
             return None
         slot = self._following.slot(collection.cid, space)
         view: View = slot.current(
@@ -106,6 +105,10 @@ class Resident:
         )
         self._following.trim(collection.cid, space)
         return view
+
+    def fits(self, collection: Collection, space: Space) -> bool:
+        """Whether the vectors of a space take no more than may be kept."""
+        return collection.points * (4 * max(space.field.size, 1) + 240) <= self._following.limit_bytes
 
     def _advanced(self, view: View, cid: int, keys: set[Key]) -> View:
         records = self._store.fetch(cid, keys, payload=False)

@@ -20,11 +20,12 @@ from server.replica import catalogue, groups, legacy, listing, matrix, ordering,
 from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
 from server.replica.outputs import Wanted
+from server.replica.pace import Pace
 from server.replica.records import Key, Record
 from server.replica.refusal import NotServed
 from server.replica.requests import parse
 from server.replica.resident import Resident
-from server.replica.session import Session, matching_keys
+from server.replica.session import Aids, Session, matching_keys
 from server.replica.store import Store
 from server.replica.tables import Tables
 from server.replica.universal import Hit, Universal
@@ -43,19 +44,16 @@ Handler: TypeAlias = Callable[["_Answer", Any], Message]
 class _Answer:
     """One call: sessions in one snapshot."""
 
-    def __init__(
-        self, store: Store, kept: tuple[Resident, Tables], settings: config.Replica, index: Index | None
-    ) -> None:
+    def __init__(self, store: Store, aids: Aids, settings: config.Replica) -> None:
         self.store = store
         self.settings = settings
-        self._kept = kept
-        self._index = index
+        self._aids = aids
         # Sampling wants no secret, only spread.
         self.chance = random.Random()  # noqa: S311
 
     def session(self, name: str) -> Session:
         """Raises Refusal when there is no such collection."""
-        return Session(self.store, catalogue.find(self.store, name), *self._kept, self._index)
+        return Session(self.store, catalogue.find(self.store, name), self._aids)
 
     def universal(self, session: Session) -> Universal:
         """The runner of queries."""
@@ -261,9 +259,8 @@ class Searcher:
     def __init__(self, store: Store, settings: config.Replica, index: Index | None = None) -> None:
         self._store = store
         self._settings = settings
-        self._index = index
         following = Following(store, settings.resident_bytes)
-        self._kept = (Resident(following), Tables(following))
+        self._aids = Aids(Resident(following), Tables(following), Pace(), store.clock.monotonic, index)
         self._halt = threading.Event()
         self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)
 
@@ -278,7 +275,7 @@ class Searcher:
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():
-                    answer = _Answer(self._store, self._kept, self._settings, self._index)
+                    answer = _Answer(self._store, self._aids, self._settings)
                     response = handler(answer, request)
                     break
             except SnapshotPassed:
@@ -316,6 +313,6 @@ class Searcher:
                 with self._store.snapshot():
                     collection = self._store.collection(name)
                     if collection is not None and catalogue.is_whole(collection) and collection.points:
-                        Session(self._store, collection, *self._kept).warm()
+                        Session(self._store, collection, self._aids).warm()
             except SnapshotPassed:
                 continue

@@ -6,7 +6,7 @@ from one snapshot of the store. Does not know requests or responses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from server.replica.columns import Codes, Dictionary, Mask, Table
 from server.replica.fields import Fields
 from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_trivial
 from server.replica.indexing import Index
+from server.replica.pace import Pace
 from server.replica.paths import Path, Values, selector
 from server.replica.points import key_of
 from server.replica.reads import Reads
@@ -99,22 +100,32 @@ def only(keys: Iterable[Key]) -> Selection:
     return Selection(Matcher.of(HasId(wanted)), tuple(sorted(wanted)))
 
 
-class Session:
-    """Reads one collection. `resident` is None inside a write transaction."""
+@dataclass(frozen=True, slots=True)
+class Aids:
+    """What makes reads of committed data fast."""
 
-    def __init__(
-        self,
-        reads: Reads,
-        collection: Collection,
-        resident: Resident | None = None,
-        tables: Tables | None = None,
-        index: Index | None = None,
-    ) -> None:
+    resident: Resident
+    tables: Tables
+    pace: Pace
+    now: Callable[[], float]
+    index: Index | None = None
+
+
+def _no_time() -> float:
+    return 0.0
+
+
+class Session:
+    """Reads one collection. Inside a write transaction there are no aids: what they hold is committed only."""
+
+    def __init__(self, reads: Reads, collection: Collection, aids: Aids | None = None) -> None:
         self.reads = reads
         self.collection = collection
-        self.index = index
-        self._resident = resident
-        self._tables = tables
+        self.index = aids.index if aids is not None else None
+        self.pace = aids.pace if aids is not None else Pace()
+        self.now = aids.now if aids is not None else _no_time
+        self._resident = aids.resident if aids is not None else None
+        self._tables = aids.tables if aids is not None else None
 
     @cached_property
     def fields(self) -> Fields:
@@ -239,6 +250,10 @@ class Session:
         wanted = list(keys)
         found = self.reads.fetch(self.collection.cid, wanted, payload=False)
         return block_of(space, [found[key] for key in wanted if key in found])
+
+    def fits(self, space: Space) -> bool:
+        """Whether the vectors of a space can be kept in memory."""
+        return self._resident is not None and self._resident.fits(self.collection, space)
 
     def warm(self) -> None:
         """Bring what is kept of the collection up to date: vectors that fit, columns of indexed fields."""

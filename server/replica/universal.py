@@ -190,10 +190,9 @@ class Universal:
     def _best(
         self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
     ) -> list[Hit]:
-        found = None
         if isinstance(scorer, scoring.Nearest):
             found = proposed.nearest(self._session, scorer, selection, count, threshold)
-        if found is None:
+        else:
             found = scoring.best(scorer, self._session.blocks(space, selection), count, threshold)
         return [Hit(key, score) for key, score in found]
 

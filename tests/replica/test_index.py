@@ -21,7 +21,9 @@ from server.clock import SystemClock
 from server.replica import catalogue, frames
 from server.replica import requests as r
 from server.replica.index_files import IndexFiles
-from server.replica.indexing import Index, Part, State
+from server.replica.index_part import Part, State
+from server.replica.indexing import Index
+from server.replica.pace import Pace
 from server.replica.packing import pack_keys, unpack_keys
 from server.replica.points import key_of
 from server.replica.search import Searcher
@@ -31,7 +33,8 @@ from server.replica.vector_forms import Field, stored_values
 
 SIZE = 16
 PATIENCE_SECONDS = 60.0
-EVERYTHING = config.Replica(exact_below_bytes=0, index_batch_points=100)
+# No room in memory, so that the index is asked although an exact search would be faster.
+EVERYTHING = config.Replica(exact_below_bytes=0, index_batch_points=100, resident_bytes=0)
 EXACT = config.Replica(index=False)
 
 
@@ -308,6 +311,30 @@ def test_keys_keep_their_form_on_the_way() -> None:
         key_of(common.PointId(uuid="00000000-0000-0000-0000-000000000000")),
     ]
     assert unpack_keys(pack_keys(keys)) == keys
+
+
+def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
+    pace = Pace()
+    assert not pace.prefers_index("s")
+    pace.exact_took("s", 0.001)
+    assert not pace.prefers_index("s")
+    for _ in range(50):
+        pace.exact_took("s", 0.1)
+    assert pace.prefers_index("s")
+    pace.index_took("s", 0.05)
+    ways = [pace.prefers_index("s") for _ in range(400)]
+    assert ways.count(False) == 2
+    for _ in range(50):
+        pace.index_took("s", 0.5)
+    ways = [pace.prefers_index("s") for _ in range(400)]
+    assert ways.count(True) == 2
+
+
+def test_a_recall_is_measured(bench: Bench) -> None:
+    assert bench.index.recall(bench.cid, "") == 0
+    bench.put(*range(300))
+    bench.ready()
+    assert bench.index.recall(bench.cid, "") > 0.98
 
 
 def test_frames() -> None:
