@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -264,7 +265,14 @@ async def test_a_head_that_cannot_be_written_for_want_of_space_is_written_later(
     assert log.latched is None
 
 
-async def test_an_error_inside_the_writer_is_told_to_whoever_waits(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_inside_the_writer_is_told_to_whoever_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Libraries of other tests configure logging for the whole process and switch loggers off that exist already.
+    logger = logging.getLogger("understudy.wal")
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
     disk = CrashDisk()
     log = opened(disk=disk)
 
