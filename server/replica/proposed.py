@@ -30,10 +30,13 @@ def nearest(
         session.pace.index_took(space, session.now() - started)
         if found is not None:
             return found
+    if not (selection.is_everything and session.fits(scorer.space)):
+        return best(scorer, session.blocks(scorer.space, selection), count, threshold)
+    # Loading the vectors happens once and says nothing about the pace.
+    blocks = list(session.blocks(scorer.space, selection))
     started = session.now()
-    found = best(scorer, session.blocks(scorer.space, selection), count, threshold)
-    if selection.is_everything:
-        session.pace.exact_took(space, session.now() - started)
+    found = best(scorer, blocks, count, threshold)
+    session.pace.exact_took(space, session.now() - started)
     return found
 
 
