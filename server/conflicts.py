@@ -110,6 +110,10 @@ class Conflicts:
         """Replace the map alias → collection; an alias and its collection are one place."""
         self._aliases = dict(aliases)
 
+    def collection_of(self, name: str) -> str:
+        """The collection that a name stands for, be it an alias or the collection itself."""
+        return self._aliases.get(name, name)
+
     def note(self, row: Method, request: Message) -> None:
         """Learn from an applied write which names are aliases now."""
         if row.scope is not Scope.ALIASES:
@@ -143,7 +147,7 @@ class Conflicts:
         return place, before
 
     def _enter_collection(self, claim: Claim, place: asyncio.Future[None]) -> list[asyncio.Future[None]]:
-        name = self._aliases.get(claim.collection or "", claim.collection or "")
+        name = self.collection_of(claim.collection or "")
         entry = self._collections.setdefault(name, _Collection())
         if claim.points is None:
             before = list(entry.present)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
-from server.errors import UpstreamTimeout, UpstreamUnreachable
+from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.mode import Mode
 from server.telemetry import Telemetry
 
 MARKER = "in-doubt"
+_RETRY_PAUSE_SECONDS = 0.2
 
 
 class Repairs:
@@ -69,8 +70,9 @@ class Repairs:
             self._clear()
 
     def settled(self) -> None:
-        """Every collection was copied after the crash: the doubt is over."""
-        self._settled = True
+        """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
+        if not self._tasks:
+            self._settled = True
 
     def close(self) -> None:
         """After the log was closed cleanly, with no write under way."""
@@ -90,9 +92,18 @@ class Repairs:
         task.add_done_callback(self._tasks.discard)
 
     async def _mark_stale(self, collection: str) -> None:
-        await self._set_completeness(
-            control_pb.SetCompletenessRequest(collection=collection, completeness=control_pb.COMPLETENESS_STALE)
-        )
+        """Until the replica has taken it down: a doubt that is lost is a difference that nobody looks for."""
+        request = control_pb.SetCompletenessRequest(collection=collection, completeness=control_pb.COMPLETENESS_STALE)
+        while True:
+            try:
+                await self._set_completeness(request)
+                break
+            except ReplicaUnavailable:
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+            except ReplicaRefused as refusal:
+                # It holds no such collection; the next look at Qdrant's catalogue brings it if there is one.
+                self._telemetry.log.warning("doubt refused", collection=collection, reason=str(refusal))
+                break
         self._copy_again(collection)
 
     def upstream_failed(self, failure: UpstreamUnreachable) -> None:

@@ -207,14 +207,18 @@ class Router:
             scrubbed = self._scrubber.scrub(call.method, call.body)
             self._telemetry.metrics.redactions(scrubbed.redactions)
             if scrubbed.in_filters:
-                self._repairs.in_doubt(collection_name(request), _FILTER_ON_REDACTED)
+                self._in_doubt(request, _FILTER_ON_REDACTED)
             elif not reply.is_ok and row.path == _UPDATE_BATCH:
-                self._repairs.in_doubt(collection_name(request), "Qdrant stopped in the middle of a batch")
+                self._in_doubt(request, "Qdrant stopped in the middle of a batch")
             else:
                 await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)
             await self._mirror.admit()
         return _from_remote(reply)
+
+    def _in_doubt(self, request: Message, reason: str) -> None:
+        """An acknowledged write is not in the log: its collection must be copied again."""
+        self._repairs.in_doubt(self._conflicts.collection_of(collection_name(request)), reason)
 
     async def _log_synced(self, call: Call, row: Method, request: Message, body: bytes) -> None:
         limits = self._settings.wal
@@ -226,7 +230,7 @@ class Router:
                 self._synced_seq = await self._log.append(self._record(call, row, entry, EntryState.SYNCED))
         except WalError as error:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
-            self._repairs.in_doubt(collection_name(request), str(error))
+            self._in_doubt(request, str(error))
 
     async def _write_local(self, call: Call, row: Method, request: Message, *, maybe_applied: bool) -> Reply:
         """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""

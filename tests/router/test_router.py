@@ -103,6 +103,7 @@ class Rig:
     mode: Mode
     failures: list[str]
     marker: Path
+    conflicts: Conflicts
 
     async def entries(self) -> list[tuple[EntryState, entry_pb2.Entry]]:
         records = await self.log.read(0, 1000, 10**9)
@@ -179,7 +180,9 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
             telemetry=telemetry,
             clock=CLOCK,
         )
-        return Rig(Router(parts), qdrant, replica, log, mode, failures, tmp_path / "store" / "in-doubt")
+        return Rig(
+            Router(parts), qdrant, replica, log, mode, failures, tmp_path / "store" / "in-doubt", parts.conflicts
+        )
 
     yield make
     for task in tasks:
@@ -442,6 +445,13 @@ async def test_an_acknowledged_write_that_the_log_refuses_puts_its_collection_in
     assert (reply.code, source(reply)) == (Code.OK, "remote")
     await until(lambda: rig.replica.marked == ["c", "c"])
     assert rig.marker.exists()
+
+
+async def test_a_doubt_about_an_alias_is_one_about_its_collection(make_rig: MakeRig) -> None:
+    rig = make_rig(Settings.model_validate({"wal": {"entry_bytes": 5000}})).online()
+    rig.conflicts.know_aliases({"c": "behind-the-alias"})
+    await rig.router.handle(upsert(text="x" * 9000))
+    await until(lambda: rig.replica.marked == ["behind-the-alias"] * 2)
 
 
 async def test_complete_only_refuses_what_is_not_whole(make_rig: MakeRig) -> None:

@@ -1,0 +1,98 @@
+"""Doubts are neither lost nor called settled too early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.clock import SystemClock
+from server.errors import ReplicaRefused, ReplicaUnavailable
+from server.health.detector import Verdict
+from server.mode import Mode
+from server.repairs import Repairs
+from server.rpc import Code
+from server.telemetry import Telemetry
+
+
+class Replica:
+    """Answers with what it is told, then with success."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.stale: list[str] = []
+        self.tries = 0
+
+    async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> None:
+        self.tries += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self.stale.append(request.collection)
+
+
+def build(directory: Path, replica: Replica, copied: list[str]) -> tuple[Repairs, Mode]:
+    telemetry = Telemetry.silent()
+    mode = Mode(has_upstream=True, sync_on_connect=True, clock=SystemClock(), telemetry=telemetry)
+    mode.upstream_changed(Verdict(up=True, since=0.0, reason="test"), pending=0)
+    repairs = Repairs(
+        directory,
+        mode,
+        write_durably=lambda path: path.touch(),
+        remove_durably=lambda path: path.unlink(),
+        set_completeness=replica.set_completeness,
+        copy_again=copied.append,
+        connection_failed=lambda reason: None,
+        telemetry=telemetry,
+    )
+    return repairs, mode
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_doubt_outlasts_a_replica_that_is_away(tmp_path: Path) -> None:
+    copied: list[str] = []
+    replica = Replica(ReplicaUnavailable("away"), ReplicaUnavailable("still away"))
+    repairs, _ = build(tmp_path, replica, copied)
+    with repairs.online_write():
+        repairs.in_doubt("c", "test")
+    await until(lambda: replica.tries == 1)
+    # A round of hydration that ends now knows nothing of the doubt.
+    repairs.settled()
+    repairs.close()
+    assert (tmp_path / "in-doubt").exists()
+    await until(lambda: copied == ["c"])
+    assert replica.stale == ["c"]
+    await asyncio.sleep(0)
+    repairs.settled()
+    repairs.close()
+    assert not (tmp_path / "in-doubt").exists()
+
+
+async def test_a_collection_that_the_replica_does_not_hold_is_asked_for(tmp_path: Path) -> None:
+    copied: list[str] = []
+    repairs, _ = build(tmp_path, Replica(ReplicaRefused("no such collection", code=Code.NOT_FOUND, details="")), copied)
+    repairs.in_doubt("c", "test")
+    await until(lambda: copied == ["c"])
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_the_marker_goes_when_the_log_is_durable_and_no_online_write_is_under_way(
+    tmp_path: Path, under_way: bool
+) -> None:
+    repairs, mode = build(tmp_path, Replica(), [])
+    marker = tmp_path / "in-doubt"
+    with repairs.online_write():
+        assert marker.exists()
+        if under_way:
+            mode.upstream_changed(Verdict(up=False, since=1.0, reason="gone"), pending=0)
+            repairs.log_is_durable()
+            assert marker.exists()
+    repairs.log_is_durable()
+    assert marker.exists() != under_way
