@@ -139,6 +139,8 @@ class Understudy:
                 Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
             )
 
+        if not fallback.enabled:
+            _check_plain_proxy(settings, log.pending_count)
         self._upstream = upstream = await self._connect()
         mode = Mode(
             has_upstream=upstream is not None,
@@ -195,6 +197,8 @@ class Understudy:
             clock=clock,
         )
         repairs_done.callback(parts.repairs.close)
+        if not fallback.enabled:
+            parts.repairs.writes_pass_unseen()
         self._process = replica
         await self._catch_up()
         self._router = Router(parts)
@@ -293,7 +297,8 @@ class Understudy:
         monitor.on_change = self._upstream_changed
         parts.mode.on_change = self._mode_changed
         self._run("replay", replayer.run())
-        self._run("hydrate", hydrator.run())
+        if fallback.enabled:
+            self._run("hydrate", hydrator.run())
         self._run("health", monitor.run())
         if parts.repairs.was_in_doubt:
             hydrator.request(None)
@@ -398,6 +403,20 @@ class Understudy:
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         records = await self._parts.log.read(after, limit, _LIST_BYTES)
         return [entry_document(record) for record in records]
+
+
+def _check_plain_proxy(settings: Settings, pending: int) -> None:
+    """Without the fallback every call goes to Qdrant at once, so there must be one and nothing may be overtaken."""
+    if settings.vectorstore.url is None:
+        raise ConfigError(
+            "vectorstore.fallback.enabled is off and there is no Qdrant: nobody would answer",
+            hint="Set vectorstore.url or --upstream, or switch the fallback on",
+        )
+    if pending:
+        raise ConfigError(
+            f"vectorstore.fallback.enabled is off and {pending} writes wait in the log: new ones would overtake them",
+            hint="Run with the fallback on until `understudy status` shows nothing pending",
+        )
 
 
 def _upstream_key(settings: Settings) -> str | None:

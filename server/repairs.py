@@ -55,14 +55,22 @@ class Repairs:
     @contextmanager
     def online_write(self) -> Iterator[None]:
         """Around an online write, from before it is sent until it is in the log."""
-        if not self._marked:
-            self._write_durably(self._marker)
-            self._marked = True
+        self._mark()
         self._online_writes += 1
         try:
             yield
         finally:
             self._online_writes -= 1
+
+    def writes_pass_unseen(self) -> None:
+        """Writes will reach Qdrant that neither log nor replica hears of: at the next start all is in doubt."""
+        self._mark()
+        self._settled = False
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._write_durably(self._marker)
+            self._marked = True
 
     def log_is_durable(self) -> None:
         """Everything in the log is on disk. While Qdrant is away that settles the online writes before."""

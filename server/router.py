@@ -87,6 +87,7 @@ class Router:
 
     def __init__(self, parts: Parts) -> None:
         self._settings = parts.settings
+        self._steps_in = parts.settings.vectorstore.fallback.enabled
         self._mode = parts.mode
         self._upstream = parts.upstream
         self._replica = parts.replica
@@ -106,6 +107,9 @@ class Router:
 
     async def handle(self, call: Call) -> Reply:
         """Answer one call."""
+        if not self._steps_in:
+            assert self._upstream is not None
+            return _from_remote(await self._upstream.handle(call))
         row = METHODS.get(call.method)
         if row is not None and row.offline is Offline.LOGGED:
             return await self._write(call, row)
