@@ -38,7 +38,7 @@ from server.replay import Replayer
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
-from server.rpc import ASSUMED_VERSION, WAL_KINDS, Call
+from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Call
 from server.scrub import Scrubber
 from server.sieve import Sieve
 from server.status import Sources, entry_document, status_document
@@ -55,7 +55,6 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
-_LIST_ALIASES = "/qdrant.Collections/ListAliases"
 
 
 class Understudy:
@@ -251,7 +250,7 @@ class Understudy:
             ) from error
 
     async def _learn_aliases(self) -> None:
-        reply = await self._process.backend.handle(Call(_LIST_ALIASES, b""))
+        reply = await self._process.backend.handle(Call(LIST_ALIASES, b""))
         if reply.is_ok:
             aliases = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
             self._parts.conflicts.know_aliases({alias.alias_name: alias.collection_name for alias in aliases})
@@ -381,7 +380,7 @@ class Understudy:
     def _health_reply(self) -> bytes:
         """Answered at once, whatever Qdrant does: clients of some languages block on it when they are made."""
         version = self._remote_version() or ASSUMED_VERSION
-        return qdrant_pb2.HealthCheckReply(title="qdrant - vector search engine", version=version).SerializeToString()
+        return qdrant_pb2.HealthCheckReply(title=HEALTH_TITLE, version=version).SerializeToString()
 
     def _remote_version(self) -> str | None:
         """Qdrant's version as last told, to this process or to an earlier one; None when no Qdrant is configured."""

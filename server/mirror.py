@@ -111,8 +111,9 @@ class Mirror:
         if not records:
             return
         answer = await self._control.apply(_apply_request(records))
-        for result in answer.results:
-            self._results[result.seq] = result
+        # Qdrant has answered the others; nobody asks for the replica's answer to them.
+        awaited = {record.seq for record in records if record.state is EntryState.PENDING}
+        self._results.update((result.seq, result) for result in answer.results if result.seq in awaited)
         while len(self._results) > _KEPT_RESULTS:
             self._results.popitem(last=False)
         self.applied_seq = max(self.applied_seq, answer.applied_seq)

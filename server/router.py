@@ -23,15 +23,15 @@ from server.config import LocalReads, Settings, StaleWarning
 from server.conflicts import Conflicts, claim_of
 from server.credentials import Credentials
 from server.entries import changes_some, collection_name, pending_entry, synced_entries
-from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
+from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
 from server.mode import Mode
 from server.pace import DrainPace
 from server.repairs import Repairs
-from server.rpc import METHODS, Call, Code, Kind, Method, Offline, Reply, refuse
-from server.scrub import Scrubber
+from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
+from server.scrub import Scrubbed, Scrubber
 from server.telemetry import Telemetry
 from server.wal.log import Log
 from server.wal.record import EntryState, NewRecord
@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 _FILTER_ON_REDACTED = "the filter matches on a secret; the local copy holds secrets redacted, so only Qdrant can answer"
 _RETRY_PAUSE_SECONDS = 0.02
-_UPDATE_BATCH = "/qdrant.Points/UpdateBatch"
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
 
@@ -68,6 +67,7 @@ class Parts:
     settings: Settings
     mode: Mode
     upstream: Remote | None
+    # Waits out the replica's restarts within the deadline of the call.
     replica: rpc.Backend
     replica_writes: ReplicaWrites
     log: Log
@@ -123,17 +123,23 @@ class Router:
 
     async def _read_remote(self, call: Call, row: Method | None) -> Reply | None:
         """Qdrant's answer; None when the replica must answer."""
-        assert self._upstream is not None
-        try:
-            with self._telemetry.span("upstream.call", method=call.method):
-                reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
-        except UpstreamUnreachable as failure:
-            self._repairs.upstream_failed(failure)
+        reply = await self._forward(call)
+        if isinstance(reply, UpstreamUnreachable):
             return None
         self._credentials.saw(call, row.kind if row else Kind.ADMIN, reply)
         if reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
             return None
         return _from_remote(reply)
+
+    async def _forward(self, call: Call) -> Reply | UpstreamUnreachable:
+        """Qdrant's answer, or why there is none; leaves the client time for a local one."""
+        assert self._upstream is not None
+        try:
+            with self._telemetry.span("upstream.call", method=call.method):
+                return await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+        except UpstreamUnreachable as failure:
+            self._repairs.upstream_failed(failure)
+            return failure
 
     async def _read_local(self, call: Call, row: Method | None) -> Reply:
         if row is None:
@@ -153,16 +159,9 @@ class Router:
         return self._from_local(call, reply)
 
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
-        """The replica's answer, with every write acknowledged before the call; waits out its restarts."""
-        inner = replace(call, metadata=())
-        while True:
-            await self._mirror.caught_up(acknowledged_seq)
-            try:
-                return await self._replica.handle(inner)
-            except UpstreamTimeout:
-                raise
-            except UpstreamUnreachable:
-                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+        """The replica's answer, with every write acknowledged before the call."""
+        await self._mirror.caught_up(acknowledged_seq)
+        return await self._replica.handle(replace(call, metadata=()))
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -193,13 +192,9 @@ class Router:
 
     async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
         """Qdrant's answer, or None and whether it may have applied the write all the same."""
-        assert self._upstream is not None
-        try:
-            with self._telemetry.span("upstream.call", method=call.method):
-                reply = await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
-        except UpstreamUnreachable as failure:
-            self._repairs.upstream_failed(failure)
-            return None, failure.maybe_applied
+        reply = await self._forward(call)
+        if isinstance(reply, UpstreamUnreachable):
+            return None, reply.maybe_applied
         if reply.code is Code.UNAVAILABLE:
             return None, True
         return reply, False
@@ -208,11 +203,10 @@ class Router:
         """Qdrant has answered: what it accepted goes to the log for the replica."""
         self._credentials.saw(call, Kind.WRITE, reply)
         if reply.is_ok or changes_some(row, reply):
-            scrubbed = self._scrubber.scrub(call.method, call.body)
-            self._telemetry.metrics.redactions(scrubbed.redactions)
+            scrubbed = self._scrub(call)
             if scrubbed.in_filters:
                 self._in_doubt(request, _FILTER_ON_REDACTED)
-            elif not reply.is_ok and row.path == _UPDATE_BATCH:
+            elif not reply.is_ok and row.path == UPDATE_BATCH:
                 self._in_doubt(request, "Qdrant stopped in the middle of a batch")
             else:
                 await self._log_synced(call, row, request, scrubbed.body)
@@ -241,19 +235,22 @@ class Router:
         refusal = self._credentials.check(call, Kind.WRITE, collection_name(request))
         if refusal is not None:
             return refusal
-        scrubbed = self._scrubber.scrub(call.method, call.body)
-        self._telemetry.metrics.redactions(scrubbed.redactions)
+        scrubbed = self._scrub(call)
         if scrubbed.in_filters:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
-        body = scrubbed.body
         await self._pace.admit()
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
-                prepared = await self._within(call, self._prepare(call.method, body))
+                prepared = await self._within(call, self._prepare(call.method, scrubbed.body))
             if prepared.code:
                 return self._from_local(call, refuse(Code(prepared.code), prepared.details))
             entry = pending_entry(
-                row, request, body, resolved=prepared.resolved, maybe_applied=maybe_applied, tenant=call.tenant
+                row,
+                request,
+                scrubbed.body,
+                resolved=prepared.resolved,
+                maybe_applied=maybe_applied,
+                tenant=call.tenant,
             )
             with self._telemetry.span("wal.append", method=call.method):
                 seq = await self._log_pending(call, row, entry)
@@ -282,6 +279,12 @@ class Router:
                 return await self._replica_writes.prepare(control_pb.PrepareRequest(method=method, request=body))
             except ReplicaUnavailable:
                 await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+
+    def _scrub(self, call: Call) -> Scrubbed:
+        """The request as it may go to disk."""
+        scrubbed = self._scrubber.scrub(call.method, call.body)
+        self._telemetry.metrics.redactions(scrubbed.redactions)
+        return scrubbed
 
     def _record(self, call: Call, row: Method, entry: entry_pb2.Entry, state: EntryState) -> NewRecord:
         return NewRecord(
@@ -327,7 +330,7 @@ class Router:
         return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)
 
     async def _within(self, call: Call, work: Awaitable[T]) -> T:
-        """The result of `work`, or UpstreamTimeout past the client's deadline."""
+        """The result of `work`; raises ReplicaUnavailable past the client's deadline."""
         if call.deadline is None:
             return await work
         try:

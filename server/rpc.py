@@ -136,8 +136,8 @@ class Method:
     why_refused: str = ""
 
 
-_POINTS = "/qdrant.Points/"
-_COLLECTIONS = "/qdrant.Collections/"
+POINTS = "/qdrant.Points/"
+COLLECTIONS = "/qdrant.Collections/"
 _SNAPSHOTS = "/qdrant.Snapshots/"
 
 
@@ -157,56 +157,56 @@ _NO_SNAPSHOTS = "snapshots are files of the Qdrant server, which cannot be reach
 _NO_SHARDS = "shard keys and cluster set-up belong to the Qdrant server, which cannot be reached"
 
 _ROWS = (
-    _read(_POINTS + "Query", points.QueryPoints),
-    _read(_POINTS + "QueryBatch", points.QueryBatchPoints),
-    _read(_POINTS + "QueryGroups", points.QueryPointGroups),
-    _read(_POINTS + "Search", points.SearchPoints),
-    _read(_POINTS + "SearchBatch", points.SearchBatchPoints),
-    _read(_POINTS + "SearchGroups", points.SearchPointGroups),
-    _read(_POINTS + "Recommend", points.RecommendPoints),
-    _read(_POINTS + "RecommendBatch", points.RecommendBatchPoints),
-    _read(_POINTS + "RecommendGroups", points.RecommendPointGroups),
-    _read(_POINTS + "Discover", points.DiscoverPoints),
-    _read(_POINTS + "DiscoverBatch", points.DiscoverBatchPoints),
-    _read(_POINTS + "Scroll", points.ScrollPoints),
-    _read(_POINTS + "Get", points.GetPoints),
-    _read(_POINTS + "Count", points.CountPoints),
-    _read(_POINTS + "Facet", points.FacetCounts),
-    _read(_POINTS + "SearchMatrixPairs", points.SearchMatrixPoints),
-    _read(_POINTS + "SearchMatrixOffsets", points.SearchMatrixPoints),
-    _read(_COLLECTIONS + "Get", collections.GetCollectionInfoRequest, Scope.COLLECTION),
-    _read(_COLLECTIONS + "List", collections.ListCollectionsRequest, Scope.NONE),
-    _read(_COLLECTIONS + "CollectionExists", collections.CollectionExistsRequest, Scope.COLLECTION),
-    _read(_COLLECTIONS + "ListAliases", collections.ListAliasesRequest, Scope.NONE),
-    _read(_COLLECTIONS + "ListCollectionAliases", collections.ListCollectionAliasesRequest, Scope.COLLECTION),
+    _read(POINTS + "Query", points.QueryPoints),
+    _read(POINTS + "QueryBatch", points.QueryBatchPoints),
+    _read(POINTS + "QueryGroups", points.QueryPointGroups),
+    _read(POINTS + "Search", points.SearchPoints),
+    _read(POINTS + "SearchBatch", points.SearchBatchPoints),
+    _read(POINTS + "SearchGroups", points.SearchPointGroups),
+    _read(POINTS + "Recommend", points.RecommendPoints),
+    _read(POINTS + "RecommendBatch", points.RecommendBatchPoints),
+    _read(POINTS + "RecommendGroups", points.RecommendPointGroups),
+    _read(POINTS + "Discover", points.DiscoverPoints),
+    _read(POINTS + "DiscoverBatch", points.DiscoverBatchPoints),
+    _read(POINTS + "Scroll", points.ScrollPoints),
+    _read(POINTS + "Get", points.GetPoints),
+    _read(POINTS + "Count", points.CountPoints),
+    _read(POINTS + "Facet", points.FacetCounts),
+    _read(POINTS + "SearchMatrixPairs", points.SearchMatrixPoints),
+    _read(POINTS + "SearchMatrixOffsets", points.SearchMatrixPoints),
+    _read(COLLECTIONS + "Get", collections.GetCollectionInfoRequest, Scope.COLLECTION),
+    _read(COLLECTIONS + "List", collections.ListCollectionsRequest, Scope.NONE),
+    _read(COLLECTIONS + "CollectionExists", collections.CollectionExistsRequest, Scope.COLLECTION),
+    _read(COLLECTIONS + "ListAliases", collections.ListAliasesRequest, Scope.NONE),
+    _read(COLLECTIONS + "ListCollectionAliases", collections.ListCollectionAliasesRequest, Scope.COLLECTION),
     _read("/qdrant.Qdrant/HealthCheck", qdrant_pb2.HealthCheckRequest, Scope.NONE),
-    _write(1, _POINTS + "Upsert", points.UpsertPoints, plain=True),
-    _write(2, _POINTS + "Delete", points.DeletePoints, plain=True),
-    _write(3, _POINTS + "UpdateVectors", points.UpdatePointVectors, plain=True),
-    _write(4, _POINTS + "DeleteVectors", points.DeletePointVectors, plain=True),
-    _write(5, _POINTS + "SetPayload", points.SetPayloadPoints, plain=True),
-    _write(6, _POINTS + "OverwritePayload", points.SetPayloadPoints, plain=True),
-    _write(7, _POINTS + "DeletePayload", points.DeletePayloadPoints, plain=True),
-    _write(8, _POINTS + "ClearPayload", points.ClearPayloadPoints, plain=True),
-    _write(9, _POINTS + "UpdateBatch", points.UpdateBatchPoints, plain=True),
-    _write(10, _POINTS + "CreateFieldIndex", points.CreateFieldIndexCollection, Scope.COLLECTION, plain=True),
-    _write(11, _POINTS + "DeleteFieldIndex", points.DeleteFieldIndexCollection, Scope.COLLECTION, plain=True),
-    _write(12, _POINTS + "CreateVectorName", points.CreateVectorNameRequest, Scope.COLLECTION, plain=True),
-    _write(13, _POINTS + "DeleteVectorName", points.DeleteVectorNameRequest, Scope.COLLECTION, plain=True),
-    _write(14, _COLLECTIONS + "Create", collections.CreateCollection, Scope.COLLECTION, plain=False),
-    _write(15, _COLLECTIONS + "Update", collections.UpdateCollection, Scope.COLLECTION, plain=True),
-    _write(16, _COLLECTIONS + "Delete", collections.DeleteCollection, Scope.COLLECTION, plain=True),
-    _write(17, _COLLECTIONS + "UpdateAliases", collections.ChangeAliases, Scope.ALIASES, plain=False),
-    _refused(_COLLECTIONS + "CollectionClusterInfo", collections.CollectionClusterInfoRequest, Kind.READ, _NO_SHARDS),
+    _write(1, POINTS + "Upsert", points.UpsertPoints, plain=True),
+    _write(2, POINTS + "Delete", points.DeletePoints, plain=True),
+    _write(3, POINTS + "UpdateVectors", points.UpdatePointVectors, plain=True),
+    _write(4, POINTS + "DeleteVectors", points.DeletePointVectors, plain=True),
+    _write(5, POINTS + "SetPayload", points.SetPayloadPoints, plain=True),
+    _write(6, POINTS + "OverwritePayload", points.SetPayloadPoints, plain=True),
+    _write(7, POINTS + "DeletePayload", points.DeletePayloadPoints, plain=True),
+    _write(8, POINTS + "ClearPayload", points.ClearPayloadPoints, plain=True),
+    _write(9, POINTS + "UpdateBatch", points.UpdateBatchPoints, plain=True),
+    _write(10, POINTS + "CreateFieldIndex", points.CreateFieldIndexCollection, Scope.COLLECTION, plain=True),
+    _write(11, POINTS + "DeleteFieldIndex", points.DeleteFieldIndexCollection, Scope.COLLECTION, plain=True),
+    _write(12, POINTS + "CreateVectorName", points.CreateVectorNameRequest, Scope.COLLECTION, plain=True),
+    _write(13, POINTS + "DeleteVectorName", points.DeleteVectorNameRequest, Scope.COLLECTION, plain=True),
+    _write(14, COLLECTIONS + "Create", collections.CreateCollection, Scope.COLLECTION, plain=False),
+    _write(15, COLLECTIONS + "Update", collections.UpdateCollection, Scope.COLLECTION, plain=True),
+    _write(16, COLLECTIONS + "Delete", collections.DeleteCollection, Scope.COLLECTION, plain=True),
+    _write(17, COLLECTIONS + "UpdateAliases", collections.ChangeAliases, Scope.ALIASES, plain=False),
+    _refused(COLLECTIONS + "CollectionClusterInfo", collections.CollectionClusterInfoRequest, Kind.READ, _NO_SHARDS),
     _refused(
-        _COLLECTIONS + "UpdateCollectionClusterSetup",
+        COLLECTIONS + "UpdateCollectionClusterSetup",
         collections.UpdateCollectionClusterSetupRequest,
         Kind.ADMIN,
         _NO_SHARDS,
     ),
-    _refused(_COLLECTIONS + "CreateShardKey", collections.CreateShardKeyRequest, Kind.ADMIN, _NO_SHARDS),
-    _refused(_COLLECTIONS + "DeleteShardKey", collections.DeleteShardKeyRequest, Kind.ADMIN, _NO_SHARDS),
-    _refused(_COLLECTIONS + "ListShardKeys", collections.ListShardKeysRequest, Kind.READ, _NO_SHARDS),
+    _refused(COLLECTIONS + "CreateShardKey", collections.CreateShardKeyRequest, Kind.ADMIN, _NO_SHARDS),
+    _refused(COLLECTIONS + "DeleteShardKey", collections.DeleteShardKeyRequest, Kind.ADMIN, _NO_SHARDS),
+    _refused(COLLECTIONS + "ListShardKeys", collections.ListShardKeysRequest, Kind.READ, _NO_SHARDS),
     _refused(_SNAPSHOTS + "Create", snapshots_service_pb2.CreateSnapshotRequest, Kind.ADMIN, _NO_SNAPSHOTS),
     _refused(_SNAPSHOTS + "List", snapshots_service_pb2.ListSnapshotsRequest, Kind.READ, _NO_SNAPSHOTS),
     _refused(_SNAPSHOTS + "Delete", snapshots_service_pb2.DeleteSnapshotRequest, Kind.ADMIN, _NO_SNAPSHOTS),
@@ -218,6 +218,13 @@ _ROWS = (
 METHODS: Mapping[str, Method] = {row.path: row for row in _ROWS}
 WAL_KINDS: Mapping[int, str] = {row.wal_kind: row.path for row in _ROWS if row.wal_kind}
 
+# Methods that more than one module must name.
+UPSERT = POINTS + "Upsert"
+UPDATE_BATCH = POINTS + "UpdateBatch"
+LIST_ALIASES = COLLECTIONS + "ListAliases"
+
+# How Qdrant, and so whoever stands in for it, introduces itself.
+HEALTH_TITLE = "qdrant - vector search engine"
 # What Understudy says it is until it has seen a real Qdrant: the release whose behaviour the replica mirrors.
 ASSUMED_VERSION = "1.18.3"
 

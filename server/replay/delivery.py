@@ -28,10 +28,9 @@ from server.replay.judge import (
     judge_reply,
     retry_after_seconds,
 )
-from server.rpc import Backend, Call, Code, Metadata, Reply
+from server.rpc import COLLECTIONS, LIST_ALIASES, Backend, Call, Code, Metadata, Reply
 
-_GET_COLLECTION = "/qdrant.Collections/Get"
-_LIST_ALIASES = "/qdrant.Collections/ListAliases"
+_GET_COLLECTION = COLLECTIONS + "Get"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Delivery:
         """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""
         request = operation.request
         if isinstance(request, collections_pb2.ChangeAliases):
-            reply = await self._ask(_LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
+            reply = await self._ask(LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
             if isinstance(reply, Answer):
                 return reply
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases

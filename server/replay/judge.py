@@ -21,16 +21,13 @@ from enum import Enum
 from google.protobuf.message import DecodeError
 
 from generated.qdrant import collections_pb2, points_pb2
-from server.rpc import Code, Metadata, Reply
+from server.rpc import COLLECTIONS, POINTS, UPDATE_BATCH, Code, Metadata, Reply
 
-POINTS = "/qdrant.Points/"
-COLLECTIONS = "/qdrant.Collections/"
 CREATE = COLLECTIONS + "Create"
 DELETE = COLLECTIONS + "Delete"
 ALIASES = COLLECTIONS + "UpdateAliases"
 CREATE_VECTOR = POINTS + "CreateVectorName"
 DELETE_VECTOR = POINTS + "DeleteVectorName"
-UPDATE_BATCH = POINTS + "UpdateBatch"
 
 
 class Outcome(Enum):

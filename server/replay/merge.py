@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from generated.qdrant import points_pb2
 from server.replay.bisect import Key, Operation, keys_of
 from server.replay.parcel import Parcel
-
-UPSERT = "/qdrant.Points/Upsert"
+from server.rpc import UPSERT
 
 
 def merge(parcels: Iterable[Parcel], *, limit_points: int, limit_bytes: int) -> tuple[list[Parcel], Operation] | None:

@@ -17,12 +17,9 @@ from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.clock import Clock
 from server.errors import UnderstudyError
-from server.rpc import HEALTH_CHECK, Backend, Call, Code, Metadata, Reply
+from server.rpc import COLLECTIONS, HEALTH_CHECK, POINTS, Backend, Call, Code, Metadata, Reply
 
 M = TypeVar("M", bound=Message)
-
-_POINTS = "/qdrant.Points/"
-_COLLECTIONS = "/qdrant.Collections/"
 
 
 class RemoteRefused(UnderstudyError):
@@ -67,7 +64,7 @@ class Remote:
         """Collections with their infos, aliases and version; `since_seq` is left to the caller."""
         version = await self._ask(HEALTH_CHECK, qdrant_pb2.HealthCheckRequest(), qdrant_pb2.HealthCheckReply)
         listed = await self._ask(
-            _COLLECTIONS + "List",
+            COLLECTIONS + "List",
             collections_pb2.ListCollectionsRequest(),
             collections_pb2.ListCollectionsResponse,
         )
@@ -77,7 +74,7 @@ class Remote:
             if info is not None:
                 collections.append(control_pb.RemoteCollection(name=each.name, info=info))
         aliases = await self._ask(
-            _COLLECTIONS + "ListAliases",
+            COLLECTIONS + "ListAliases",
             collections_pb2.ListAliasesRequest(),
             collections_pb2.ListAliasesResponse,
         )
@@ -95,7 +92,7 @@ class Remote:
         """A CollectionInfo; None when the collection went since it was listed."""
         question = collections_pb2.GetCollectionInfoRequest(collection_name=name)
         try:
-            answer = await self._ask(_COLLECTIONS + "Get", question, collections_pb2.GetCollectionInfoResponse)
+            answer = await self._ask(COLLECTIONS + "Get", question, collections_pb2.GetCollectionInfoResponse)
         except RemoteRefused as refusal:
             if refusal.is_gone:
                 return None
@@ -105,7 +102,7 @@ class Remote:
     async def count(self, name: str) -> int:
         """How many points a collection holds, exactly."""
         question = points_pb2.CountPoints(collection_name=name, exact=True)
-        return (await self._ask(_POINTS + "Count", question, points_pb2.CountResponse)).result.count
+        return (await self._ask(POINTS + "Count", question, points_pb2.CountResponse)).result.count
 
     async def page(self, name: str, offset: bytes, limit: int) -> Page:
         """Points in id order from `offset` on (a serialized PointId, "" = the start), with everything they have."""
@@ -117,7 +114,7 @@ class Remote:
         )
         if offset:
             question.offset.ParseFromString(offset)
-        reply = await self._call(_POINTS + "Scroll", question)
+        reply = await self._call(POINTS + "Scroll", question)
         answer = _parse(reply.body, points_pb2.ScrollResponse)
         following = answer.next_page_offset.SerializeToString() if answer.HasField("next_page_offset") else b""
         return Page(reply.body, len(answer.result), following)
@@ -131,7 +128,7 @@ class Remote:
             with_payload=points_pb2.WithPayloadSelector(enable=True),
             with_vectors=points_pb2.WithVectorsSelector(enable=True),
         )
-        reply = await self._call(_POINTS + "Get", question)
+        reply = await self._call(POINTS + "Get", question)
         present = {_identity(point.id) for point in _parse(reply.body, points_pb2.GetResponse).result}
         return reply.body, [body for body, point_id in asked.items() if _identity(point_id) not in present]
 

@@ -8,13 +8,26 @@ from google.protobuf.message import DecodeError, Message
 
 from generated.qdrant import points_pb2 as pb
 from server.replica.refusal import bad_body, invalid, undecodable
+from server.rpc import COLLECTIONS, POINTS, UPDATE_BATCH, UPSERT
+
+__all__ = [
+    "CLEAR_PAYLOAD",
+    "COLLECTIONS",
+    "DELETE",
+    "DELETE_PAYLOAD",
+    "DELETE_VECTORS",
+    "OVERWRITE_PAYLOAD",
+    "POINTS",
+    "SET_PAYLOAD",
+    "UPDATE_BATCH",
+    "UPDATE_VECTORS",
+    "UPSERT",
+    "parse",
+    "parts_of",
+]
 
 M = TypeVar("M", bound=Message)
 
-POINTS = "/qdrant.Points/"
-COLLECTIONS = "/qdrant.Collections/"
-
-UPSERT = POINTS + "Upsert"
 DELETE = POINTS + "Delete"
 UPDATE_VECTORS = POINTS + "UpdateVectors"
 DELETE_VECTORS = POINTS + "DeleteVectors"
@@ -22,7 +35,6 @@ SET_PAYLOAD = POINTS + "SetPayload"
 OVERWRITE_PAYLOAD = POINTS + "OverwritePayload"
 DELETE_PAYLOAD = POINTS + "DeletePayload"
 CLEAR_PAYLOAD = POINTS + "ClearPayload"
-UPDATE_BATCH = POINTS + "UpdateBatch"
 
 
 def parse(message: type[M], body: bytes) -> M:

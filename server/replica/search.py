@@ -29,12 +29,12 @@ from server.replica.session import Aids, Session, matching_keys
 from server.replica.store import Store
 from server.replica.tables import Tables
 from server.replica.universal import Hit, Universal
+from server.rpc import POINTS
 
 __all__ = ["Searcher", "matching_keys"]
 
 logger = logging.getLogger("server.replica")
 
-_POINTS = "/qdrant.Points/"
 _SNAPSHOT_TRIES = 20
 
 
@@ -157,16 +157,17 @@ def _search_groups(answer: _Answer, request: points.SearchPointGroups) -> Messag
     return points.SearchGroupsResponse(result=result)
 
 
-def _recommended(answer: _Answer, request: points.RecommendPoints, target: Any) -> None:
+def _unless_none_is_wanted(answer: _Answer, request: Any, query: Callable[[Any], Any], target: Any) -> None:
+    """Legacy recommend and discover with limit 0: an empty answer, once the collection is known to be there."""
     if request.limit == 0:
         answer.session(request.collection_name)
         return
-    answer.query(legacy.recommend(request), target)
+    answer.query(query(request), target)
 
 
 def _recommend(answer: _Answer, request: points.RecommendPoints) -> Message:
     response = points.RecommendResponse()
-    _recommended(answer, request, response.result)
+    _unless_none_is_wanted(answer, request, legacy.recommend, response.result)
     return response
 
 
@@ -174,7 +175,7 @@ def _recommend_batch(answer: _Answer, request: points.RecommendBatchPoints) -> M
     response = points.RecommendBatchResponse()
     for one in request.recommend_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _recommended(answer, one, response.result.add().result)
+        _unless_none_is_wanted(answer, one, legacy.recommend, response.result.add().result)
     return response
 
 
@@ -183,16 +184,9 @@ def _recommend_groups(answer: _Answer, request: points.RecommendPointGroups) -> 
     return points.RecommendGroupsResponse(result=result)
 
 
-def _discovered(answer: _Answer, request: points.DiscoverPoints, target: Any) -> None:
-    if request.limit == 0:
-        answer.session(request.collection_name)
-        return
-    answer.query(legacy.discover(request), target)
-
-
 def _discover(answer: _Answer, request: points.DiscoverPoints) -> Message:
     response = points.DiscoverResponse()
-    _discovered(answer, request, response.result)
+    _unless_none_is_wanted(answer, request, legacy.discover, response.result)
     return response
 
 
@@ -200,7 +194,7 @@ def _discover_batch(answer: _Answer, request: points.DiscoverBatchPoints) -> Mes
     response = points.DiscoverBatchResponse()
     for one in request.discover_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _discovered(answer, one, response.result.add().result)
+        _unless_none_is_wanted(answer, one, legacy.discover, response.result.add().result)
     return response
 
 
@@ -250,7 +244,7 @@ _HANDLERS: dict[str, tuple[type[Message], Handler]] = {
     "SearchMatrixOffsets": (points.SearchMatrixPoints, _matrix_offsets),
 }
 
-METHODS = frozenset(_POINTS + name for name in _HANDLERS)
+METHODS = frozenset(POINTS + name for name in _HANDLERS)
 
 
 class Searcher:
@@ -266,8 +260,8 @@ class Searcher:
 
     def answer(self, method: str, body: bytes) -> bytes:
         """The serialized response to a read call. Raises Refusal."""
-        found = _HANDLERS.get(method.removeprefix(_POINTS))
-        if found is None or not method.startswith(_POINTS):
+        found = _HANDLERS.get(method.removeprefix(POINTS))
+        if found is None or not method.startswith(POINTS):
             raise NotServed(f"{method} is not a read that the replica knows")
         started = self._store.clock.monotonic()
         request_type, handler = found

@@ -28,7 +28,18 @@ from server.replica.imports import Imports
 from server.replica.refusal import NotServed, Refusal
 from server.replica.store import Store
 from server.replica.writes import Writes
-from server.rpc import AS_OF, ASSUMED_VERSION, COMPLETENESS, HEALTH_CHECK, METHODS, Code, Kind, Method, Offline
+from server.rpc import (
+    AS_OF,
+    ASSUMED_VERSION,
+    COMPLETENESS,
+    HEALTH_CHECK,
+    HEALTH_TITLE,
+    METHODS,
+    Code,
+    Kind,
+    Method,
+    Offline,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +53,6 @@ _GRPC_HEALTH = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse{status: SERVING}.
 _SERVING = b"\x08\x01"
 
-_TITLE = "qdrant - vector search engine"
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _COMPLETENESS_NAMES: Mapping[int, str] = {
@@ -158,7 +168,7 @@ class Service:
         if row.path == HEALTH_CHECK:
             r.parse(qdrant_pb2.HealthCheckRequest, body)
             version = await self._read(self._version)
-            return qdrant_pb2.HealthCheckReply(title=_TITLE, version=version).SerializeToString()
+            return qdrant_pb2.HealthCheckReply(title=HEALTH_TITLE, version=version).SerializeToString()
         if row.offline is Offline.REFUSED:
             raise NotServed(row.why_refused)
         if row.kind is Kind.READ:

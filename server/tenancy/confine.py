@@ -18,15 +18,13 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
 from server.config import Tenancy
-from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Reply, refuse
+from server.rpc import COLLECTIONS, HEALTH_CHECK, METHODS, POINTS, Call, Code, Reply, refuse
 from server.tenancy.filters import is_tenant
 from server.tenancy.identity import tenant_of
 from server.tenancy.plan import Claims, Must, Plan, Refused
 from server.tenancy.reads import Reads, root_of
 from server.tenancy.writes import Writes
 
-_POINTS = "/qdrant.Points/"
-_COLLECTIONS = "/qdrant.Collections/"
 _SNAPSHOTS = "/qdrant.Snapshots/"
 HEALTH = "/grpc.health.v1.Health/"
 
@@ -118,7 +116,7 @@ def _clear_payload(confiner: Confiner, request: points.ClearPayloadPoints) -> tu
         new.shard_key_selector.CopyFrom(request.shard_key_selector)
     for key, value in confiner.writes.cleared().items():
         new.payload[key].CopyFrom(value)
-    return _POINTS + "OverwritePayload", new
+    return POINTS + "OverwritePayload", new
 
 
 def _create_field_index(confiner: Confiner, request: points.CreateFieldIndexCollection) -> Message:
@@ -150,57 +148,57 @@ def _message(request: Any) -> Message:
 
 
 CONFINED: Mapping[str, _Rule] = {
-    _POINTS + "Query": _by(lambda confiner: confiner.reads.query),
-    _POINTS + "QueryBatch": _by(lambda confiner: confiner.reads.query_batch),
-    _POINTS + "QueryGroups": _by(lambda confiner: confiner.reads.query),
-    _POINTS + "Search": _filtered,
-    _POINTS + "SearchBatch": _by(lambda confiner: confiner.reads.search_batch),
-    _POINTS + "SearchGroups": _filtered,
-    _POINTS + "Recommend": _by(lambda confiner: confiner.reads.recommend),
-    _POINTS + "RecommendBatch": _by(lambda confiner: confiner.reads.recommend_batch),
-    _POINTS + "RecommendGroups": _by(lambda confiner: confiner.reads.recommend),
-    _POINTS + "Discover": _by(lambda confiner: confiner.reads.discover),
-    _POINTS + "DiscoverBatch": _by(lambda confiner: confiner.reads.discover_batch),
-    _POINTS + "Scroll": _filtered,
-    _POINTS + "Get": _by(lambda confiner: confiner.reads.get),
-    _POINTS + "Count": _filtered,
-    _POINTS + "Facet": _filtered,
-    _POINTS + "SearchMatrixPairs": _filtered,
-    _POINTS + "SearchMatrixOffsets": _filtered,
-    _POINTS + "Upsert": _upsert,
-    _POINTS + "Delete": _delete,
-    _POINTS + "UpdateVectors": _update_vectors,
-    _POINTS + "DeleteVectors": _delete_vectors,
-    _POINTS + "SetPayload": _set_payload,
-    _POINTS + "OverwritePayload": _overwrite_payload,
-    _POINTS + "DeletePayload": _delete_payload,
-    _POINTS + "ClearPayload": _clear_payload,
-    _POINTS + "UpdateBatch": _by(lambda confiner: confiner.writes.batch),
-    _POINTS + "CreateFieldIndex": _create_field_index,
+    POINTS + "Query": _by(lambda confiner: confiner.reads.query),
+    POINTS + "QueryBatch": _by(lambda confiner: confiner.reads.query_batch),
+    POINTS + "QueryGroups": _by(lambda confiner: confiner.reads.query),
+    POINTS + "Search": _filtered,
+    POINTS + "SearchBatch": _by(lambda confiner: confiner.reads.search_batch),
+    POINTS + "SearchGroups": _filtered,
+    POINTS + "Recommend": _by(lambda confiner: confiner.reads.recommend),
+    POINTS + "RecommendBatch": _by(lambda confiner: confiner.reads.recommend_batch),
+    POINTS + "RecommendGroups": _by(lambda confiner: confiner.reads.recommend),
+    POINTS + "Discover": _by(lambda confiner: confiner.reads.discover),
+    POINTS + "DiscoverBatch": _by(lambda confiner: confiner.reads.discover_batch),
+    POINTS + "Scroll": _filtered,
+    POINTS + "Get": _by(lambda confiner: confiner.reads.get),
+    POINTS + "Count": _filtered,
+    POINTS + "Facet": _filtered,
+    POINTS + "SearchMatrixPairs": _filtered,
+    POINTS + "SearchMatrixOffsets": _filtered,
+    POINTS + "Upsert": _upsert,
+    POINTS + "Delete": _delete,
+    POINTS + "UpdateVectors": _update_vectors,
+    POINTS + "DeleteVectors": _delete_vectors,
+    POINTS + "SetPayload": _set_payload,
+    POINTS + "OverwritePayload": _overwrite_payload,
+    POINTS + "DeletePayload": _delete_payload,
+    POINTS + "ClearPayload": _clear_payload,
+    POINTS + "UpdateBatch": _by(lambda confiner: confiner.writes.batch),
+    POINTS + "CreateFieldIndex": _create_field_index,
 }
 
 AS_IT_IS: Mapping[str, type[Message]] = {
-    _COLLECTIONS + "Get": collections.GetCollectionInfoRequest,
-    _COLLECTIONS + "List": collections.ListCollectionsRequest,
-    _COLLECTIONS + "CollectionExists": collections.CollectionExistsRequest,
-    _COLLECTIONS + "ListAliases": collections.ListAliasesRequest,
-    _COLLECTIONS + "ListCollectionAliases": collections.ListCollectionAliasesRequest,
-    _COLLECTIONS + "Create": collections.CreateCollection,
+    COLLECTIONS + "Get": collections.GetCollectionInfoRequest,
+    COLLECTIONS + "List": collections.ListCollectionsRequest,
+    COLLECTIONS + "CollectionExists": collections.CollectionExistsRequest,
+    COLLECTIONS + "ListAliases": collections.ListAliasesRequest,
+    COLLECTIONS + "ListCollectionAliases": collections.ListCollectionAliasesRequest,
+    COLLECTIONS + "Create": collections.CreateCollection,
 }
 
 _SHARED = "the collection is shared with other tenants"
 REFUSED: Mapping[str, str] = {
-    _POINTS + "DeleteFieldIndex": _SHARED,
-    _POINTS + "CreateVectorName": _SHARED,
-    _POINTS + "DeleteVectorName": _SHARED,
-    _COLLECTIONS + "Update": _SHARED,
-    _COLLECTIONS + "Delete": _SHARED,
-    _COLLECTIONS + "UpdateAliases": "aliases are shared with other tenants",
-    _COLLECTIONS + "CollectionClusterInfo": _SHARED,
-    _COLLECTIONS + "UpdateCollectionClusterSetup": _SHARED,
-    _COLLECTIONS + "CreateShardKey": _SHARED,
-    _COLLECTIONS + "DeleteShardKey": _SHARED,
-    _COLLECTIONS + "ListShardKeys": _SHARED,
+    POINTS + "DeleteFieldIndex": _SHARED,
+    POINTS + "CreateVectorName": _SHARED,
+    POINTS + "DeleteVectorName": _SHARED,
+    COLLECTIONS + "Update": _SHARED,
+    COLLECTIONS + "Delete": _SHARED,
+    COLLECTIONS + "UpdateAliases": "aliases are shared with other tenants",
+    COLLECTIONS + "CollectionClusterInfo": _SHARED,
+    COLLECTIONS + "UpdateCollectionClusterSetup": _SHARED,
+    COLLECTIONS + "CreateShardKey": _SHARED,
+    COLLECTIONS + "DeleteShardKey": _SHARED,
+    COLLECTIONS + "ListShardKeys": _SHARED,
     _SNAPSHOTS + "Create": "a snapshot holds the points of every tenant",
     _SNAPSHOTS + "List": "a snapshot holds the points of every tenant",
     _SNAPSHOTS + "Delete": "a snapshot holds the points of every tenant",

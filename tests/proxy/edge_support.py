@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,24 @@ class Answering:
     async def handle(self, call: Call) -> Reply:
         """See rpc.Backend."""
         return await self._answer(call)
+
+
+class Hanging:
+    """A backend that never answers, and tells when a call came and when it was cancelled."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def handle(self, call: Call) -> Reply:
+        """See rpc.Backend."""
+        self.entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return Reply()
 
 
 class LogRecorder:

@@ -27,7 +27,7 @@ from server.upstream import Upstream
 from tests.faults.backends import RecordingBackend
 from tests.faults.grpc_peer import ECHO, HANG, SAY, GrpcPeer
 from tests.faults.tcp_toxics import TcpToxics
-from tests.proxy.edge_support import CLOCK, HEALTH_REPLY, Answering, LogRecorder, client, failing, serving
+from tests.proxy.edge_support import CLOCK, HEALTH_REPLY, Answering, Hanging, LogRecorder, client, failing, serving
 
 UPSERT = "/qdrant.Points/Upsert"
 
@@ -73,26 +73,16 @@ async def test_metadata_and_deadline_arrive() -> None:
 
 
 async def test_the_clients_cancellation_reaches_the_backend() -> None:
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def hang(call: Call) -> Reply:
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        return Reply()
-
-    async with serving(Answering(hang)) as (_, address), client(address) as channel:
+    hanging = Hanging()
+    async with serving(hanging) as (_, address), client(address) as channel:
         call = channel.unary_unary(UPSERT)(b"")
-        await entered.wait()
+        await hanging.entered.wait()
         call.cancel()
-        await cancelled.wait()
-        cancelled.clear()
+        await hanging.cancelled.wait()
+        hanging.cancelled.clear()
         error = await failing(channel.unary_unary(UPSERT)(b"", timeout=0.2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await cancelled.wait()
+        await hanging.cancelled.wait()
 
 
 async def test_many_calls_run_at_once() -> None:

@@ -23,7 +23,7 @@ from server.edge import QDRANT_SERVICES, REFLECTION_SERVICES, parse_listen
 from server.errors import AddressInUse, ConfigError
 from server.rpc import HEALTH_CHECK, Call, Reply
 from tests.faults.backends import RecordingBackend
-from tests.proxy.edge_support import Answering, client, failing, make_edge, serving
+from tests.proxy.edge_support import Answering, Hanging, client, failing, make_edge, serving
 
 UPSERT = "/qdrant.Points/Upsert"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -292,22 +292,12 @@ async def test_stop_lets_a_call_in_flight_end() -> None:
 
 
 async def test_stop_cancels_what_outlasts_the_grace() -> None:
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def hang(call: Call) -> Reply:
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        return Reply()
-
-    async with serving(Answering(hang)) as (edge, address), client(address) as channel:
+    hanging = Hanging()
+    async with serving(hanging) as (edge, address), client(address) as channel:
         call = channel.unary_unary(UPSERT)(b"")
-        await entered.wait()
+        await hanging.entered.wait()
         await edge.stop(0.1)
-        await cancelled.wait()
+        await hanging.cancelled.wait()
         assert (await failing(call)).code() is grpc.StatusCode.UNAVAILABLE
         await edge.stop(0.1)
 

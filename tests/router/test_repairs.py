@@ -53,7 +53,7 @@ def build(directory: Path, replica: Replica, copied: list[str]) -> tuple[Repairs
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
 
 
 async def test_a_doubt_outlasts_a_replica_that_is_away(tmp_path: Path) -> None:
