@@ -23,7 +23,7 @@ from server.edge import QDRANT_SERVICES, REFLECTION_SERVICES, parse_listen
 from server.errors import AddressInUse, ConfigError
 from server.rpc import HEALTH_CHECK, Call, Reply
 from tests.faults.backends import RecordingBackend
-from tests.proxy.edge_support import Answering, Hanging, client, failing, make_edge, serving
+from tests.proxy.edge_support import PLAIN, Answering, Hanging, client, failing, make_edge, serving
 
 UPSERT = "/qdrant.Points/Upsert"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -270,6 +270,20 @@ async def test_pings_without_a_call_are_answered_however_many_come() -> None:
 # --- stop ------------------------------------------------------------------------------------------------------------
 
 
+async def closed(address: str) -> None:
+    """Wait until nobody listens any more."""
+    host, port = address.split(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:  # accepted while the port was closing
+            continue
+
+
 async def test_stop_lets_a_call_in_flight_end() -> None:
     entered, go_on = asyncio.Event(), asyncio.Event()
 
@@ -282,7 +296,9 @@ async def test_stop_lets_a_call_in_flight_end() -> None:
         call = channel.unary_unary(UPSERT)(b"")
         await entered.wait()
         stop = asyncio.ensure_future(edge.stop(3600))
-        async with client(address) as late:
+        await closed(address)
+        # Its own connection: on the open one gRPC answers CANCELLED to what crosses its GOAWAY.
+        async with grpc.aio.insecure_channel(address, options=[*PLAIN, ("grpc.use_local_subchannel_pool", 1)]) as late:
             error = await failing(late.unary_unary(UPSERT)(b"", timeout=30))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert not stop.done()
