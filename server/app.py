@@ -19,6 +19,7 @@ from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
 from server.config import Settings
 from server.conflicts import Conflicts
+from server.control import Control
 from server.credentials import Credentials, Witness
 from server.cutover import CutOver
 from server.directories import prepare_directory, read_or_make_secret
@@ -304,8 +305,12 @@ class Understudy:
         await monitor.first_verdict(_FIRST_VERDICT_SECONDS)
 
     async def _open_doors(self) -> None:
-        """Admin port, then the port of the clients."""
+        """Control socket, admin port, then the port of the clients."""
         settings, telemetry = self.settings, self._telemetry
+        control = Control(settings.vectorstore.fallback.wal_path.absolute(), RealDisk())
+        self._offer(control)
+        await control.start()
+        self._stack.push_async_callback(control.stop)
         if settings.admin is not None:
             admin = Admin(
                 Desk(
@@ -324,6 +329,9 @@ class Understudy:
         host, port = await edge.start()
         self._stack.push_async_callback(edge.stop, settings.edge.shutdown_grace_seconds * 0.5)
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _offer(self, control: Control) -> None:
+        """What `understudy wal` commands may ask of this process."""
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

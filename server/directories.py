@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from server.errors import DataDirUnusable
 
 SECRET_BYTES = 32
+# sun_path holds 108 bytes with its end.
+_MOST_SOCKET_BYTES = 107
+_SOCKET_NAME_BYTES = 16
 
 
 def prepare_directory(path: Path) -> Path:
@@ -64,3 +68,12 @@ def _make_secret(path: Path) -> None:
         temporary.rename(path)
     except OSError as error:
         raise DataDirUnusable(f"cannot write {path}: {error.strerror}") from error
+
+
+def socket_directory(prefix: str) -> Path:
+    """A new directory, mode 0700, with a path short enough for sockets in it (names of up to 15 bytes)."""
+    usual = Path(tempfile.mkdtemp(prefix=prefix))
+    if len(os.fsencode(usual)) + _SOCKET_NAME_BYTES <= _MOST_SOCKET_BYTES:
+        return usual
+    usual.rmdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))

@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from google.protobuf.message import Message
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config, logs
 from server.clock import Clock
+from server.directories import socket_directory
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
@@ -32,10 +32,6 @@ M = TypeVar("M", bound=Message)
 
 _SERVICE = "/understudy.replica.v1.ReplicaService/"
 _READY = b"ready"
-
-# sun_path holds 108 bytes with its end.
-_MOST_SOCKET_BYTES = 107
-_SOCKET_NAME_BYTES = 16
 
 _FIRST_PAUSE_SECONDS = 0.05
 # A process that lived this long is not in a crash loop.
@@ -72,7 +68,7 @@ class ReplicaProcess:
 
     async def start(self) -> None:
         """Start the process and wait until it serves. Raises DataDirUnusable when it cannot."""
-        self._sockets = _private_directory()
+        self._sockets = socket_directory("understudy-")
         give_up_at = self._clock.monotonic() + self._settings.start_timeout_seconds
         pause = _FIRST_PAUSE_SECONDS
         while not await self._spawn():
@@ -320,12 +316,3 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH", "")
     return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}
-
-
-def _private_directory() -> Path:
-    """A new directory, mode 0700, with a path short enough for sockets."""
-    usual = Path(tempfile.mkdtemp(prefix="understudy-"))
-    if len(os.fsencode(usual)) + _SOCKET_NAME_BYTES <= _MOST_SOCKET_BYTES:
-        return usual
-    usual.rmdir()
-    return Path(tempfile.mkdtemp(prefix="understudy-", dir="/tmp"))

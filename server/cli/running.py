@@ -1,0 +1,115 @@
+"""The server that holds a log, asked through its control socket.
+
+Promises: an error of the server is raised as the error that it was there, exit code and hint included; an answer that
+was cut off is an error, never a short answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server import errors
+from server.control import read_control
+from server.errors import AdminRefused, UnderstudyError, WalLocked
+from server.wal.files import RealDisk
+
+CONNECT_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+def here_or_there(directory: Path, here: Callable[[], T], there: Callable[[Running], T]) -> T:
+    """`here` when nobody holds the log, else `there`, with the server that does."""
+    try:
+        return here()
+    except WalLocked as locked:
+        return there(Running.of(directory, locked))
+
+
+class Running:
+    """A server that holds a log."""
+
+    def __init__(self, path: Path, locked: WalLocked) -> None:
+        self._path = path
+        self._locked = locked
+
+    @classmethod
+    def of(cls, directory: Path, locked: WalLocked) -> Running:
+        """The server that holds `directory`. Raises WalLocked when it says nowhere how to reach it."""
+        path = read_control(directory.absolute(), RealDisk())
+        if path is None:
+            raise _unreachable(locked, "it has no control socket")
+        return cls(path, locked)
+
+    def ask(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """One operation of `server.control.Control.offer`."""
+        with self._answer(name, arguments) as answer:
+            document = json.loads(answer.read())
+        if not isinstance(document, dict):
+            raise _unreachable(self._locked, "what answers there is not Understudy")
+        return document
+
+    def rows(self, name: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """The rows of `server.control.Control.offer_rows`, as they come."""
+        with self._answer(name, arguments) as answer:
+            while line := answer.readline():
+                document = json.loads(line)
+                if "end" in document:
+                    return
+                if "error" in document:
+                    raise _error(document["error"])
+                yield document["row"]
+            raise _unreachable(self._locked, "it stopped in the middle of its answer")
+
+    @contextlib.contextmanager
+    def _answer(self, name: str, arguments: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        connection = _UnixConnection(self._path)
+        try:
+            connection.request("POST", f"/{name}", json.dumps(arguments).encode(), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise _error(json.loads(answer.read()).get("error"))
+            yield answer
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _unreachable(self._locked, f"its control socket does not answer ({error})") from error
+        finally:
+            connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. To connect takes no time; an answer may take as long as reading the whole log."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """See HTTPConnection."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_SECONDS)
+        self.sock.connect(str(self._path))
+        self.sock.settimeout(None)
+
+
+def _unreachable(locked: WalLocked, why: str) -> WalLocked:
+    return WalLocked(
+        f"{locked.args[0]}, and {why}",
+        hint="If it is just starting or stopping, try again in a moment; else stop it",
+    )
+
+
+def _error(document: Any) -> UnderstudyError:
+    """The error that the server met."""
+    found = document if isinstance(document, dict) else {}
+    kind = getattr(errors, str(found.get("class", "")), None)
+    if not (isinstance(kind, type) and issubclass(kind, UnderstudyError)):
+        kind = AdminRefused
+    error: UnderstudyError = kind.__new__(kind)
+    UnderstudyError.__init__(error, str(found.get("message", "the server refused")), hint=str(found.get("hint", "")))
+    return error
