@@ -1,13 +1,15 @@
 """A disk with two images: what a process sees (live) and what survives a power cut (durable).
 
-Promises: what was not synced may be lost, kept, torn at 512-byte sectors or kept out of order; a name made, renamed or
-removed may be lost until its directory is synced; what was synced stays. Any call can be made to fail, and the disk can
-be photographed at any call. Sector writes are atomic; nothing is ever invented. Threads may share a disk.
+Promises: what was not synced may be lost, kept, torn at 512-byte sectors or kept out of order, with any size of the
+file on the way; a sector that a file has been given and that was not written yet holds zeros, noise, what another file
+had there, or what this file had there before it was cut. A name made, renamed or removed, and a directory, may be lost
+or kept until the directory is synced, in any order; a rename may leave both names. What was synced stays. A sync that
+fails has written some of it; no later sync writes the rest, though a process still sees it. Any call can be made to
+fail, and the disk can be photographed at any call. Sector writes are atomic. Threads may share a disk.
 """
 
 from __future__ import annotations
 
-import copy
 import errno
 import functools
 import os
@@ -26,15 +28,25 @@ SECTOR_BYTES = 512
 
 @dataclass
 class Inode:
-    """One file: its live bytes, its durable bytes, and every version of each sector written since the last sync."""
+    """One file: its live bytes, its durable bytes, and every version of each sector written since the last sync.
+
+    `ghost` is what the medium held at the same places before the file was cut.
+    """
 
     live: bytearray = field(default_factory=bytearray)
-    durable: bytes = b""
+    durable: bytearray = field(default_factory=bytearray)
     dirty: dict[int, list[bytes]] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
+    ghost: bytes = b""
     mode: int = FILE_MODE
     is_ours: bool = True
     is_link: bool = False
+
+    def twin(self) -> Inode:
+        """The same file, apart from this one."""
+        dirty = {sector: list(versions) for sector, versions in self.dirty.items()}
+        live, durable, sizes = bytearray(self.live), bytearray(self.durable), list(self.sizes)
+        return Inode(live, durable, dirty, sizes, self.ghost, self.mode, self.is_ours, self.is_link)
 
     def write(self, offset: int, data: bytes) -> None:
         end = offset + len(data)
@@ -43,27 +55,52 @@ class Inode:
         self.live[offset:end] = data
         self.sizes.append(len(self.live))
         for sector in range(offset // SECTOR_BYTES, (end + SECTOR_BYTES - 1) // SECTOR_BYTES):
-            start = sector * SECTOR_BYTES
-            self.dirty.setdefault(sector, []).append(bytes(self.live[start : start + SECTOR_BYTES]))
+            self._soil(sector)
 
     def truncate(self, size: int) -> None:
+        # What was written there may have reached the medium, and stays in `dirty` as long as that is open.
+        self.ghost = bytes(self.live) + self.ghost[len(self.live) :]
         del self.live[size:]
         self.sizes.append(size)
-        for sector in [sector for sector in self.dirty if sector * SECTOR_BYTES >= size]:
-            del self.dirty[sector]
+        if size % SECTOR_BYTES:
+            self._soil(size // SECTOR_BYTES)
+
+    def _soil(self, sector: int) -> None:
+        start = sector * SECTOR_BYTES
+        self.dirty.setdefault(sector, []).append(bytes(self.live[start : start + SECTOR_BYTES]))
 
     def sync(self) -> None:
-        self.durable = bytes(self.live)
+        """Dirty sectors and the size reach the medium. What an earlier sync failed to write is not dirty any more."""
+        size = len(self.live)
+        del self.durable[size:]
+        self.durable.extend(bytes(size - len(self.durable)))
+        for sector, versions in self.dirty.items():
+            start = sector * SECTOR_BYTES
+            version = versions[-1][: max(0, size - start)]
+            self.durable[start : start + len(version)] = version
         self.dirty.clear()
         self.sizes.clear()
 
-    def only_durable(self) -> Inode:
-        return Inode(live=bytearray(self.durable), durable=self.durable, mode=self.mode, is_ours=self.is_ours)
+    def fail_to_sync(self, rng: random.Random) -> None:
+        """What the kernel does: some pages were written, all are marked clean, and no later sync writes the rest."""
+        self.durable = self.after_crash(rng, ()).live
+        self.dirty.clear()
+        self.sizes = [len(self.live)]
 
-    def after_crash(self, rng: random.Random) -> Inode:
-        """What might be left: any size on the way, any mix of old and new sectors; holes read as zeros."""
-        size = rng.choice([len(self.durable), len(self.live), *self.sizes[-4:]])
-        left = bytearray(self.durable[:size].ljust(size, b"\0"))
+    def only_durable(self) -> Inode:
+        return Inode(bytearray(self.durable), bytearray(self.durable), mode=self.mode, is_ours=self.is_ours)
+
+    def after_crash(self, rng: random.Random, others: Sequence[Inode]) -> Inode:
+        """What might be left: any size on the way, any mix of old, new and strange sectors."""
+        if not self.dirty and not self.sizes:
+            return self.only_durable()
+        sizes = [len(self.durable), len(self.live), *self.sizes[-4:]]
+        if rng.random() < 0.25:
+            # Blocks are given to a file one after the other, and the size follows them.
+            sizes = [rng.randrange(min(sizes), max(sizes) + 1)]
+        size = rng.choice(sizes)
+        left = self.durable[:size]
+        left += self._strange(rng, len(left), size, others)
         luck = rng.choice((0.0, 0.5, 0.9, 1.0))
         for sector, versions in self.dirty.items():
             if rng.random() < luck:
@@ -71,7 +108,23 @@ class Inode:
                 version = versions[-1] if rng.random() < 0.7 else rng.choice(versions)
                 version = version[: max(0, size - start)]
                 left[start : start + len(version)] = version
-        return Inode(live=left, durable=bytes(left), mode=self.mode, is_ours=self.is_ours)
+        return Inode(left, bytearray(left), ghost=self.ghost, mode=self.mode, is_ours=self.is_ours)
+
+    def _strange(self, rng: random.Random, start: int, end: int, others: Sequence[Inode]) -> bytes:
+        """What the medium holds from `start` to `end` when nothing of it was written."""
+        length = max(0, end - start)
+        match rng.randrange(4):
+            case 1:
+                found = rng.randbytes(length)
+            case 2:
+                found = self.ghost[start:end]
+            case 3 if others:
+                other = rng.choice(others).live
+                at = rng.randrange(0, len(other) + 1, SECTOR_BYTES) + start % SECTOR_BYTES
+                found = bytes(other[at : at + length])
+            case _:
+                found = b""
+        return found.ljust(length, b"\0")
 
 
 @dataclass
@@ -80,6 +133,13 @@ class _NameChange:
 
     changes: dict[str, int | None]
 
+    def after_crash(self, rng: random.Random) -> dict[str, int | None]:
+        """The change, or a rename of which the new name is there and the old one is still there."""
+        is_rename = len(self.changes) > 1
+        if is_rename and rng.random() < 0.2:
+            return {name: number for name, number in self.changes.items() if number is not None}
+        return self.changes
+
 
 @dataclass
 class _Directory:
@@ -87,6 +147,9 @@ class _Directory:
     durable: dict[str, int] = field(default_factory=dict)
     pending: list[_NameChange] = field(default_factory=list)
     children: set[str] = field(default_factory=set)
+
+    def twin(self) -> _Directory:
+        return _Directory(dict(self.live), dict(self.durable), list(self.pending), set(self.children))
 
     def change(self, **changes: int | None) -> None:
         self.pending.append(_NameChange(dict(changes)))
@@ -137,9 +200,7 @@ class _CrashFile:
                 self._disk.called("sync", self._path)
             except OSError:
                 self.failed_sync = True
-                # What the kernel does: the pages are marked clean and will never be written.
-                self._inode.dirty.clear()
-                self._inode.sizes.clear()
+                self._inode.fail_to_sync(self._disk.rng)
                 raise
             self._inode.sync()
             self._disk.called("synced", self._path)
@@ -190,8 +251,8 @@ class CrashDisk:
         """The same state of both images, apart from this disk."""
         with self.guard:
             twin = CrashDisk()
-            twin.inodes = copy.deepcopy(self.inodes)
-            twin.directories = copy.deepcopy(self.directories)
+            twin.inodes = {number: inode.twin() for number, inode in self.inodes.items()}
+            twin.directories = {path: directory.twin() for path, directory in self.directories.items()}
             twin.durable_directories = set(self.durable_directories)
             twin._next_inode = self._next_inode
             return twin
@@ -205,17 +266,19 @@ class CrashDisk:
         twin = CrashDisk(seed or 0)
         twin._next_inode = self._next_inode
         named = {number for each in self.directories.values() for number in each.every_inode()}
+        others = list(self.inodes.values())
         for number, inode in self.inodes.items():
             if number not in named:
                 continue
-            twin.inodes[number] = inode.after_crash(rng) if seed is not None else inode.only_durable()
+            twin.inodes[number] = inode.after_crash(rng, others) if seed is not None else inode.only_durable()
         luck = rng.choice((0.0, 0.5, 1.0)) if seed is not None else 0.0
         for path, directory in self.directories.items():
-            if all(each in self.durable_directories for each in _chain(path)):
+            is_lucky = path in self.durable_directories or rng.random() < luck
+            if is_lucky and (path == "/" or posixpath.dirname(path) in twin.directories):
                 names = dict(directory.durable)
                 for change in directory.pending:
                     if rng.random() < luck:
-                        _apply(names, change.changes)
+                        _apply(names, change.after_crash(rng))
                 twin.directories[path] = _Directory(live=names, durable=dict(names))
                 twin.durable_directories.add(path)
         for path in twin.directories.keys() - {"/"}:
@@ -241,7 +304,9 @@ class CrashDisk:
             self._next_inode += 1
         inode = self._inode(path)
         inode.live[:] = data
-        inode.sync()
+        inode.durable[:] = data
+        inode.dirty.clear()
+        inode.sizes.clear()
 
     def drop(self, path: Path) -> None:
         """Remove a file, durably, as somebody else would."""
