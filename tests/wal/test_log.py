@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from server.errors import EntryRefused, WalDamaged, WalFull, WalLatched, WalLocked
-from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.record import SEGMENT_HEADER_BYTES, NewRecord
@@ -442,31 +441,6 @@ async def test_readers_of_a_segment_that_is_retired_meanwhile_look_again() -> No
     disk.drop(log._ledger.segments[0].path)
     with pytest.raises(WalDamaged, match="gone"):
         await log.read(log.first_seq - 1, 3, 10**6)
-    await log.close()
-
-
-async def test_fifty_thousand_entries_over_ten_restarts_keep_their_order(tmp_path: Path) -> None:
-    limits = WalLimits(segment_bytes=1 << 20, cache_bytes=0)
-    total = 0
-    for restart in range(10):
-        log = opened(tmp_path / "wal", disk=RealDisk(), limits=limits, entropy=Entropy(str(restart)))
-        assert log.last_seq == total
-        for _ in range(5):
-            first = log.last_seq
-            seqs = await asyncio.gather(*(log.append(NewRecord(1, PENDING, b"%d" % (first + n))) for n in range(1000)))
-            assert seqs == list(range(first + 1, first + 1001))
-        total = log.last_seq
-        # Nearly everything is replayed: what is left over a restart is verified at every open.
-        await log.mark_replayed(total - 1000)
-        await log.close()
-    log = opened(tmp_path / "wal", disk=RealDisk(), limits=limits, entropy=Entropy("last"))
-    seq = 0
-    while records := await log.read(seq, 5000, 1 << 20):
-        for record in records:
-            assert (record.seq, record.body) == (seq + 1, b"%d" % seq)
-            seq += 1
-    assert seq == total == 50_000
-    assert (log.pending_count, log.segment_count > 4) == (1000, True)
     await log.close()
 
 
