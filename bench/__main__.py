@@ -1,8 +1,10 @@
-"""`make bench`: measure, print the tables, put them into docs/performance.md."""
+"""`make bench`: measure the log and the proxy, print the tables, put them into docs/performance.md."""
 
 from __future__ import annotations
 
-from bench.proxy import main
+import subprocess
+import sys
 
 if __name__ == "__main__":
-    main()
+    for part in ("bench.wal", "bench.proxy"):
+        subprocess.run([sys.executable, "-m", part, *sys.argv[1:]], check=True)

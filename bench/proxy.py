@@ -1,6 +1,6 @@
 """What Understudy costs: one command, JSON and tables out.
 
-`make bench` (or `python -m bench [--rounds N] [--seconds S] [--out DIR] [--no-docs]`)
+`make bench` (or this part alone: `python -m bench.proxy [--rounds N] [--seconds S] [--out DIR] [--no-docs]`)
 
 Part 1, overhead: a Qdrant stand-in that answers at once with fixed bytes; direct, through a bare grpc.aio
 passthrough, through Understudy with tracing off, and with 10 % of the traces sampled and exported. All targets take
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -29,10 +28,10 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 from sklearn.datasets import load_digits
 
+from bench.page import ROOT, machine, publish
 from generated.qdrant import points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 
-ROOT = Path(__file__).resolve().parent.parent
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 QUERY = "/qdrant.Points/Query"
 UPSERT = "/qdrant.Points/Upsert"
@@ -239,22 +238,6 @@ def table(runs: dict[str, list[dict[str, float]]]) -> list[str]:
     return lines
 
 
-def machine() -> str:
-    """One line about this machine."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
-    )
-
-
 def report(result: dict[str, Any]) -> str:
     """The whole result as Markdown."""
     lines = [f"Machine: {result['machine']}. Medians of {result['rounds']} rounds of {result['seconds']} s.", ""]
@@ -291,14 +274,7 @@ def main() -> None:
         result["digits"] = real_answers(work, chosen.rounds, chosen.seconds)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "proxy.json").write_text(json.dumps(result, indent=1))
-    text = report(result)
-    print(text)
-    if not chosen.no_docs:
-        page = ROOT / "docs" / "performance.md"
-        head, mark, _ = page.read_text().partition("<!-- figures -->\n")
-        page.write_text(head + mark + "\n" + text)
+    publish("proxy", result, report(result), chosen.out, docs=not chosen.no_docs)
 
 
 if __name__ == "__main__":
