@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Entry(_message.Message):
-    __slots__ = ("method", "request", "resolved", "maybe_applied", "collection", "tenant", "point_count")
+    __slots__ = ("method", "request", "resolved", "maybe_applied", "collection", "tenant", "point_count", "retry_of")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class Entry(_message.Message):
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     POINT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_OF_FIELD_NUMBER: _ClassVar[int]
     method: str
     request: bytes
     resolved: _containers.RepeatedCompositeFieldContainer[Operation]
@@ -22,7 +23,8 @@ class Entry(_message.Message):
     collection: str
     tenant: str
     point_count: int
-    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ..., resolved: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., maybe_applied: _Optional[bool] = ..., collection: _Optional[str] = ..., tenant: _Optional[str] = ..., point_count: _Optional[int] = ...) -> None: ...
+    retry_of: int
+    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ..., resolved: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., maybe_applied: _Optional[bool] = ..., collection: _Optional[str] = ..., tenant: _Optional[str] = ..., point_count: _Optional[int] = ..., retry_of: _Optional[int] = ...) -> None: ...
 
 class Operation(_message.Message):
     __slots__ = ("method", "request")
