@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from server import config
 from server.clock import Clock
@@ -153,6 +154,14 @@ class Replayer:
         finally:
             self._state = ReplayState.IDLE
             await self._stepper.finish(self._stop_grace_seconds)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nothing is sent inside, so that an operator may change the quarantine; a halted replay looks again after."""
+        async with self._stepper.held():
+            yield
+        if self._state is ReplayState.HALTED:
+            self.request_sync("the quarantine was changed")
 
     async def drain_now(self) -> bool:
         """Send what is pending at this moment, without pauses; True when nothing is left.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -84,6 +85,7 @@ class Stepper:
         self._unreachable = unreachable
         self._delivery = Delivery(upstream, settings, clock, credential)
         self._in_flight: asyncio.Task[Standing] | None = None
+        self._turn = asyncio.Lock()
         self._page: deque[Parcel] = deque()
         self._unmarked_seq = 0
         self._unmarked = 0
@@ -116,6 +118,15 @@ class Stepper:
         """Operators may have changed the quarantine: read it anew before the next entry."""
         self._recalled = False
 
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """No step is under way inside, and none begins; afterwards the quarantine is read anew."""
+        async with self._turn:
+            try:
+                yield
+            finally:
+                self.look_again()
+
     async def advance(self) -> Standing:
         """One step, or the rest of the one under way."""
         if self._in_flight is None or self._in_flight.done():
@@ -139,9 +150,10 @@ class Stepper:
 
     async def _step(self) -> Standing:
         try:
-            standing = await self._next()
-            if standing.step is not Step.ADVANCED:
-                await self._mark()
+            async with self._turn:
+                standing = await self._next()
+                if standing.step is not Step.ADVANCED:
+                    await self._mark()
         except WalError as error:
             self._telemetry.log.error("replay cannot use the log", error=str(error))
             self._page.clear()
@@ -157,6 +169,10 @@ class Stepper:
             return Standing(Step.DRAINED)
         if not self._recalled:
             await self._recall()
+        if self._page[0].entry.retry_of in self._quarantined:
+            # A retry that a crash cut short: what it repeats is still in quarantine, and that one counts.
+            self._done([self._page[0]])
+            return _ADVANCED
         if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._quarantined:
             return Standing(Step.HALTED, "the quarantine is not empty: `understudy wal quarantine list`")
         if not self._is_up():

@@ -1,0 +1,232 @@
+"""PURE. Which entries of the quarantine go back to the log together, and what stands in the way.
+
+Promises: an entry takes along what is in quarantine behind it for the same points or the same collection, so that the
+order among them stays. What later entries of the log wrote there, and would be overwritten by the older write, is named
+and never passed over. A repetition that a crash left unfinished is known by `Entry.retry_of`: while its origin is in
+quarantine the origin counts, and the repetition is void.
+
+What of the log (rows) is overwritten by a retried entry (columns):
+
+                      points    filter    create    schema    drop    aliases
+    points            if named  yes       -         -         yes     yes
+    filter            yes       yes       -         -         yes     yes
+    create            -         -         -         -         yes     yes
+    schema            -         -         -         yes       yes     yes
+    drop              yes       yes       yes       yes       yes     yes
+    aliases           yes       yes       yes       yes       yes     yes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from generated.qdrant import points_pb2
+from generated.understudy.wal.v1 import entry_pb2
+from server.errors import WalError
+from server.replay.bisect import Key, Operation, keys_of, names_of, names_only_points
+from server.replay.causality import Causality
+from server.replay.judge import ALIASES, CREATE, DELETE
+from server.replay.parcel import Parcel, unpack
+from server.rpc import COLLECTIONS, Code
+from server.wal.record import EntryState, NewRecord, Record
+
+NAMED_MAX = 5
+
+
+class Reach(Enum):
+    """What an operation may change."""
+
+    POINTS = "points"
+    FILTER = "filter"
+    CREATE = "create"
+    SCHEMA = "schema"
+    DROP = "drop"
+    ALIASES = "aliases"
+
+
+_DATA = frozenset((Reach.POINTS, Reach.FILTER))
+_EVERYTHING = frozenset((Reach.DROP, Reach.ALIASES))
+
+
+def meets(one: Reach, other: Reach) -> bool:
+    """Whether two operations on one collection may change the same thing; points are then compared by name."""
+    if one in _EVERYTHING or other in _EVERYTHING:
+        return True
+    return (one in _DATA and other in _DATA) or one is other is Reach.SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What one operation may change, and where."""
+
+    reach: Reach
+    names: frozenset[str]
+    keys: frozenset[Key] = frozenset()
+
+    def meets(self, other: Touched) -> bool:
+        """Whether both may change the same thing."""
+        if not self.names & other.names or not meets(self.reach, other.reach):
+            return False
+        return self.reach is not Reach.POINTS or other.reach is not Reach.POINTS or bool(self.keys & other.keys)
+
+
+def touched_by(operation: Operation, collection_of: Callable[[str], str]) -> Touched:
+    """The reach of one operation; `collection_of` turns an alias into the collection that it stands for."""
+    names = names_of(operation)
+    reach = _reach_of(operation)
+    return Touched(
+        reach,
+        frozenset(names | {collection_of(name) for name in names}),
+        frozenset(keys_of(operation)) if reach is Reach.POINTS else frozenset(),
+    )
+
+
+def _reach_of(operation: Operation) -> Reach:
+    known = {CREATE: Reach.CREATE, DELETE: Reach.DROP, ALIASES: Reach.ALIASES}.get(operation.method)
+    if known is not None:
+        return known
+    request = operation.request
+    schema = (
+        points_pb2.CreateFieldIndexCollection,
+        points_pb2.DeleteFieldIndexCollection,
+        points_pb2.CreateVectorNameRequest,
+    )
+    if operation.method.startswith(COLLECTIONS) or isinstance(request, schema):
+        return Reach.SCHEMA
+    return Reach.POINTS if names_only_points(operation) else Reach.FILTER
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An entry in quarantine, unpacked, with Qdrant's answer to it."""
+
+    parcel: Parcel
+    code: int
+    details: str
+
+    @property
+    def seq(self) -> int:
+        """Its sequence number."""
+        return self.parcel.seq
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a retry does: `repeat` goes to the tail of the log, then `release` leaves the quarantine, last one first.
+
+    `ahead` are entries in quarantine that `repeat` would have to wait for.
+    """
+
+    repeat: list[Held]
+    release: list[int]
+    ahead: list[int] = field(default_factory=list)
+
+    @property
+    def seqs(self) -> list[int]:
+        """What goes back, in order."""
+        return [held.seq for held in self.repeat]
+
+    @property
+    def first_seq(self) -> int:
+        """Entries after this one may be overwritten."""
+        return min(self.release)
+
+
+def plan(held: Iterable[Held], wanted: Iterable[int] | None) -> Plan:
+    """What goes back when `wanted` (None = all) is retried. Raises WalError for what cannot be."""
+    everything = list(held)
+    present = {each.seq for each in everything}
+    void = [each for each in everything if each.parcel.entry.retry_of in present]
+    live = [each for each in everything if each not in void]
+    asked = {each.seq for each in live} if wanted is None else set(wanted)
+    missing = sorted(asked - {each.seq for each in live})
+    if missing:
+        raise WalError(
+            f"entry {missing[0]} cannot be retried: it is not in quarantine, is damaged, or repeats one that is there",
+            hint="`understudy wal quarantine list` shows what is there",
+        )
+    causality, chosen = Causality(), []
+    for each in live:
+        if each.seq in asked or any(causality.split(one).follows for one in each.parcel.operations):
+            if each.parcel.problem:
+                raise WalError(
+                    f"entry {each.seq} cannot be retried: {each.parcel.problem}",
+                    hint="`understudy wal quarantine export` keeps it; then drop it",
+                )
+            each.parcel.taint(causality, Code(each.code), each.details)
+            chosen.append(each)
+    seqs = {each.seq for each in chosen}
+    voided = [each.seq for each in void if each.parcel.entry.retry_of in seqs]
+    return Plan(chosen, sorted([*seqs, *voided]), _ahead_of(chosen, live))
+
+
+def _ahead_of(chosen: list[Held], live: list[Held]) -> list[int]:
+    """What stays in quarantine and would hold the chosen ones back again."""
+    seqs = {each.seq for each in chosen}
+    found = []
+    for each in live:
+        if each.seq not in seqs:
+            causality = Causality()
+            each.parcel.taint(causality, Code(each.code), each.details)
+            if any(causality.split(one).follows for other in chosen for one in other.parcel.operations):
+                found.append(each.seq)
+    return found
+
+
+class Overwritten:
+    """Later entries of the log that a retry would overwrite. Give it every entry after `plan.first_seq`, in order."""
+
+    def __init__(
+        self, planned: Plan, held: Iterable[Held], kinds: Mapping[int, str], collection_of: Callable[[str], str]
+    ) -> None:
+        self._kinds = kinds
+        self._collection_of = collection_of
+        self._repeat = [
+            (each.seq, [touched_by(one, collection_of) for one in each.parcel.operations]) for each in planned.repeat
+        ]
+        self._going = set(planned.release)
+        self._held = {each.seq: each for each in held}
+        self.seqs: list[int] = []
+
+    def look_at(self, records: Iterable[Record]) -> None:
+        """Note the entries that are overwritten."""
+        for record in records:
+            self._look(record)
+
+    def _look(self, record: Record) -> None:
+        parcel = unpack(record, self._kinds)
+        if parcel.entry.retry_of in self._going:
+            return
+        now = [touched_by(one, self._collection_of) for one in parcel.operations]
+        held = self._held.get(record.seq)
+        if held is not None:
+            # Qdrant has only what is not in quarantine.
+            absent = {key for one in held.parcel.operations for key in keys_of(one)}
+            if held.parcel.record.body == record.body:
+                return
+            now = [replace(one, keys=one.keys - absent) for one in now]
+        for seq, before in self._repeat:
+            if seq < record.seq and any(one.meets(other) for one in before for other in now):
+                self.seqs.append(record.seq)
+                return
+
+
+def repetition(held: Held, entry_bytes: int) -> NewRecord:
+    """The entry as it goes back to the log. It says what it repeats if it still fits then."""
+    record = held.parcel.record
+    entry = entry_pb2.Entry()
+    entry.CopyFrom(held.parcel.entry)
+    entry.retry_of = held.seq
+    if entry.ByteSize() > entry_bytes:
+        entry.ClearField("retry_of")
+    return NewRecord(
+        record.kind, EntryState.PENDING, entry.SerializeToString(), record.principal, record.trace, record.points
+    )
+
+
+def named(seqs: list[int]) -> str:
+    """Some sequence numbers in a sentence."""
+    text = ", ".join(map(str, seqs[:NAMED_MAX]))
+    return f"{text} and {len(seqs) - NAMED_MAX} more" if len(seqs) > NAMED_MAX else text
