@@ -54,6 +54,7 @@ class FrameType(IntEnum):
     ENTRY = 1
     CURSOR = 2
     SEAL = 3
+    GAP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +168,14 @@ class Frame(NamedTuple):
         """What a CURSOR frame says; 0 for others."""
         return int(_U64.unpack(self.payload)[0]) if self.type is FrameType.CURSOR else 0
 
+    @property
+    def gap_seq(self) -> int:
+        """What a GAP frame says: entries after its own number up to this one are lost; 0 for others."""
+        return int(_U64.unpack(self.payload)[0]) if self.type is FrameType.GAP else 0
+
 
 _ENTRY = FrameType.ENTRY.value
-_MARKS = {int(type_): type_ for type_ in (FrameType.CURSOR, FrameType.SEAL)}
+_MARKS = {int(type_): type_ for type_ in (FrameType.CURSOR, FrameType.SEAL, FrameType.GAP)}
 _STATES = {state.value: state for state in EntryState}
 _DURABLE_BEFORE_AT = 40
 
@@ -262,7 +268,11 @@ class SegmentCodec:
         durable_before: int,
         head_generation: int,
     ) -> tuple[bytes, bytes]:
-        """(frame, its MAC) of a CURSOR (value = replayed_seq) or a SEAL (value = generation of the head)."""
+        """(frame, its MAC) of a mark.
+
+        The value of a CURSOR is replayed_seq, of a SEAL the generation of the head, of a GAP the last entry that is
+        lost.
+        """
         plain = _FRAME.pack(
             FRAME_MAGIC, type_, 0, 0, 0, 0, 0, _U64.size, 0, seq, wall_ns, durable_before, head_generation
         )
@@ -296,6 +306,17 @@ class SegmentCodec:
         if crc != _U32.unpack_from(data, at + length - CRC_BYTES)[0]:
             return None
         return int(_U64.unpack_from(data, at + _DURABLE_BEFORE_AT)[0])
+
+    def mended(self, data: bytes, at: int, previous_mac: bytes) -> bytes | None:
+        """What lies at `at`, with checksums and MAC made anew; None when it is too short. Proves nothing by itself."""
+        if len(data) - at < FRAME_OVERHEAD_BYTES or not data.startswith(FRAME_MAGIC, at):
+            return None
+        plain = data[at : at + _FRAME.size]
+        fields = _FRAME.unpack(plain)
+        end = at + FRAME_OVERHEAD_BYTES + fields[5] + fields[6] + fields[7]
+        if end > len(data):
+            return None
+        return self._seal(plain, b"", data[at + FRAME_HEADER_BYTES : end - FRAME_TRAILER_BYTES], previous_mac)[0]
 
     def _header_crc_holds(self, data: bytes, at: int, plain: bytes) -> bool:
         return bool(_U32.unpack_from(data, at + _FRAME.size)[0] == google_crc32c.extend(self.salt_crc, plain))

@@ -12,6 +12,7 @@ from pathlib import Path
 from server.errors import WalDamaged, WalKeyMissing
 from server.wal.files import TEMP_SUFFIX, Disk
 from server.wal.keyring import KEYS_DIRECTORY, Keyring, load_keys
+from server.wal.keysource import ExternalKeys
 from server.wal.memory import OffsetIndex, PendingIndex
 from server.wal.reader import SegmentReader, Stretch
 from server.wal.record import (
@@ -98,6 +99,7 @@ class Survey:
     segments: list[Segment] = field(default_factory=list)
     pending: PendingIndex = field(default_factory=PendingIndex)
     problems: list[Problem] = field(default_factory=list)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
     temporaries: list[Path] = field(default_factory=list)
     retired: list[Path] = field(default_factory=list)
     last_seq: int = 0
@@ -122,12 +124,14 @@ class Survey:
         return [problem for problem in self.problems if problem.verdict is Verdict.CUT]
 
 
-def survey(disk: Disk, directory: Path, rules: FrameRules, *, deep: bool = False) -> Survey:
+def survey(
+    disk: Disk, directory: Path, rules: FrameRules, *, deep: bool = False, external: ExternalKeys | None = None
+) -> Survey:
     """Read a directory. Raises WalKeyMissing and WalKeyUnsafe; everything else becomes a Problem."""
     names = disk.names(directory)
     key_names = disk.names(directory / KEYS_DIRECTORY)
     quarantine_names = disk.names(directory / QUARANTINE_DIRECTORY)
-    found = Survey(directory, load_keys(disk, directory, key_names))
+    found = Survey(directory, load_keys(disk, directory, key_names, external))
     numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
     found.temporaries = [
         folder / name
@@ -187,6 +191,7 @@ def _read_segments(disk: Disk, found: Survey, numbers: list[int], rules: FrameRu
             found.problems.append(Problem(segment_name(number), 0, text, Verdict.REFUSE))
     for number in numbers:
         _open_segment(disk, found, number, is_last=number == numbers[-1])
+    _check_keys(found, head)
     for row, segment in enumerate(found.segments):
         following = found.segments[row + 1] if row + 1 < len(found.segments) else None
         _check_link(found, found.segments[row - 1] if row else None, segment)
@@ -223,6 +228,23 @@ def _open_segment(disk: Disk, found: Survey, number: int, *, is_last: bool) -> N
         return
     header = codec.header
     found.segments.append(Segment(path, codec, facts.size, header.first_seq - 1, header.wall_ns))
+
+
+def _check_keys(found: Survey, head: Head) -> None:
+    """A key that was replaced signs nothing any more, so whoever has got hold of it cannot go on with the log."""
+    replaced: set[bytes] = set()
+    present: bytes | None = None
+    for segment in found.segments:
+        key_id = segment.codec.header.key_id
+        if present is not None and key_id != present:
+            replaced.add(present)
+        present = key_id
+        if key_id in replaced:
+            text = f"it is signed with key {key_id.hex()}, which another one had replaced"
+            found.problems.append(Problem(segment.path.name, 0, text, Verdict.REFUSE))
+        if segment.number == head.tail_segment and key_id != head.key_id:
+            text = f"it is signed with key {head.key_id.hex()}, {segment.path.name} with {key_id.hex()}"
+            found.problems.append(Problem(HEAD_NAME, 0, text, Verdict.REFUSE))
 
 
 def _check_link(found: Survey, before: Segment | None, segment: Segment) -> None:
@@ -322,6 +344,11 @@ class _Walk:
             if frame.type is FrameType.CURSOR:
                 found.replayed_seq = max(found.replayed_seq, frame.replayed_seq)
                 found.pending.drop_through(found.replayed_seq)
+            if frame.type is FrameType.GAP:
+                if frame.gap_seq <= found.last_seq:
+                    return f"it claims a gap from entry {found.last_seq} back to {frame.gap_seq}"
+                found.gaps.append((found.last_seq + 1, frame.gap_seq))
+                found.last_seq = segment.last_seq = frame.gap_seq
             return ""
         seq = frame.seq
         if seq != found.last_seq + 1:
@@ -341,5 +368,6 @@ def damaged(found: Survey) -> WalDamaged:
     others = f" (and {more} more)" if more else ""
     return WalDamaged(
         f"the log in {found.directory} is damaged: {first}{others}. Nothing was changed",
-        hint="`understudy wal verify` lists every flaw; `understudy wal reset` keeps a backup and starts an empty log",
+        hint="`understudy wal verify` lists every flaw; `understudy wal repair` shows what can be kept, asks, "
+        "makes a backup and keeps it",
     )
