@@ -25,7 +25,7 @@ from server.wal.ledger import Ledger
 from server.wal.limits import WalLimits
 from server.wal.opening import Opened, open_directory
 from server.wal.quarantine import Quarantine, QuarantineItem
-from server.wal.reader import read_entries
+from server.wal.reader import Stretch, read_entries
 from server.wal.record import (
     FRAME_OVERHEAD_BYTES,
     PRINCIPAL_BYTES,
@@ -149,6 +149,26 @@ class Log:
     def segment_count(self) -> int:
         """Number of segments."""
         return len(self._ledger.segments)
+
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+        return self._directory
+
+    @property
+    def head_generation(self) -> int:
+        """How often the head was signed, as far as is known to be on disk."""
+        return self._encoder.generation
+
+    def written(self) -> list[Stretch]:
+        """Every segment, from its first frame up to the end of what is written now."""
+        return [
+            Stretch(segment.path, segment.codec, SEGMENT_HEADER_BYTES, segment.size) for segment in self._ledger.segments
+        ]
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file is one of the log's segments; it is not any more once it is retired."""
+        return self._ledger.holds(path)
 
     # --- appending ---------------------------------------------------------------------------------------------------
 
