@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,7 @@ class FileFacts:
     mode: int
     is_ours: bool
     size: int
+    is_roots: bool = field(default=False, compare=False)
 
 
 class OpenFile(Protocol):
@@ -107,6 +108,14 @@ class Disk(Protocol):
         """Names in this directory are on the medium when this returns."""
         ...
 
+    def allocate(self, path: Path, size: int) -> None:
+        """Make or adjust a file, 0600, to `size` bytes with real blocks, and sync it. Its content is of no use."""
+        ...
+
+    def free_bytes(self, path: Path) -> int:
+        """What unprivileged processes may still write on the file system of a directory."""
+        ...
+
     def lock(self, path: Path) -> Lock:
         """Take the lock file or raise WalLocked at once."""
         ...
@@ -145,7 +154,10 @@ class _RealFile:
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        # Linux frees the number even when close reports an error: a second close would hit somebody else's file.
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes]) -> None:
@@ -220,6 +232,7 @@ class RealDisk:
             mode=stat.S_IMODE(found.st_mode),
             is_ours=found.st_uid == os.geteuid(),
             size=found.st_size,
+            is_roots=found.st_uid == 0,
         )
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
@@ -240,8 +253,12 @@ class RealDisk:
     def create(self, path: Path) -> OpenFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, FILE_MODE)
-        # The umask can only take bits away; an umask such as 0377 would leave a file that we cannot read back.
-        os.fchmod(descriptor, FILE_MODE)
+        try:
+            # The umask can only take bits away; an umask such as 0377 would leave a file that we cannot read back.
+            os.fchmod(descriptor, FILE_MODE)
+        except OSError:
+            os.close(descriptor)
+            raise
         return _RealFile(descriptor)
 
     def open_append(self, path: Path) -> OpenFile:
@@ -279,6 +296,20 @@ class RealDisk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def allocate(self, path: Path, size: int) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            os.fchmod(descriptor, FILE_MODE)
+            os.ftruncate(descriptor, size)
+            os.posix_fallocate(descriptor, 0, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def lock(self, path: Path) -> Lock:
         try:

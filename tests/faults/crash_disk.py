@@ -238,6 +238,8 @@ class CrashDisk:
         self.on_call: Callable[[str, Path], None] | None = None
         self.calls: list[tuple[str, str]] = []
         self.files: list[_CrashFile] = []
+        # What free_bytes tells; nothing here fills up by itself.
+        self.free = 1 << 40
         self._next_inode = 1
 
     def called(self, operation: str, path: Path) -> None:
@@ -424,6 +426,27 @@ class CrashDisk:
             self.called("sync_directory", path)
             self._directory(path).sync()
             self.called("synced", path)
+
+    def allocate(self, path: Path, size: int) -> None:
+        with self.guard:
+            self.called("allocate", path)
+            directory = self._directory(path.parent)
+            if path.name not in directory.live:
+                self.inodes[self._next_inode] = Inode()
+                directory.change(**{path.name: self._next_inode})
+                self._next_inode += 1
+            inode = self._inode(path)
+            inode.truncate(min(size, len(inode.live)))
+            inode.write(len(inode.live), bytes(size - len(inode.live)))
+            self.called("sync", path)
+            inode.sync()
+            self.called("synced", path)
+
+    def free_bytes(self, path: Path) -> int:
+        with self.guard:
+            self.called("free_bytes", path)
+            self._directory(path)
+            return self.free
 
     def lock(self, path: Path) -> _CrashLock:
         with self.guard:
