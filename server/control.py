@@ -112,6 +112,9 @@ class Control:
             return web.json_response(await self._operations[name](asked), dumps=_dumps)
         except UnderstudyError as error:
             return web.json_response({"error": error_document(error)}, status=REFUSED_STATUS)
+        except (KeyError, TypeError, ValueError) as error:
+            text = f"the running server cannot make sense of the command {name}: {error!r}"
+            return web.json_response({"error": {"message": text}}, status=400)
 
     @staticmethod
     async def _stream(request: web.Request, rows: AsyncIterator[Document]) -> web.StreamResponse:

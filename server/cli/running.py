@@ -1,4 +1,4 @@
-"""The server that holds a log, asked through its control socket.
+"""The log behind a command: the server that holds it, asked through its control socket, or the directory itself.
 
 Promises: an error of the server is raised as the error that it was there, exit code and hint included; an answer that
 was cut off is an error, never a short answer.
@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server import errors
+from server.cli.options import version
+from server.clock import SystemClock
+from server.config import Settings
 from server.control import read_control
-from server.errors import AdminRefused, UnderstudyError, WalLocked
+from server.errors import AdminRefused, UnderstudyError, WalError, WalLocked
+from server.log_desk import LogDesk
+from server.replay.requeue import Requeue
+from server.rpc import WAL_KINDS
+from server.wal import inspect
 from server.wal.files import RealDisk
+from server.wal.limits import WalLimits
+from server.wal.log import Log
 
 CONNECT_SECONDS = 5.0
 
@@ -30,6 +39,39 @@ def here_or_there(directory: Path, here: Callable[[], T], there: Callable[[Runni
         return here()
     except WalLocked as locked:
         return there(Running.of(directory, locked))
+
+
+def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One operation of `LogDesk` on a log that nobody holds: it is opened for it and closed again."""
+    fallback, clock = settings.vectorstore.fallback, SystemClock()
+    limits = WalLimits.from_settings(settings.wal)
+
+    async def work(log: Log) -> dict[str, Any]:
+        desk = LogDesk(
+            log,
+            RealDisk(),
+            clock,
+            Requeue(log, limits, WAL_KINDS),
+            applied_seq=lambda: applied_seq(fallback.local_path),
+            retention_days=fallback.wal_retention_days,
+            version=version(),
+        )
+        return await desk.operations[name](arguments)
+
+    return inspect.with_open(fallback.wal_path, work, clock=clock, kinds=tuple(WAL_KINDS), limits=limits)
+
+
+def applied_seq(store: Path) -> int:
+    """How far the replica is: what it has not applied must stay in the log."""
+    from server.replica.store import Store
+
+    if not store.is_dir():
+        raise WalError(f"there is no replica in {store}", hint="Is --data-dir right?")
+    opened = Store(store, SystemClock())
+    try:
+        return opened.applied_seq
+    finally:
+        opened.close()
 
 
 class Running:

@@ -1,0 +1,147 @@
+"""What `understudy wal` commands do with a log that is open: the server's own, or one that a command opened for itself.
+
+Promises: arguments and answers are JSON; the same keys whether a server runs or not. Reading does not hold writers up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+from server.clock import Clock
+from server.entry_rows import Filter, contents, described, refused, refused_whole
+from server.errors import WalDamaged, WalError
+from server.replay.requeue import Requeue
+from server.rpc import WAL_KINDS
+from server.wal import inspect
+from server.wal.files import Disk
+from server.wal.inspect import WalStatus
+from server.wal.log import Log
+
+_DAY_SECONDS = 86_400.0
+
+Document: TypeAlias = dict[str, Any]
+
+
+class LogDesk:
+    """The operations, by name. `applied_seq` is how far the replica is."""
+
+    def __init__(
+        self,
+        log: Log,
+        disk: Disk,
+        clock: Clock,
+        requeue: Requeue,
+        *,
+        applied_seq: Callable[[], int],
+        retention_days: float,
+        version: str = "",
+    ) -> None:
+        self._log = log
+        self._disk = disk
+        self._clock = clock
+        self._requeue = requeue
+        self._applied_seq = applied_seq
+        self._retention_days = retention_days
+        self._version = version
+
+    @property
+    def operations(self) -> dict[str, Callable[[Document], Awaitable[Document]]]:
+        """One JSON object in, one out."""
+        return {
+            "status": self.status,
+            "verify": self.verify,
+            "list": self.list_,
+            "show": self.show,
+            "compact": self.compact,
+            "quarantine-forecast": self.forecast,
+            "quarantine-retry": self.retry,
+            "quarantine-drop": self.drop,
+        }
+
+    @property
+    def row_operations(self) -> dict[str, Callable[[Document], AsyncIterator[Document]]]:
+        """One JSON object in, many out."""
+        return {"quarantine-list": self.quarantined, "quarantine-export": self.quarantined_whole}
+
+    async def status(self, _asked: Document) -> Document:
+        """Counts and cursors."""
+        return status_document(inspect.status_open(self._log, self._disk), self._version)
+
+    async def verify(self, _asked: Document) -> Document:
+        """Read everything again that was written by now."""
+        return status_document(await inspect.verify_open(self._log, self._disk, tuple(WAL_KINDS)), self._version)
+
+    async def list_(self, asked: Document) -> Document:
+        """{after, limit, filter} → {rows, next_after}; go on there until it is null."""
+        wanted = Filter.from_document(asked.get("filter") or {}).wants
+        limit = min(int(asked["limit"]), inspect.LIST_LIMIT)
+        found = await inspect.list_open(self._log, wanted=wanted, after_seq=int(asked["after"]), limit=limit)
+        return {"rows": [described(listed) for listed in found.records], "next_after": found.next_after}
+
+    async def show(self, asked: Document) -> Document:
+        """{seq} → one entry with its contents."""
+        listed = await inspect.show_open(self._log, int(asked["seq"]))
+        return {**described(listed), **contents(listed.record.body)}
+
+    async def compact(self, asked: Document) -> Document:
+        """{older_than_days} (null: the setting) → what went."""
+        days = asked.get("older_than_days")
+        seconds = (self._retention_days if days is None else float(days)) * _DAY_SECONDS
+        done = await inspect.compact_open(self._log, self._applied_seq(), self._clock.wall_ns(), seconds)
+        return asdict(done)
+
+    async def quarantined(self, _asked: Document) -> AsyncIterator[Document]:
+        """What is in quarantine."""
+        for item in self._log.quarantined():
+            yield refused(item)
+
+    async def quarantined_whole(self, asked: Document) -> AsyncIterator[Document]:
+        """What is in quarantine, with its contents; {seq} = only that one."""
+        only = asked.get("seq")
+        items = [item for item in self._log.quarantined() if only in (None, item.seq)]
+        if only is not None and not items:
+            raise not_quarantined(int(only))
+        for item in items:
+            try:
+                yield refused_whole(item, None if item.flaw else await self._log.read_quarantined(item.seq))
+            except WalDamaged as error:
+                yield {**refused(item), "flaw": str(error)}
+
+    async def forecast(self, asked: Document) -> Document:
+        """{seqs} (null: all) → what a retry would do."""
+        return asdict(await self._requeue.forecast(_numbers(asked.get("seqs"))))
+
+    async def retry(self, asked: Document) -> Document:
+        """{seqs, force, expected} → {retried: [{seq, new_seq}]}."""
+        done = await self._requeue.retry(
+            _numbers(asked.get("seqs")), force=bool(asked.get("force")), expected=_numbers(asked.get("expected"))
+        )
+        return {"retried": [{"seq": seq, "new_seq": new_seq} for seq, new_seq in done.items()]}
+
+    async def drop(self, asked: Document) -> Document:
+        """{seqs} → {dropped: [seq]}."""
+        seqs = _numbers(asked["seqs"]) or []
+        await self._requeue.drop(seqs)
+        return {"dropped": seqs}
+
+
+def status_document(found: WalStatus, version: str) -> Document:
+    """A status as JSON."""
+    return {
+        **asdict(found),
+        "directory": str(found.directory),
+        "quarantined": [refused(item) for item in found.quarantined],
+        "problems": [str(problem) for problem in found.problems],
+        "version": version,
+    }
+
+
+def not_quarantined(seq: int) -> WalError:
+    """The error for an entry that is not there."""
+    return WalError(f"entry {seq} is not in quarantine", hint="`understudy wal quarantine list` shows what is")
+
+
+def _numbers(value: Any) -> list[int] | None:
+    return None if value is None else [int(each) for each in value]
