@@ -126,8 +126,16 @@ class Health(Section):
 
 
 class Wal(Section):
-    """Limits of the log."""
+    """The log: its key and its limits."""
 
+    key: SecretStr | None = Field(
+        None, description="Key that signs the log, as hex or base64, then earlier ones; none = `wal.key_path`"
+    )
+    key_path: Path | None = Field(
+        None,
+        description="File with the key that signs the log; none = the systemd credential `understudy-wal-key`, "
+        "else a key of its own in `keys/` of the log",
+    )
     segment_bytes: PositiveInt = Field(64 * MIB, description="A segment is closed past this size")
     total_bytes: PositiveInt = Field(4096 * MIB, description="Past this size new offline writes are refused")
     entry_bytes: PositiveInt = Field(10_000_000, description="Largest entry")
@@ -141,6 +149,14 @@ class Wal(Section):
         0.8, gt=0, le=1, description="Share of total_bytes above which retention shrinks to grace_seconds"
     )
     grace_seconds: Seconds = Field(60.0, description="Short of space, replayed entries are still kept this long")
+    free_bytes_min: int = Field(64 * MIB, ge=0, description="With less free on its disk new offline writes are refused")
+    ballast_bytes: int = Field(
+        16 * MIB, ge=0, description="Blocks kept back and given up when the disk is full; 0 = none"
+    )
+    reopen_seconds: Seconds = Field(
+        1.0, description="First try to take writes again after a failed write or fsync; 0 = only `wal reopen`"
+    )
+    reopen_seconds_max: Seconds = Field(60.0, gt=0, description="Longest pause between such tries")
 
 
 class Replay(Section):

@@ -85,7 +85,10 @@ class WalKeyMissing(WalError):
     """Segments exist and the key that signed them does not."""
 
     exit_code = 8
-    hint = "Put the key file back; without it no entry can be trusted and none is replayed"
+    hint = (
+        "Put the key file back, or set wal.key_path or wal.key if the key is kept elsewhere; "
+        "without it no entry can be trusted and none is replayed"
+    )
 
 
 class WalKeyUnsafe(WalError):
@@ -93,6 +96,10 @@ class WalKeyUnsafe(WalError):
 
     exit_code = 8
     hint = "chmod 600 the key file and make sure that you own it"
+
+
+class WalKeyExternal(WalError):
+    """The key comes from outside the log, so that Understudy cannot make another one."""
 
 
 class WalLatched(WalError):

@@ -6,7 +6,7 @@ one would grow too large. Writes nothing: frames go to the writer, whose outcome
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from server.clock import Clock
 from server.wal.keyring import Entropy
@@ -21,6 +21,7 @@ from server.wal.record import (
     NewRecord,
     Record,
 )
+from server.wal.signing import key_id_of
 from server.wal.writer import Outcome, Tip
 
 _PENDING = EntryState.PENDING
@@ -33,7 +34,10 @@ def frame_bytes_of(new: NewRecord) -> int:
 
 @dataclass(slots=True)
 class Encoder:
-    """See the module. `tip` is where the next frame goes; `epoch` counts how often the log stepped back."""
+    """See the module. `tip` is where the next frame goes; `epoch` counts how often the log stepped back.
+
+    `key` signs the next segment and is named by `head`; `keys` are those it may have to go back to.
+    """
 
     head: Head
     key: bytes
@@ -44,6 +48,12 @@ class Encoder:
     synced: Tip
     generation: int
     epoch: int = 0
+    keys: dict[bytes, bytes] = field(default_factory=dict)
+
+    def sign_with(self, key: bytes) -> None:
+        """The next segment is signed with `key`."""
+        self.keys[self.head.key_id] = self.key
+        self.key, self.head = key, replace(self.head, key_id=key_id_of(key))
 
     def fits(self, size: int) -> bool:
         """Whether a frame may go into the present segment; the first one always may."""
@@ -104,6 +114,9 @@ class Encoder:
         if outcome.rewind_to is not None:
             self.tip = outcome.rewind_to
             self.epoch += 1
+            if self.tip.codec.header.key_id != self.head.key_id:
+                # The segment of the new key could not be made.
+                self.sign_with(self.keys[self.tip.codec.header.key_id])
 
     def _durable_before(self) -> int:
         """What is known to be durable of the segment that is being written."""

@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from server.clock import Clock
+from server.errors import WalKeyUnsafe
 from server.wal.files import Disk, Lock, OpenFile, publish
-from server.wal.keyring import KEYS_DIRECTORY, Entropy, Keyring, create_key
+from server.wal.keyring import KEYS_DIRECTORY, Entropy, create_key
+from server.wal.keysource import ExternalKeys
+from server.wal.keyuse import prune
 from server.wal.reader import CHUNK_BYTES
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, Head, SegmentCodec, SegmentHeader, encode_head
 from server.wal.recovery import Cut, Recovery
@@ -26,6 +29,7 @@ from server.wal.scan import (
     segment_name,
     survey,
 )
+from server.wal.signing import key_id_of
 from server.wal.writer import Tip
 
 SALT_BYTES = 16
@@ -46,21 +50,40 @@ class Opened:
     recovery: Recovery
 
 
-def open_directory(disk: Disk, directory: Path, rules: FrameRules, clock: Clock, entropy: Entropy) -> Opened:
+def open_directory(
+    disk: Disk,
+    directory: Path,
+    rules: FrameRules,
+    clock: Clock,
+    entropy: Entropy,
+    *,
+    external: ExternalKeys | None = None,
+) -> Opened:
     """Lock, read, recover. Raises WalLocked, WalDamaged, WalKeyMissing, WalKeyUnsafe, DataDirUnusable."""
     disk.make_directory(directory)
     lock = disk.lock(directory / LOCK_NAME)
     try:
-        return _recover(disk, directory, rules, clock=clock, entropy=entropy, lock=lock)
+        return _recover(disk, directory, rules, clock=clock, entropy=entropy, lock=lock, external=external)
     except BaseException:
         lock.release()
         raise
 
 
-def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, entropy: Entropy, lock: Lock) -> Opened:
-    found = survey(disk, directory, rules)
+def _recover(
+    disk: Disk,
+    directory: Path,
+    rules: FrameRules,
+    *,
+    clock: Clock,
+    entropy: Entropy,
+    lock: Lock,
+    external: ExternalKeys | None,
+) -> Opened:
+    found = survey(disk, directory, rules, external=external)
     if found.refusals:
         raise damaged(found)
+    if external is not None:
+        _refuse_replaced_key(found, external)
     leftovers = _sweep(disk, found)
     # Names found here may come from an attempt that ended before it synced them; they are about to be relied upon.
     for folder in (directory / KEYS_DIRECTORY, directory / QUARANTINE_DIRECTORY):
@@ -69,13 +92,17 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
     disk.sync_directory(directory)
     is_new = found.is_empty
     head = _first_head(disk, found, clock, entropy) if found.head is None else found.head
-    key = found.keyring.key(head.key_id, str(directory / HEAD_NAME))
     cuts = tuple(_cut(disk, found, problem, clock) for problem in found.cuts)
     if found.segments:
         _make_durable(disk, found, head)
     else:
-        _first_segment(disk, found, head, key, clock=clock, entropy=entropy)
+        _begin_segment(disk, found, head, clock=clock, entropy=entropy)
+    # The key of the last segment, also when a crash came before the head that names it; or another one from outside.
+    head = replace(head, key_id=found.keyring.signing(found.segments[-1].codec.header.key_id))
+    if found.segments[-1].codec.header.key_id != head.key_id:
+        _begin_segment(disk, found, head, clock=clock, entropy=entropy)
     last = found.segments[-1]
+    key = found.keyring.key(head.key_id, str(last.path))
     tip = Tip(
         codec=last.codec,
         offset=last.size,
@@ -96,6 +123,7 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
         clean=False,
     )
     publish(disk, directory / HEAD_NAME, [encode_head(renewed, key)])
+    found.keyring = prune(disk, directory, found.keyring, head.key_id)
     recovery = Recovery(
         created=is_new,
         clean=head.clean and not cuts,
@@ -109,11 +137,14 @@ def _recover(disk: Disk, directory: Path, rules: FrameRules, *, clock: Clock, en
 
 def _first_head(disk: Disk, found: Survey, clock: Clock, entropy: Entropy) -> Head:
     """Sign the birth of a log. A key that is there already comes from an attempt that a crash ended."""
-    keyring: Keyring = found.keyring if found.keyring.keys else create_key(disk, found.directory, entropy)
-    found.keyring = keyring
-    key_id, key = min(keyring.keys.items())
+    if found.keyring.external is not None:
+        key = found.keyring.external.key
+    elif found.keyring.keys:
+        _, key = min(found.keyring.keys.items())
+    else:
+        found.keyring, key = create_key(disk, found.keyring, entropy)
     head = Head(
-        key_id=key_id,
+        key_id=key_id_of(key),
         log_id=entropy(LOG_ID_BYTES),
         generation=1,
         first_segment=1,
@@ -130,12 +161,34 @@ def _first_head(disk: Disk, found: Survey, clock: Clock, entropy: Entropy) -> He
     return head
 
 
-def _first_segment(disk: Disk, found: Survey, head: Head, key: bytes, *, clock: Clock, entropy: Entropy) -> None:
-    codec = new_segment(head, key, clock, entropy, number=head.first_segment, seq=0, replayed_seq=0)
+def _begin_segment(disk: Disk, found: Survey, head: Head, *, clock: Clock, entropy: Entropy) -> None:
+    """Add a segment that is signed with the key of `head` to the end of what was found."""
+    last = found.segments[-1] if found.segments else None
+    codec = new_segment(
+        head,
+        found.keyring.key(head.key_id, str(found.directory / HEAD_NAME)),
+        clock,
+        entropy,
+        number=head.first_segment if last is None else last.number + 1,
+        seq=found.last_seq,
+        replayed_seq=found.replayed_seq,
+        previous_bytes=0 if last is None else last.size,
+        previous_mac=bytes(32) if last is None else found.tail_mac,
+    )
     path = found.directory / segment_name(codec.header.number)
     publish(disk, path, [codec.encoded])
-    found.segments.append(Segment(path, codec, SEGMENT_HEADER_BYTES, 0, codec.header.wall_ns))
+    found.segments.append(Segment(path, codec, SEGMENT_HEADER_BYTES, found.last_seq, codec.header.wall_ns))
     found.tail_mac = codec.head_mac
+
+
+def _refuse_replaced_key(found: Survey, external: ExternalKeys) -> None:
+    """A key that was replaced may be known to somebody: it does not come back while the log holds what it signed."""
+    before = [segment.codec.header.key_id for segment in found.segments]
+    if external.key_id in before and before[-1] != external.key_id:
+        raise WalKeyUnsafe(
+            f"{external.origin} gives key {external.key_id.hex()} first, which key {before[-1].hex()} has replaced",
+            hint=f"Put {before[-1].hex()} first again, or a fresh key, and keep the others after it",
+        )
 
 
 def new_segment(

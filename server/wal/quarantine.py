@@ -114,7 +114,7 @@ def decode_item(data: bytes, keyring: Keyring, path: Path) -> tuple[QuarantineIt
 
 
 class Quarantine:
-    """The refused entries of one log. Blocking; safe to use from several threads."""
+    """The refused entries of one log. Blocking; safe to use from several threads: `guard` is held for each change."""
 
     def __init__(self, disk: Disk, directory: Path, keyring: Keyring, key_id: bytes, log_id: bytes) -> None:
         self._disk = disk
@@ -122,21 +122,26 @@ class Quarantine:
         self._keyring = keyring
         self._key_id = key_id
         self._log_id = log_id
-        self._guard = threading.Lock()
+        self.guard = threading.Lock()
         self._items: dict[Path, QuarantineItem] | None = None
 
     def keep(self, record: Record, *, code: int, details: str, now_ns: int) -> None:
         """Write one entry durably; the same entry again replaces it."""
-        key = self._keyring.key(self._key_id, "the quarantine")
-        data = encode_item(record, self._key_id, key, self._log_id, code=code, details=details, now_ns=now_ns)
         path = self._path(record.seq)
-        with self._guard:
+        with self.guard:
+            key = self._keyring.key(self._key_id, "the quarantine")
+            data = encode_item(record, self._key_id, key, self._log_id, code=code, details=details, now_ns=now_ns)
             publish(self._disk, path, [data])
             self._known()[path] = QuarantineItem(record.seq, record.kind, code, _shortened(details), now_ns, path)
 
+    def sign_with(self, keyring: Keyring, key_id: bytes) -> None:
+        """Entries kept from now on are signed with this key; those before stay as they are."""
+        with self.guard:
+            self._keyring, self._key_id = keyring, key_id
+
     def items(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first; damaged ones carry a flaw."""
-        with self._guard:
+        with self.guard:
             return [item for _, item in sorted(self._known().items())]
 
     def record(self, seq: int) -> Record:
@@ -152,7 +157,7 @@ class Quarantine:
     def release(self, seq: int) -> None:
         """Remove an entry, durably."""
         path = self._path(seq)
-        with self._guard:
+        with self.guard:
             if self._disk.facts(path) is not None:
                 self._disk.remove(path)
                 self._disk.sync_directory(self._folder)
