@@ -233,6 +233,17 @@ async def test_bad_points_are_found_and_the_rest_applied() -> None:
     assert bench.breaker.phase is Phase.CLOSED
 
 
+async def test_a_refused_entry_is_in_quarantine_before_the_cursor_passes_it() -> None:
+    class Watched(MemoryLog):
+        async def mark_replayed(self, seq: int) -> None:
+            assert seq < 2 or 2 in self.kept
+            await super().mark_replayed(seq)
+
+    log = Watched(upsert(point(1)), upsert(point(2, (1.0,))), upsert(point(3)))
+    await Bench(log, MiniQdrant("c")).drain()
+    assert (list(log.kept), log.pending_count) == ([2], 0)
+
+
 def sent_ids(operation: entry_pb2.Operation) -> list[int]:
     request = type(upsert()[1]).FromString(operation.request)
     return [each.id.num for each in request.points]  # type: ignore[attr-defined]

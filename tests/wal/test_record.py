@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac as reference_hmac
 import random
+import struct
 from dataclasses import replace
 
 import google_crc32c
@@ -126,6 +127,20 @@ def test_every_flipped_bit_shows_even_when_the_checksums_are_made_right_again() 
         data[56:60] = header_crc.to_bytes(4, "little")
         data[-4:] = google_crc32c.extend(header_crc, bytes(data[60:-4])).to_bytes(4, "little")
         assert isinstance(decoded(bytes(data)), Flaw), bit
+
+
+@pytest.mark.parametrize(
+    "lengths", [(32, 10, 5), (32, 12, 3), (32, 15, 0), (32, 0, 15), (0, 43, 4), (0, 11, 36), (0, 0, 47)]
+)
+def test_the_boundaries_between_fields_are_signed(lengths: tuple[int, int, int]) -> None:
+    """The same bytes, divided otherwise between principal, trace and body, with right checksums."""
+    data = bytearray(frame_of())
+    assert struct.unpack_from("<HHI", data, 12) == (32, 11, 4)
+    struct.pack_into("<HHI", data, 12, *lengths)
+    header_crc = google_crc32c.extend(CODEC.salt_crc, bytes(data[:56]))
+    data[56:60] = header_crc.to_bytes(4, "little")
+    data[-4:] = google_crc32c.extend(header_crc, bytes(data[60:-4])).to_bytes(4, "little")
+    assert decoded(bytes(data)) is Flaw.FORGED
 
 
 def test_the_chain_shows_another_predecessor() -> None:
