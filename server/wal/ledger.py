@@ -90,8 +90,9 @@ class Ledger:
             found.append(segment)
         return found
 
-    def retired(self, count: int) -> int:
-        """The first segments are gone; returns their size in bytes."""
-        gone = self.segments[:count]
-        del self.segments[:count]
-        return sum(segment.size for segment in gone)
+    def begins_at(self, number: int) -> int:
+        """Segments before this one are gone; returns their size in bytes."""
+        gone_bytes = 0
+        while self.segments[0].number < number:
+            gone_bytes += self.segments.pop(0).size
+        return gone_bytes

@@ -27,6 +27,12 @@ class WalLimits:
     pressure_share: float = 0.8
     # ... but never earlier than this: Qdrant acknowledges before its own fsync.
     grace_seconds: float = 60.0
+    # Below this much free space on the disk no new PENDING entries; the ballast is given up when the disk is full.
+    free_bytes_min: int = 64 * MIB
+    ballast_bytes: int = 16 * MIB
+    # After a failed write or sync: the first try to take writes again, and the longest pause between tries.
+    reopen_seconds: float = 1.0
+    reopen_seconds_max: float = 60.0
 
     @classmethod
     def from_settings(cls, settings: config.Wal) -> WalLimits:
@@ -43,4 +49,8 @@ class WalLimits:
             head_seconds=settings.head_seconds,
             pressure_share=settings.pressure_share,
             grace_seconds=settings.grace_seconds,
+            free_bytes_min=settings.free_bytes_min,
+            ballast_bytes=settings.ballast_bytes,
+            reopen_seconds=settings.reopen_seconds,
+            reopen_seconds_max=settings.reopen_seconds_max,
         )

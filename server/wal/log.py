@@ -12,20 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from server.clock import Clock
-from server.errors import EntryRefused, WalDamaged, WalError, WalFull, WalLatched
+from server.errors import EntryRefused, WalError, WalFull, WalLatched
+from server.wal.ballast import Room, Space
 from server.wal.encoder import Encoder, frame_bytes_of
 from server.wal.files import Disk
+from server.wal.keeping import Keeping
 from server.wal.keyring import Entropy
+from server.wal.keysource import ExternalKeys
 from server.wal.ledger import Ledger
 from server.wal.limits import WalLimits
 from server.wal.opening import Opened, open_directory
 from server.wal.quarantine import Quarantine, QuarantineItem
-from server.wal.reader import Stretch, read_entries
+from server.wal.reader import Stretch
+from server.wal.reading import Reading
 from server.wal.record import (
     FRAME_OVERHEAD_BYTES,
     PRINCIPAL_BYTES,
@@ -36,34 +39,42 @@ from server.wal.record import (
     NewRecord,
     Record,
 )
-from server.wal.writer import Command, Outcome, Retire, Roll, Stop, Write, Writer
+from server.wal.reopening import Pause
+from server.wal.rotation import LogKeys
+from server.wal.turnstile import Turnstile
+from server.wal.writer import Command, Outcome, Reopen, Retire, Roll, Stop, Write, Writer
 
 __all__ = ["EntryState", "Log", "NewRecord", "QuarantineItem", "Record", "WalLimits"]
 
 _PENDING = EntryState.PENDING
+_CURSOR_TRIES = 3
 
 
-class Log:
+class Log(Reading, Keeping):
     """See the module; made by `Log.open`."""
 
     def __init__(self, opened: Opened, *, disk: Disk, clock: Clock, limits: WalLimits, entropy: Entropy) -> None:
         found, head = opened.survey, opened.head
-        self._disk = disk
-        self._clock = clock
         self._limits = limits
-        self._rules = opened.rules
         self._lock = opened.lock
-        self._directory = found.directory
-        self._ledger = Ledger(found, limits)
+        Reading.__init__(self, Ledger(found, limits), disk, found.directory, opened.rules)
         self._encoder = Encoder(
             head, opened.key, clock, limits, entropy, tip=opened.tip, synced=opened.tip, generation=head.generation
         )
-        self._quarantine = Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id)
-        self._bytes = sum(segment.size for segment in found.segments)
+        self._space = Space(disk, found.directory, limits)
+        Keeping.__init__(
+            self, Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id), self._space, clock
+        )
+        self.keys = LogKeys(
+            disk,
+            found.directory,
+            found.keyring,
+            entropy=entropy,
+            encoder=self._encoder,
+            quarantine=self._quarantine,
+        )
         self._outgoing: list[Command] = []
-        self._queued_entries = 0
-        self._queued_bytes = 0
-        self._waiting_for_room: deque[asyncio.Future[None]] = deque()
+        self._turnstile = Turnstile(limits)
         self._waiting_beyond: list[tuple[int, asyncio.Future[None]]] = []
         self._retiring = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,6 +83,9 @@ class Log:
         self.opened_at_seq = found.last_seq
         self.recovery = opened.recovery
         self.latched: str | None = None
+        # Called on the event loop when the log stops or begins to take writes again.
+        self.on_change: Callable[[], None] = _nothing
+        self._pause = Pause(limits.reopen_seconds, limits.reopen_seconds_max)
         self._writer = Writer(
             found.directory,
             disk=disk,
@@ -81,6 +95,8 @@ class Log:
             head=head,
             tip=opened.tip,
             file=opened.file,
+            rules=opened.rules,
+            space=self._space,
             deliver=self._deliver,
         )
         self._writer.start()
@@ -95,6 +111,7 @@ class Log:
         limits: WalLimits,
         kinds: Collection[int],
         entropy: Entropy = os.urandom,
+        external: ExternalKeys | None = None,
     ) -> Log:
         """Lock, verify and recover a directory; blocking.
 
@@ -103,52 +120,12 @@ class Log:
         rules = FrameRules(frozenset(kinds), limits.entry_bytes, limits.entry_points)
         directory = directory.absolute()
         try:
-            opened = open_directory(disk, directory, rules, clock, entropy)
+            opened = open_directory(disk, directory, rules, clock, entropy, external=external)
         except OSError as error:
             raise WalError(f"cannot open the log in {directory}: {error.strerror or error}") from error
         return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy)
 
     # --- what is known without reading -------------------------------------------------------------------------------
-
-    @property
-    def last_seq(self) -> int:
-        """The newest entry that readers may see."""
-        return self._ledger.last_seq
-
-    @property
-    def first_seq(self) -> int:
-        """The oldest entry that is still held, or would be."""
-        return self._ledger.segments[0].first_seq
-
-    @property
-    def replayed_seq(self) -> int:
-        """Every entry up to here is at Qdrant or in quarantine."""
-        return self._ledger.replayed_seq
-
-    @property
-    def pending_count(self) -> int:
-        """Entries that Qdrant does not have yet."""
-        return len(self._ledger.pending)
-
-    @property
-    def pending_bytes(self) -> int:
-        """Their size in the log."""
-        return self._ledger.pending.total_bytes
-
-    @property
-    def oldest_pending_ns(self) -> int | None:
-        """Wall time of the oldest of them."""
-        return self._ledger.pending.oldest_ns
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of all segments, with what is on its way."""
-        return self._bytes
-
-    @property
-    def segment_count(self) -> int:
-        """Number of segments."""
-        return len(self._ledger.segments)
 
     @property
     def directory(self) -> Path:
@@ -163,7 +140,8 @@ class Log:
     def written(self) -> list[Stretch]:
         """Every segment, from its first frame up to the end of what is written now."""
         return [
-            Stretch(segment.path, segment.codec, SEGMENT_HEADER_BYTES, segment.size) for segment in self._ledger.segments
+            Stretch(segment.path, segment.codec, SEGMENT_HEADER_BYTES, segment.size)
+            for segment in self._ledger.segments
         ]
 
     def holds(self, path: Path) -> bool:
@@ -182,10 +160,9 @@ class Log:
             raise EntryRefused(objection)
         size = frame_bytes_of(record)
         await self._wait_for_room(size)
-        if self._bytes + size > self._limits.total_bytes:
-            raise WalFull(
-                f"the log holds {self._bytes} bytes and may hold {self._limits.total_bytes} (wal.total_bytes)"
-            )
+        why_full = self._why_full(size, record.state)
+        if why_full is not None:
+            raise why_full
         self._make_room_in_segment(size)
         start = self._encoder.tip.offset
         frame, entry = self._encoder.entry(record)
@@ -196,12 +173,29 @@ class Log:
         """Everything up to `seq` is at Qdrant or in quarantine. Durable on return; concurrent calls share one fsync."""
         if seq > self.last_seq:
             raise ValueError(f"entry {seq} was never logged; the last one is {self.last_seq}")
-        if seq <= self.replayed_seq:
-            return
-        await self._wait_for_room(FRAME_OVERHEAD_BYTES)
-        self._make_room_in_segment(FRAME_OVERHEAD_BYTES)
-        start = self._encoder.tip.offset
-        await self._queue(self._encoder.cursor(seq), start, is_durable=True, replayed_seq=seq)
+        for tries_left in reversed(range(_CURSOR_TRIES)):
+            if seq <= self.replayed_seq:
+                return
+            await self._wait_for_room(FRAME_OVERHEAD_BYTES)
+            self._make_room_in_segment(FRAME_OVERHEAD_BYTES)
+            start = self._encoder.tip.offset
+            try:
+                await self._queue(self._encoder.cursor(seq), start, is_durable=True, replayed_seq=seq)
+            except WalFull:
+                # The disk was full for the entries beside it; without them, and with the ballast, there may be room.
+                if not tries_left:
+                    raise
+
+    def _why_full(self, size: int, state: EntryState) -> WalFull | None:
+        """Why an entry is refused for want of room, before anything is written."""
+        if self._bytes + size > self._limits.total_bytes:
+            return WalFull(
+                f"the log holds {self._bytes} bytes and may hold {self._limits.total_bytes} (wal.total_bytes)"
+            )
+        room = self._space.room
+        if room is Room.AMPLE or (room is Room.LOW and state is not _PENDING):
+            return None
+        return self._space.refusal()
 
     def _queue(
         self, frame: bytes, start: int, *, is_durable: bool, record: Record | None = None, replayed_seq: int = 0
@@ -210,8 +204,7 @@ class Log:
         done = self._future()
         size = len(frame)
         self._bytes += size
-        self._queued_entries += 1
-        self._queued_bytes += size
+        self._turnstile.entered(size)
         encoder = self._encoder
         self._send(Write(frame, encoder.tip, is_durable, encoder.epoch, done, start, record, replayed_seq))
         return done
@@ -233,7 +226,7 @@ class Log:
     def _roll(self) -> None:
         tip = self._encoder.roll()
         self._bytes += SEGMENT_HEADER_BYTES
-        self._send(Roll(tip, self._encoder.epoch))
+        self._send(Roll(tip, self._encoder.epoch, self._encoder.key))
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -246,17 +239,9 @@ class Log:
     async def _wait_for_room(self, size: int) -> None:
         """Hold back while too much waits for the disk."""
         self._refuse_when_shut()
-        while not self._has_room(size):
-            turn = self._future()
-            self._waiting_for_room.append(turn)
-            await turn
+        while not self._turnstile.has_room(size):
+            await self._turnstile.turn(self._future())
             self._refuse_when_shut()
-
-    def _has_room(self, size: int) -> bool:
-        limits = self._limits
-        return self._queued_entries == 0 or (
-            self._queued_entries < limits.queue_entries and self._queued_bytes + size <= limits.queue_bytes
-        )
 
     def _refuse_when_shut(self) -> None:
         if self.latched is not None:
@@ -275,7 +260,8 @@ class Log:
     def _take(self, outcomes: Sequence[Outcome]) -> None:
         before = self.last_seq
         for outcome in outcomes:
-            self.latched = outcome.latched
+            self._latch_changed(outcome.latched)
+            self._bytes -= self._ledger.begins_at(outcome.first_segment)
             for command in outcome.commands:
                 match command:
                     case Write():
@@ -284,32 +270,28 @@ class Log:
                         self._ledger.began(tip)
                     case Roll():
                         self._bytes -= SEGMENT_HEADER_BYTES
-                    case Retire(paths=paths, done=done):
-                        if outcome.error is None:
-                            self._bytes -= self._ledger.retired(len(paths))
-                        _settle(done, outcome)
-                    case Stop(done=done):
+                    case Retire(done=done) | Reopen(done=done) | Stop(done=done):
                         _settle(done, outcome)
             self._encoder.learn(outcome)
-        self._let_in()
+        self._turnstile.let_in()
         if self.last_seq != before:
             self._tell_readers()
 
+    def _latch_changed(self, latched: str | None) -> None:
+        before, self.latched = self.latched, latched
+        if (before is None) is not (latched is None):
+            if latched is not None:
+                self._pause.begin(self._clock.monotonic())
+            self.on_change()
+
     def _take_write(self, write: Write, outcome: Outcome) -> None:
         size = len(write.frame)
-        self._queued_entries -= 1
-        self._queued_bytes -= size
+        self._turnstile.left(size)
         if outcome.error is None:
             self._ledger.wrote(write)
         else:
             self._bytes -= size
         _settle(write.done, outcome)
-
-    def _let_in(self) -> None:
-        waiting, self._waiting_for_room = self._waiting_for_room, deque()
-        for turn in waiting:
-            if not turn.done():
-                turn.set_result(None)
 
     def _tell_readers(self) -> None:
         still = []
@@ -336,79 +318,51 @@ class Log:
                 raise
         return self.last_seq
 
-    async def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record]:
-        """Entries after `after_seq`, in order, verified: up to both limits, at least one if there is one.
+    # --- when the disk fails or is full -----------------------------------------------------------------------------
 
-        Entries before `first_seq` are retired and are left out. Raises WalDamaged when the disk does not hold what was
-        written.
+    @property
+    def why_no_writes(self) -> str:
+        """Why a PENDING entry would be refused now; empty when it would be taken. Reads go on in any case."""
+        if self.latched is not None:
+            return self.latched
+        why_full = self._why_full(FRAME_OVERHEAD_BYTES, _PENDING)
+        return "" if why_full is None else str(why_full)
+
+    @property
+    def space(self) -> Space:
+        """What is known of the room on the disk."""
+        return self._space
+
+    async def reopen(self) -> None:
+        """After a failed write or sync: take writes again, in a new file. Nothing to do while nothing has failed.
+
+        Then the log holds what was acknowledged and nothing of what was reported as failed. Raises WalLatched with
+        the reason when the disk still fails; the log stays as it was.
         """
-        after_seq = max(after_seq, self.first_seq - 1)
-        if after_seq >= self.last_seq:
-            return []
-        cached = self._ledger.cache.read(after_seq, limit_entries, limit_bytes)
-        if cached is not None:
-            return cached
-        while True:
-            stretches = self._ledger.stretches(after_seq)
-            try:
-                return await asyncio.to_thread(
-                    read_entries,
-                    self._disk,
-                    stretches,
-                    self._rules,
-                    after_seq=after_seq,
-                    limit_entries=limit_entries,
-                    limit_bytes=limit_bytes,
-                )
-            except FileNotFoundError as error:
-                # Retired meanwhile: look again. Otherwise somebody took it away.
-                if self._ledger.holds(stretches[0].path):
-                    raise WalDamaged(f"a segment is gone: {error.filename}") from error
-            except OSError as error:
-                raise WalError(f"cannot read the log in {self._directory}: {error.strerror or error}") from error
+        if self._closed:
+            self._refuse_when_shut()
+        if self.latched is not None:
+            done = self._future()
+            self._send(Reopen(done))
+            await done
 
-    async def read_pending(self, limit_entries: int, limit_bytes: int) -> list[Record]:
-        """The oldest entries that Qdrant does not have, in order: up to both limits, at least one if there is one."""
-        found: list[Record] = []
-        size = 0
-        seq = self._ledger.pending.first_from(0)
-        while seq is not None and len(found) < limit_entries and (not found or size < limit_bytes):
-            records = await self.read(seq - 1, limit_entries - len(found), limit_bytes - size)
-            found += (record for record in records if record.state is _PENDING)
-            size = sum(len(record.body) for record in found)
-            seq = self._ledger.pending.first_from(records[-1].seq + 1) if records else None
-        return found
+    async def tend(self) -> None:
+        """To be called about once a second: looks at the free space, and after a failure tries to reopen now and then.
+
+        Raises WalError when the disk does not say how much is free, WalLatched when an attempt to reopen failed.
+        """
+        room = self._space.room
+        try:
+            await asyncio.to_thread(self._space.look)
+        except OSError as error:
+            raise WalError(f"cannot look at the disk of {self._directory}: {error.strerror or error}") from error
+        finally:
+            if self._space.room is not room:
+                self.on_change()
+            if not self._closed and self.latched is not None and self._pause.is_over(self._clock.monotonic()):
+                await self.reopen()
 
     # --- keeping and letting go --------------------------------------------------------------------------------------
-
-    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
-        """Keep a refused entry, durably; call it before `mark_replayed`. The same entry again replaces it."""
-        now_ns = self._clock.wall_ns()
-        try:
-            await asyncio.to_thread(self._quarantine.keep, record, code=code, details=details, now_ns=now_ns)
-        except OSError as error:
-            raise WalError(f"cannot quarantine entry {record.seq}: {error.strerror or error}") from error
-
-    def quarantined(self) -> list[QuarantineItem]:
-        """Every refused entry, oldest first. Reads the directory the first time."""
-        return self._quarantine.items()
-
-    def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
-        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
-        for item in self._quarantine.items():
-            if not item.flaw:
-                yield item, self._quarantine.record(item.seq)
-
-    async def read_quarantined(self, seq: int) -> Record:
-        """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""
-        return await asyncio.to_thread(self._quarantine.record, seq)
-
-    async def release_quarantined(self, seq: int) -> None:
-        """An operator has decided: the entry leaves the quarantine, durably."""
-        try:
-            await asyncio.to_thread(self._quarantine.release, seq)
-        except OSError as error:
-            raise WalError(f"cannot release entry {seq}: {error.strerror or error}") from error
 
     async def retire(self, applied_seq: int, now_ns: int, retention_seconds: float) -> int:
         """Drop segments that both readers passed and that are older than the retention; returns how many.
@@ -416,23 +370,45 @@ class Log:
         Under pressure (`WalLimits.pressure_share`) a segment goes as soon as it is older than the grace time.
         """
         async with self._retiring:
+            count = await self._retire(applied_seq, now_ns, retention_seconds)
+            await self.keys.prune()
+            return count
+
+    async def rotate_key(self) -> str:
+        """Sign with a new key from here on; returns its id. On return nothing new depends on the key before.
+
+        Raises WalKeyExternal, WalFull, WalLatched; then the log goes on with the key before, or with the new one.
+        """
+        async with self._retiring:
             self._refuse_when_shut()
-            ledger = self._ledger
-            passed = min(applied_seq, self.replayed_seq)
-            oldest_kept_ns = ledger.oldest_kept_ns(now_ns, retention_seconds, self._bytes)
-            is_idle = self._queued_entries == 0 and self._encoder.tip.codec is ledger.segments[-1].codec
-            if is_idle and ledger.is_last_over(passed, oldest_kept_ns):
-                self._roll()
-            over = ledger.over(passed, oldest_kept_ns)
-            # The segment that is being written stays.
-            numbers = [segment.number for segment in over if segment.codec is not self._encoder.tip.codec]
-            over = over[: len(numbers)]
-            if not over:
-                return 0
+            key = await self.keys.make()
+            self._refuse_when_shut()
+            self._encoder.sign_with(key)
+            self._roll()
+            # Signs the head and removes nothing.
             done = self._future()
-            self._send(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
+            self._send(Retire(self._ledger.segments[0].number, (), done))
             await done
-            return len(over)
+            return self.keys.took_over(key)
+
+    async def _retire(self, applied_seq: int, now_ns: int, retention_seconds: float) -> int:
+        self._refuse_when_shut()
+        ledger = self._ledger
+        passed = min(applied_seq, self.replayed_seq)
+        oldest_kept_ns = ledger.oldest_kept_ns(now_ns, retention_seconds, self._bytes)
+        is_idle = self._turnstile.is_idle and self._encoder.tip.codec is ledger.segments[-1].codec
+        if is_idle and ledger.is_last_over(passed, oldest_kept_ns):
+            self._roll()
+        over = ledger.over(passed, oldest_kept_ns)
+        # The segment that is being written stays.
+        numbers = [segment.number for segment in over if segment.codec is not self._encoder.tip.codec]
+        over = over[: len(numbers)]
+        if not over:
+            return 0
+        done = self._future()
+        self._send(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
+        await done
+        return len(over)
 
     async def close(self) -> None:
         """Write what is queued, sign the head, release the directory. Raises WalLatched when that failed."""
@@ -446,8 +422,12 @@ class Log:
         finally:
             await asyncio.to_thread(self._writer.join)
             self._lock.release()
-            self._let_in()
+            self._turnstile.let_in()
             self._tell_readers()
+
+
+def _nothing() -> None:
+    """What happens on a change that nobody watches."""
 
 
 def _settle(done: asyncio.Future[None], outcome: Outcome) -> None:

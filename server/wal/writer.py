@@ -2,7 +2,8 @@
 
 Promises: frames reach the file in the order in which they were queued; a batch that holds anything durable is synced
 once, before anyone in it is told; results are delivered to the event loop in one call per batch; after a failed write
-or sync the file is never written or synced again and every later command fails. Makes new segments and renews the head.
+or sync the file is never written or synced again and every later command fails, until Reopen has put another file in
+its place that holds what was acknowledged and nothing else. Makes new segments and renews the head.
 Does not decide what is written: frames arrive encoded, in order, chained.
 """
 
@@ -19,14 +20,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.clock import Clock
-from server.errors import UnderstudyError, WalFull, WalLatched
+from server.errors import UnderstudyError, WalError, WalFull, WalLatched
+from server.wal.ballast import NO_SPACE, Space
 from server.wal.files import Disk, OpenFile, publish
 from server.wal.limits import WalLimits
-from server.wal.record import FrameType, Head, Record, SegmentCodec, encode_head
-from server.wal.scan import HEAD_NAME, segment_name
+from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, FrameType, Head, Record, SegmentCodec, encode_head
+from server.wal.reopening import Kept, probe, replace_segment
+from server.wal.scan import HEAD_NAME, segment_name, segment_number
 
 _log = logging.getLogger("understudy.wal")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Tip(NamedTuple):
@@ -56,10 +58,11 @@ class Write:
 
 @dataclass(slots=True)
 class Roll:
-    """Begin the segment of `tip`."""
+    """Begin the segment of `tip`, whose key signs the head from there on."""
 
     tip: Tip
     epoch: int
+    key: bytes
 
 
 @dataclass(slots=True)
@@ -72,13 +75,20 @@ class Retire:
 
 
 @dataclass(slots=True)
+class Reopen:
+    """After a failure: go on in a new file from what was acknowledged. Nothing to do while nothing has failed."""
+
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True)
 class Stop:
     """Sync, sign the head and end."""
 
     done: asyncio.Future[None]
 
 
-Command = Write | Roll | Retire | Stop
+Command = Write | Roll | Retire | Reopen | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +96,14 @@ class Outcome:
     """What became of a run of commands: all done (`error` None) or none acknowledged.
 
     `synced` is the end of what is durable. `rewind_to` is set when the log goes on from an earlier end: the disk was
-    full and what was half-written is cut.
+    full and what was half-written is cut, or the log was reopened. Segments before `first_segment` are gone.
     """
 
     commands: Sequence[Command]
     error: UnderstudyError | None
     synced: Tip
     generation: int
+    first_segment: int
     rewind_to: Tip | None = None
     latched: str | None = None
 
@@ -111,6 +122,8 @@ class Writer:
         head: Head,
         tip: Tip,
         file: OpenFile,
+        rules: FrameRules,
+        space: Space,
         deliver: Callable[[Sequence[Outcome]], None],
     ) -> None:
         self._directory = directory
@@ -122,12 +135,18 @@ class Writer:
         self._deliver = deliver
         self._queue: queue.SimpleQueue[Sequence[Command]] = queue.SimpleQueue()
         self._file = file
-        self._written = tip
-        self._synced = tip
+        self._rules = rules
+        self._space = space
+        # The end of what is in the file, of what a sync covered, and of what somebody was told.
+        self._written = self._synced = self._settled = tip
+        # What was told and no sync covers yet: the renewal of the head bounds it.
+        self._unsynced: list[bytes] = []
+        self._generation = head.generation
         self._dirty_since: float | None = None
         self._is_head_due = False
         self._epoch = 0
         self._latched: str | None = None
+        self._cause = ""
         self._thread = threading.Thread(target=self._run, name="understudy-wal", daemon=True)
 
     def start(self) -> None:
@@ -153,7 +172,10 @@ class Writer:
             renewal = self._renew_head_when_due()
             if renewal is not None:
                 self._deliver([renewal])
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as failure:
+            _log.error("closing the log in %s: %s", self._directory, failure)
 
     def _next_batch(self) -> list[Command]:
         """Everything that waits, up to a Stop; empty when the head is due first."""
@@ -185,62 +207,85 @@ class Writer:
 
     def _carry_out_run(self, run: Sequence[Command]) -> Outcome:
         first = run[0]
-        if self._latched is not None:
+        if self._latched is not None and not isinstance(first, Reopen):
             return self._outcome(run, WalLatched(self._latched))
         if isinstance(first, Write | Roll) and first.epoch != self._epoch:
             # Encoded before a rewind: chained to frames that are no longer there.
             return self._outcome(run, self._disk_full())
         try:
-            self._do(run)
+            rewind_to = self._do(run)
         except OSError as failure:
-            if failure.errno in _NO_SPACE and self._step_back(first):
-                return self._outcome(run, self._disk_full(), self._written)
-            return self._outcome(run, self._latch(f"{failure.strerror or failure}"))
+            if failure.errno not in NO_SPACE:
+                return self._outcome(run, self._latch(f"{failure.strerror or failure}"))
+            return self._without_space(run, failure)
+        except WalError as failure:
+            return self._outcome(run, self._latch(str(failure)))
         except Exception as failure:  # noqa: BLE001 - outermost loop of the thread: whoever waits must be told
             _log.exception("the log's writer failed")
             return self._outcome(run, self._latch(f"internal error: {failure!r}"))
-        return self._outcome(run, None)
+        return self._outcome(run, None, rewind_to)
+
+    def _without_space(self, run: Sequence[Command], failure: OSError) -> Outcome:
+        """Give the ballast up; writes step back, what must not fail for want of space is tried once more."""
+        first = run[0]
+        try:
+            was_released = self._space.release()
+            if isinstance(first, Write | Roll):
+                self._step_back(first)
+                return self._outcome(run, self._disk_full(), self._written)
+            if not was_released:
+                raise failure
+            if isinstance(first, Stop):
+                self._cut_half_written()
+            return self._outcome(run, None, self._do(run))
+        except OSError as again:
+            if isinstance(first, Retire) and again.errno in NO_SPACE:
+                # The head could not be signed; the end of the log stays where it is.
+                return self._outcome(run, self._disk_full())
+            return self._outcome(run, self._latch(f"{again.strerror or again}"))
+        except WalError as again:
+            return self._outcome(run, self._latch(str(again)))
 
     def _disk_full(self) -> WalFull:
         return WalFull(f"the disk of {self._directory} is full", hint="Free space there; no restart is needed")
 
     def _latch(self, reason: str) -> WalLatched:
-        self._latched = f"writing the log in {self._directory} failed: {reason}"
+        if self._latched is None:
+            self._latched = self._cause = f"writing the log in {self._directory} failed: {reason}"
+        else:
+            self._latched = f"{self._cause}; it could not be reopened yet: {reason}"
         return WalLatched(self._latched)
 
     def _outcome(self, run: Sequence[Command], error: UnderstudyError | None, rewind_to: Tip | None = None) -> Outcome:
-        return Outcome(run, error, self._synced, self._head.generation, rewind_to, self._latched)
+        head = self._head
+        return Outcome(run, error, self._synced, head.generation, head.first_segment, rewind_to, self._latched)
 
-    def _step_back(self, command: Command) -> bool:
+    def _step_back(self, command: Write | Roll) -> None:
         """Undo what a full disk left half-done, so that the log goes on once there is space."""
-        try:
-            match command:
-                case Write():
-                    self._disk.truncate(self._path_of(self._written), self._written.offset)
-                case Roll(tip=tip):
-                    if self._disk.facts(self._path_of(tip)) is not None:
-                        self._disk.remove(self._path_of(tip))
-                        self._disk.sync_directory(self._directory)
-                case Retire():
-                    return True
-                case _:
-                    return False
-        except OSError as failure:
-            _log.error("cannot undo a half-written entry: %s", failure)
-            return False
+        if isinstance(command, Write):
+            self._cut_half_written()
+        elif self._disk.facts(self._path_of(command.tip)) is not None:
+            self._disk.remove(self._path_of(command.tip))
+            self._disk.sync_directory(self._directory)
         self._epoch += 1
-        return True
 
-    def _do(self, run: Sequence[Command]) -> None:
+    def _cut_half_written(self) -> None:
+        self._disk.truncate(self._path_of(self._written), self._written.offset)
+
+    def _do(self, run: Sequence[Command]) -> Tip | None:
+        """Carry a run out; returns where the log goes on when that is not where it was."""
         match run[0]:
             case Write():
                 self._write([command for command in run if isinstance(command, Write)])
-            case Roll(tip=tip):
-                self._roll(tip)
+            case Roll(tip=tip, key=key):
+                self._roll(tip, key)
             case Retire(first_segment=first, paths=paths):
                 self._retire(first, paths)
+            case Reopen():
+                return self._reopen() if self._latched is not None else None
             case Stop():
                 self._stop()
+        return None
 
     def _write(self, writes: Sequence[Write]) -> None:
         self._file.append([write.frame for write in writes])
@@ -249,26 +294,34 @@ class Writer:
             self._dirty_since = self._clock.monotonic()
         if any(write.is_durable for write in writes):
             self._sync()
+        else:
+            self._unsynced += (write.frame for write in writes)
+        self._settled = self._written
         if self._written.offset - self._head.tail_offset >= self._limits.head_bytes:
             self._is_head_due = True
 
     def _sync(self) -> None:
         if self._synced is self._written:
             return
+        self._sync_file()
+        self._synced = self._written
+        self._unsynced.clear()
+
+    def _sync_file(self) -> None:
         try:
             self._file.sync()
         except OSError as failure:
             # Whatever the reason, a full disk included: after a failed sync nobody knows what the file holds.
             raise OSError(errno.EIO, f"sync failed: {failure.strerror}") from failure
-        self._synced = self._written
 
-    def _roll(self, tip: Tip) -> None:
+    def _roll(self, tip: Tip, key: bytes) -> None:
         self._sync()
         publish(self._disk, self._path_of(tip), [tip.codec.encoded])
         file = self._disk.open_append(self._path_of(tip))
         self._file.close()
         self._file = file
-        self._written = self._synced = tip
+        self._written = self._synced = self._settled = tip
+        self._key, self._head = key, replace(self._head, key_id=tip.codec.header.key_id)
         self._is_head_due = True
 
     def _renew_head_when_due(self) -> Outcome | None:
@@ -280,9 +333,9 @@ class Writer:
         if not (is_late or self._is_head_due):
             return None
         try:
-            self._renew_head()
+            self._space.with_reserve(self._renew_head)
         except OSError as failure:
-            if failure.errno in _NO_SPACE:
+            if failure.errno in NO_SPACE:
                 self._dirty_since, self._is_head_due = now, False
                 return None
             return self._outcome((), self._latch(f"{failure.strerror or failure}"))
@@ -292,9 +345,11 @@ class Writer:
         """Sync, then sign how far the log reaches."""
         self._sync()
         tip = self._synced
+        # Never the same twice: a head whose publishing failed may be there all the same.
+        self._generation += 1
         head = replace(
             self._head,
-            generation=self._head.generation + 1,
+            generation=self._generation,
             first_segment=self._head.first_segment if first_segment is None else first_segment,
             tail_segment=tip.codec.header.number,
             tail_offset=tip.offset,
@@ -311,8 +366,32 @@ class Writer:
     def _retire(self, first_segment: int, paths: Sequence[Path]) -> None:
         self._renew_head(first_segment=first_segment)
         for path in paths:
-            self._disk.remove(path)
+            if self._disk.facts(path) is not None:
+                self._disk.remove(path)
         self._disk.sync_directory(self._directory)
+
+    def _reopen(self) -> Tip:
+        """Go on in another file. Every step may fail and be done again."""
+        probe(self._disk, self._directory)
+        tip = self._settled
+        strays = [number for number in map(segment_number, self._disk.names(self._directory)) if number is not None]
+        for number in strays:
+            # Begun and not heard of, or retired and not removed.
+            if not self._head.first_segment <= number <= tip.codec.header.number:
+                self._disk.remove(self._directory / segment_name(number))
+        self._disk.sync_directory(self._directory)
+        is_synced = self._synced.codec is tip.codec
+        synced_offset = self._synced.offset if is_synced else SEGMENT_HEADER_BYTES
+        kept = Kept(tip.codec, synced_offset, tuple(self._unsynced), tip.offset, tip.mac)
+        file = replace_segment(self._disk, self._path_of(tip), kept, self._rules)
+        failed, self._file = self._file, file
+        self._written = self._synced = tip
+        self._unsynced.clear()
+        failed.close()
+        self._renew_head()
+        self._latched = None
+        self._epoch += 1
+        return tip
 
     def _stop(self) -> None:
         """The seal after the last head shows an older head for what it is."""
@@ -328,7 +407,7 @@ class Writer:
             head_generation=generation,
         )
         self._file.append([frame])
-        self._file.sync()
+        self._sync_file()
 
     def _path_of(self, tip: Tip) -> Path:
         return self._directory / segment_name(tip.codec.header.number)

@@ -335,13 +335,13 @@ async def test_too_many_writers_wait_for_room_and_all_get_in() -> None:
     release = threading.Event()
     seen: list[int] = []
     disk.on_call = lambda operation, path: (
-        release.wait(30) if operation == "append" and not seen.append(log._queued_entries) else None
+        release.wait(30) if operation == "append" and not seen.append(log._turnstile.entries) else None
     )
     writers = [asyncio.create_task(log.append(entry(bytes(size)))) for size in [700] * 10 + [5000] + [1] * 10]
     for _ in range(5):
         await asyncio.sleep(0)
-    assert log._queued_entries <= 3
-    assert log._queued_bytes <= 2000
+    assert log._turnstile.entries <= 3
+    assert log._turnstile.bytes <= 2000
     writers[15].cancel()
     release.set()
     done = await asyncio.gather(*writers, return_exceptions=True)
@@ -431,7 +431,7 @@ async def test_readers_of_a_segment_that_is_retired_meanwhile_look_again() -> No
         if calls == 1:
             for path in [path for path in disk.everything() if path.name.endswith("1.wal")]:
                 disk.drop(path)
-            log._ledger.retired(1)
+            log._ledger.begins_at(log._ledger.segments[1].number)
         return found
 
     log._ledger.stretches = outdated  # type: ignore[method-assign,assignment]

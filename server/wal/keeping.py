@@ -1,0 +1,55 @@
+"""The quarantine of an open log, off the event loop.
+
+Promises: an entry is in quarantine, durably, when `quarantine` returns, also on a full disk while there is ballast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+
+from server.clock import Clock
+from server.errors import WalError
+from server.wal.ballast import Space
+from server.wal.quarantine import Quarantine, QuarantineItem
+from server.wal.record import Record
+
+
+class Keeping:
+    """See the module: the part of a `Log` that keeps what Qdrant refuses."""
+
+    def __init__(self, quarantine: Quarantine, space: Space, clock: Clock) -> None:
+        self._quarantine = quarantine
+        self._space = space
+        self._clock = clock
+
+    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
+        """Keep a refused entry, durably; call it before `mark_replayed`. The same entry again replaces it."""
+        now_ns = self._clock.wall_ns()
+        keep = partial(self._quarantine.keep, record, code=code, details=details, now_ns=now_ns)
+        try:
+            await asyncio.to_thread(self._space.with_reserve, keep)
+        except OSError as error:
+            raise WalError(f"cannot quarantine entry {record.seq}: {error.strerror or error}") from error
+
+    def quarantined(self) -> list[QuarantineItem]:
+        """Every refused entry, oldest first. Reads the directory the first time."""
+        return self._quarantine.items()
+
+    def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
+        for item in self._quarantine.items():
+            if not item.flaw:
+                yield item, self._quarantine.record(item.seq)
+
+    async def read_quarantined(self, seq: int) -> Record:
+        """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""
+        return await asyncio.to_thread(self._quarantine.record, seq)
+
+    async def release_quarantined(self, seq: int) -> None:
+        """An operator has decided: the entry leaves the quarantine, durably."""
+        try:
+            await asyncio.to_thread(self._quarantine.release, seq)
+        except OSError as error:
+            raise WalError(f"cannot release entry {seq}: {error.strerror or error}") from error
