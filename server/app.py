@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep
 from server.upstream import Upstream, parse_target
 from server.wal.files import RealDisk, publish
+from server.wal.keysource import external_keys
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 
@@ -134,6 +136,7 @@ class Understudy:
             clock=clock,
             limits=WalLimits.from_settings(settings.wal),
             kinds=frozenset(WAL_KINDS),
+            external=external_keys(settings.wal, os.environ, disk),
         )
         stack.push_async_callback(log.close)
         for cut in log.recovery.cuts:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from server.clock import Clock
-from server.entry_rows import Filter, contents, described, refused, refused_whole
+from server.entry_rows import Filter, contents, described, exported, refused, refused_whole
 from server.errors import WalDamaged, WalError
 from server.replay.requeue import Requeue
 from server.rpc import WAL_KINDS
@@ -55,6 +55,8 @@ class LogDesk:
             "list": self.list_,
             "show": self.show,
             "compact": self.compact,
+            "key-list": self.key_list,
+            "key-rotate": self.key_rotate,
             "quarantine-forecast": self.forecast,
             "quarantine-retry": self.retry,
             "quarantine-drop": self.drop,
@@ -63,7 +65,11 @@ class LogDesk:
     @property
     def row_operations(self) -> dict[str, Callable[[Document], AsyncIterator[Document]]]:
         """One JSON object in, many out."""
-        return {"quarantine-list": self.quarantined, "quarantine-export": self.quarantined_whole}
+        return {
+            "quarantine-list": self.quarantined,
+            "quarantine-export": self.quarantined_whole,
+            "export": self.exported,
+        }
 
     async def status(self, _asked: Document) -> Document:
         """Counts and cursors."""
@@ -91,6 +97,27 @@ class LogDesk:
         seconds = (self._retention_days if days is None else float(days)) * _DAY_SECONDS
         done = await inspect.compact_open(self._log, self._applied_seq(), self._clock.wall_ns(), seconds)
         return asdict(done)
+
+    async def exported(self, asked: Document) -> AsyncIterator[Document]:
+        """{after, through, filter, raw} → entries up to `through` with their contents."""
+        wanted = Filter.from_document(asked.get("filter") or {}).wants
+        at: int | None = int(asked["after"])
+        through = min(int(asked["through"]), self._log.last_seq)
+        while at is not None and at < through:
+            found = await inspect.list_open(self._log, wanted=wanted, after_seq=at, limit=inspect.LIST_LIMIT)
+            for listed in found.records:
+                if listed.record.seq > through:
+                    return
+                yield exported(listed, raw=bool(asked.get("raw")))
+            at = found.next_after
+
+    async def key_list(self, _asked: Document) -> Document:
+        """Every key, with what needs it."""
+        return {"keys": [asdict(use) for use in await self._log.keys.uses()]}
+
+    async def key_rotate(self, _asked: Document) -> Document:
+        """A new key signs from here on: {key_id}."""
+        return {"key_id": await self._log.rotate_key()}
 
     async def quarantined(self, _asked: Document) -> AsyncIterator[Document]:
         """What is in quarantine."""

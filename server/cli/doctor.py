@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from server.addresses import is_loopback, split_address
-from server.cli.options import AdminAddress, AsJson, ConfigFile, DataDir, settings_from
+from server.cli.options import AdminAddress, AsJson, ConfigFile, DataDir, keys_of, settings_from
 from server.cli.output import as_json, console, size
 from server.cli.remote import Port
 from server.clock import SystemClock
@@ -86,7 +86,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _directory("log directory", fallback.wal_path)
     yield _room(fallback.wal_path)
     if fallback.wal_path.is_dir() and any(fallback.wal_path.iterdir()):
-        yield _log(fallback.wal_path)
+        yield _log(settings)
     yield _port("client port", settings.listen, is_running)
     if settings.admin is not None:
         yield _port("admin port", settings.admin, is_running)
@@ -126,9 +126,9 @@ def _room(path: Path) -> Finding:
     return Finding("disk", Verdict.OK, f"{size(free)} free at {parent}")
 
 
-def _log(path: Path) -> Finding:
+def _log(settings: Settings) -> Finding:
     try:
-        found = inspect.inspect_status(path)
+        found = inspect.inspect_status(settings.vectorstore.fallback.wal_path, external=keys_of(settings))
     except WalLocked:
         return Finding("log", Verdict.NOTE, "a server holds it; `understudy wal status` asks it")
     except UnderstudyError as error:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from server.config import Loaded, load
+from server.config import Loaded, Settings, load
+from server.wal.files import RealDisk
+from server.wal.keysource import ExternalKeys, external_keys
 
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Option("--config", help="YAML file with settings.", envvar="UNDERSTUDY_CONFIG")
@@ -38,6 +40,11 @@ def settings_from(
         places["vectorstore.fallback.wal_path"] = data_dir / "wal"
     given = {key.replace("__", "."): value for key, value in flags.items()}
     return load(config, os.environ, {**places, "admin": admin, **given})
+
+
+def keys_of(settings: Settings) -> ExternalKeys | None:
+    """The keys of the log that come from outside; None when it has its own."""
+    return external_keys(settings.wal, os.environ, RealDisk())
 
 
 def moment_of(text: str, now_ns: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server import errors
-from server.cli.options import version
+from server.cli.options import keys_of, version
 from server.clock import SystemClock
 from server.config import Settings
 from server.control import read_control
@@ -58,7 +58,9 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
         )
         return await desk.operations[name](arguments)
 
-    return inspect.with_open(fallback.wal_path, work, clock=clock, kinds=tuple(WAL_KINDS), limits=limits)
+    return inspect.with_open(
+        fallback.wal_path, work, clock=clock, kinds=tuple(WAL_KINDS), limits=limits, external=keys_of(settings)
+    )
 
 
 def applied_seq(store: Path) -> int:

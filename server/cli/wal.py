@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from server.cli import wal_quarantine
-from server.cli.options import AsJson, ConfigFile, DataDir, Yes, moment_of, settings_from, version
+from server.cli import wal_keys, wal_quarantine
+from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, moment_of, settings_from, version
 from server.cli.output import as_json, console, duration, facts, moment, size, table
 from server.cli.running import Running, here_or_there, on_open_log
 from server.clock import SystemClock
@@ -35,6 +35,8 @@ wal = typer.Typer(
     no_args_is_help=True,
 )
 wal_quarantine.register(wal)
+wal_repair.register(wal)
+wal_keys.register(wal)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,10 +49,11 @@ def register(app: typer.Typer) -> None:
 )
 def status(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
     """Show counts, cursors and whether it would open as it is."""
-    directory = _directory(settings_from(config, data_dir=data_dir).settings)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _directory(settings)
     found = here_or_there(
         directory,
-        lambda: status_document(inspect.inspect_status(directory), version()),
+        lambda: status_document(inspect.inspect_status(directory, external=keys_of(settings)), version()),
         lambda server: server.ask("status"),
     )
     _show(found, as_json_)
@@ -59,10 +62,13 @@ def status(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFil
 @wal.command(epilog="Example:\n\n\b\nunderstudy wal verify --data-dir /var/lib/understudy")
 def verify(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
     """Read every entry again and check it against its signature. Exit code 7 when something is wrong."""
-    directory = _directory(settings_from(config, data_dir=data_dir).settings)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _directory(settings)
     found = here_or_there(
         directory,
-        lambda: status_document(inspect.verify(directory, kinds=tuple(WAL_KINDS)), version()),
+        lambda: status_document(
+            inspect.verify(directory, kinds=tuple(WAL_KINDS), external=keys_of(settings)), version()
+        ),
         lambda server: server.ask("verify"),
     )
     _show(found, as_json_)
@@ -95,7 +101,8 @@ def list_(
     config: ConfigFile = None,
 ) -> None:
     """List entries in order, oldest first. For the next page give the last number with --after."""
-    directory = _directory(settings_from(config, data_dir=data_dir).settings)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _directory(settings)
     now_ns = SystemClock().wall_ns()
     wanted = Filter(
         state, collection, moment_of(since, now_ns) if since else None, moment_of(until, now_ns) if until else None
@@ -104,7 +111,9 @@ def list_(
         directory,
         lambda: [
             described(listed)
-            for listed in inspect.list_records(directory, wanted=wanted.wants, after_seq=after, limit=limit)
+            for listed in inspect.list_records(
+                directory, wanted=wanted.wants, after_seq=after, limit=limit, external=keys_of(settings)
+            )
         ],
         lambda server: _rows_of(server, wanted, after, limit),
     )
@@ -145,10 +154,11 @@ def show(
 ) -> None:
     """Print one entry with its request, as JSON. Secrets were cut out before it was written."""
     del as_json_
-    directory = _directory(settings_from(config, data_dir=data_dir).settings)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _directory(settings)
 
     def here() -> dict[str, Any]:
-        listed = inspect.show_record(directory, seq)
+        listed = inspect.show_record(directory, seq, external=keys_of(settings))
         return {**described(listed), **contents(listed.record.body)}
 
     as_json(here_or_there(directory, here, lambda server: server.ask("show", seq=seq)))
@@ -179,11 +189,12 @@ def compact(
 @wal.command(epilog="Example:\n\n\b\nunderstudy wal reset --data-dir /var/lib/understudy")
 def reset(data_dir: DataDir = None, yes: Yes = False, as_json_: AsJson = False, config: ConfigFile = None) -> None:
     """Set the log aside, key included, and start with an empty one next time. What is pending is then not replayed."""
-    directory = _directory(settings_from(config, data_dir=data_dir).settings)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _directory(settings)
     suffix = f"reset-{moment(SystemClock().wall_ns()).translate(_PLAIN)}"
     try:
         if not yes:
-            pending = inspect.inspect_status(directory).pending_count
+            pending = inspect.inspect_status(directory, external=keys_of(settings)).pending_count
             question = f"{pending} writes are pending and would not reach Qdrant." if pending else "Nothing is pending."
             typer.confirm(f"{question} Move {directory} aside?", abort=True, err=True)
         moved = inspect.reset(directory, suffix)

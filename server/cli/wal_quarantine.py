@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from server.cli.options import AsJson, ConfigFile, DataDir, Yes, settings_from
+from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, settings_from
 from server.cli.output import as_json, console, table
 from server.cli.running import Running, here_or_there, on_open_log
 from server.config import Settings
@@ -42,10 +42,11 @@ def register(wal: typer.Typer) -> None:
 )
 def list_(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
     """List the writes that Qdrant refused, with its reason."""
-    directory = _directory(config, data_dir)
+    settings = settings_from(config, data_dir=data_dir).settings
+    directory = _wal(settings)
     rows = here_or_there(
         directory,
-        lambda: [refused(item) for item in inspect.inspect_status(directory).quarantined],
+        lambda: [refused(item) for item in inspect.inspect_status(directory, external=keys_of(settings)).quarantined],
         lambda server: list(server.rows("quarantine-list")),
     )
     if as_json_:
@@ -61,7 +62,7 @@ def list_(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile
 def show(seq: Seq, data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
     """Print one refused write with its request and Qdrant's reason, as JSON."""
     del as_json_
-    as_json(next(_whole(_directory(config, data_dir), seq)))
+    as_json(next(_whole(settings_from(config, data_dir=data_dir).settings, seq)))
 
 
 @quarantine.command(
@@ -75,7 +76,7 @@ def export(
     config: ConfigFile = None,
 ) -> None:
     """Write every refused write with its request and reason: a line of JSON each. It stays in quarantine."""
-    rows = _whole(_directory(config, data_dir), None)
+    rows = _whole(settings_from(config, data_dir=data_dir).settings, None)
     if as_json_:
         lines: Iterator[str] = iter([json.dumps(list(rows), indent=2, ensure_ascii=False)])
     else:
@@ -145,7 +146,7 @@ def drop(
     """Give refused writes up: they never reach Qdrant. `export` keeps a copy."""
     settings = settings_from(config, data_dir=data_dir).settings
     if not yes:
-        rows = [next(_whole(_wal(settings), seq)) for seq in seqs]
+        rows = [next(_whole(settings, seq)) for seq in seqs]
         for row in rows:
             typer.echo(f"{row['seq']}  {_short(row['method'])}  {row.get('collection', '')}  {_said(row)}", err=True)
         typer.confirm(f"Drop {_entries(seqs)} for good?", abort=True, err=True)
@@ -171,11 +172,12 @@ def _ask(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
     )
 
 
-def _whole(directory: Path, seq: int | None) -> Iterator[dict[str, Any]]:
+def _whole(settings: Settings, seq: int | None) -> Iterator[dict[str, Any]]:
     """Refused writes with their contents, all of them or one."""
+    directory = _wal(settings)
     try:
         found = False
-        for item, record in inspect.quarantined(directory):
+        for item, record in inspect.quarantined(directory, external=keys_of(settings)):
             if seq in (None, item.seq):
                 found = True
                 yield refused_whole(item, record)
@@ -184,10 +186,6 @@ def _whole(directory: Path, seq: int | None) -> Iterator[dict[str, Any]]:
     except WalLocked as locked:
         server = Running.of(directory, locked)
         yield from server.rows("quarantine-export", seq=seq)
-
-
-def _directory(config: Path | None, data_dir: Path | None) -> Path:
-    return _wal(settings_from(config, data_dir=data_dir).settings)
 
 
 def _wal(settings: Settings) -> Path:

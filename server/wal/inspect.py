@@ -20,7 +20,9 @@ from typing import TypeAlias, TypeVar
 from server.clock import Clock
 from server.errors import DataDirUnusable, WalError
 from server.wal.files import Disk, RealDisk
-from server.wal.keyring import KEY_SUFFIX, KEYS_DIRECTORY
+from server.wal.keyring import KEY_SUFFIX, KEYS_DIRECTORY, load_keys
+from server.wal.keysource import ExternalKeys
+from server.wal.keyuse import KeyUse, key_uses, signing_now
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Quarantine, QuarantineItem
@@ -100,15 +102,21 @@ class Compacted:
     bytes_freed: int
 
 
-def inspect_status(directory: Path, *, disk: Disk | None = None) -> WalStatus:
+def inspect_status(directory: Path, *, disk: Disk | None = None, external: ExternalKeys | None = None) -> WalStatus:
     """Counts and cursors; frames of segments that are wholly replayed are not read."""
-    return _status(directory, disk or RealDisk(), _ANY, deep=False)
+    return _status(directory, disk or RealDisk(), _ANY, external, deep=False)
 
 
-def verify(directory: Path, *, disk: Disk | None = None, kinds: Collection[int] | None = None) -> WalStatus:
+def verify(
+    directory: Path,
+    *,
+    disk: Disk | None = None,
+    kinds: Collection[int] | None = None,
+    external: ExternalKeys | None = None,
+) -> WalStatus:
     """As `inspect_status`, with every frame of every segment verified and `problems` complete."""
     rules = FrameRules(None if kinds is None else frozenset(kinds), _ANY.entry_bytes, _ANY.entry_points)
-    return _status(directory, disk or RealDisk(), rules, deep=True)
+    return _status(directory, disk or RealDisk(), rules, external, deep=True)
 
 
 def list_records(
@@ -118,23 +126,35 @@ def list_records(
     after_seq: int = 0,
     limit: int = LIST_LIMIT,
     disk: Disk | None = None,
+    external: ExternalKeys | None = None,
 ) -> list[ListedRecord]:
     """Entries in order, up to `limit` of those that are wanted, as far as they are intact."""
     with _held(directory, disk or RealDisk()) as (real, path):
-        return list(itertools.islice(_list(real, path, wanted, after_seq), limit))
+        return list(itertools.islice(_list(real, path, wanted, after_seq, external), limit))
 
 
-def show_record(directory: Path, seq: int, *, disk: Disk | None = None) -> ListedRecord:
+def show_record(
+    directory: Path, seq: int, *, disk: Disk | None = None, external: ExternalKeys | None = None
+) -> ListedRecord:
     """One entry. Raises WalError when the log does not hold it."""
-    return _the_one(list_records(directory, after_seq=seq - 1, limit=1, disk=disk), seq)
+    return _the_one(list_records(directory, after_seq=seq - 1, limit=1, disk=disk, external=external), seq)
 
 
-def quarantined(directory: Path, *, disk: Disk | None = None) -> Iterator[tuple[QuarantineItem, Record | None]]:
+def quarantined(
+    directory: Path, *, disk: Disk | None = None, external: ExternalKeys | None = None
+) -> Iterator[tuple[QuarantineItem, Record | None]]:
     """Every refused entry with its contents; None where its file is not to be trusted. The lock is held meanwhile."""
     with _held(directory, disk or RealDisk()) as (real, path):
-        kept = _quarantine(real, survey(real, path, _ANY))
+        kept = _quarantine(real, survey(real, path, _ANY, external=external))
         for item in kept.items():
             yield item, None if item.flaw else kept.record(item.seq)
+
+
+def list_keys(directory: Path, *, disk: Disk | None = None, external: ExternalKeys | None = None) -> list[KeyUse]:
+    """Every key that is here or that something needs, missing ones too; the one that signs comes first."""
+    with _held(directory, disk or RealDisk()) as (real, path):
+        keyring = load_keys(real, path, real.names(path / KEYS_DIRECTORY), external)
+        return key_uses(real, path, keyring, keyring.signing(signing_now(real, path)))
 
 
 # --- in use ----------------------------------------------------------------------------------------------------------
@@ -214,7 +234,7 @@ async def list_open(log: Log, *, wanted: Wanted | None, after_seq: int, limit: i
     while records := await log.read(after_seq, _PAGE_ENTRIES, _PAGE_BYTES):
         for record in records:
             after_seq = record.seq
-            listed = ListedRecord(record, _became(record, log.replayed_seq, quarantined_seqs))
+            listed = ListedRecord(record, became(record, log.replayed_seq, quarantined_seqs))
             if wanted is None or wanted(listed):
                 found.append(listed)
                 size += len(record.body)
@@ -249,13 +269,16 @@ def compact(
     kinds: Collection[int],
     limits: WalLimits | None = None,
     disk: Disk | None = None,
+    external: ExternalKeys | None = None,
 ) -> Compacted:
     """Drop segments that the replica (`applied_seq`) and Qdrant have passed and that are older than the retention."""
 
     async def run(log: Log) -> Compacted:
         return await compact_open(log, applied_seq, clock.wall_ns(), retention_seconds)
 
-    return with_open(directory, run, clock=clock, kinds=kinds, limits=limits or WalLimits(), disk=disk)
+    return with_open(
+        directory, run, clock=clock, kinds=kinds, limits=limits or WalLimits(), disk=disk, external=external
+    )
 
 
 async def compact_open(log: Log, applied_seq: int, now_ns: int, retention_seconds: float) -> Compacted:
@@ -273,18 +296,40 @@ def with_open(
     kinds: Collection[int],
     limits: WalLimits,
     disk: Disk | None = None,
+    external: ExternalKeys | None = None,
 ) -> T:
     """Open the log that is in `directory`, do something with it, close it."""
-    _must_hold_a_log(directory, disk or RealDisk())
+    must_hold_a_log(directory, disk or RealDisk())
 
     async def run() -> T:
-        log = Log.open(directory, disk=disk or RealDisk(), clock=clock, limits=limits, kinds=kinds)
+        log = Log.open(directory, disk=disk or RealDisk(), clock=clock, limits=limits, kinds=kinds, external=external)
         try:
             return await work(log)
         finally:
             await log.close()
 
     return asyncio.run(run())
+
+
+def rotate_key(
+    directory: Path,
+    *,
+    clock: Clock,
+    kinds: Collection[int],
+    limits: WalLimits | None = None,
+    disk: Disk | None = None,
+    external: ExternalKeys | None = None,
+) -> str:
+    """Sign with a new key from here on; returns its id. Raises WalKeyExternal when keys come from elsewhere."""
+    return with_open(
+        directory,
+        Log.rotate_key,
+        clock=clock,
+        kinds=kinds,
+        limits=limits or WalLimits(),
+        disk=disk,
+        external=external,
+    )
 
 
 def reset(directory: Path, backup_suffix: str, *, disk: Disk | None = None) -> Path:
@@ -307,7 +352,7 @@ def reset(directory: Path, backup_suffix: str, *, disk: Disk | None = None) -> P
     return backup
 
 
-def _must_hold_a_log(directory: Path, disk: Disk) -> None:
+def must_hold_a_log(directory: Path, disk: Disk) -> None:
     names = disk.names(directory)
     if not any(name in (HEAD_NAME, KEYS_DIRECTORY) or segment_number(name) is not None for name in names):
         raise DataDirUnusable(f"there is no log in {directory}", hint="Is --data-dir right?")
@@ -316,7 +361,7 @@ def _must_hold_a_log(directory: Path, disk: Disk) -> None:
 @contextmanager
 def _held(directory: Path, disk: Disk) -> Iterator[tuple[Disk, Path]]:
     directory = directory.absolute()
-    _must_hold_a_log(directory, disk)
+    must_hold_a_log(directory, disk)
     lock = disk.lock(directory / LOCK_NAME)
     try:
         yield disk, directory
@@ -326,9 +371,9 @@ def _held(directory: Path, disk: Disk) -> Iterator[tuple[Disk, Path]]:
         lock.release()
 
 
-def _status(directory: Path, disk: Disk, rules: FrameRules, *, deep: bool) -> WalStatus:
+def _status(directory: Path, disk: Disk, rules: FrameRules, external: ExternalKeys | None, *, deep: bool) -> WalStatus:
     with _held(directory, disk) as (_, path):
-        found = survey(disk, path, rules, deep=deep)
+        found = survey(disk, path, rules, deep=deep, external=external)
         head = found.head
         return WalStatus(
             directory=path,
@@ -359,8 +404,10 @@ def _quarantine(disk: Disk, found: Survey) -> Quarantine:
     return Quarantine(disk, found.directory, found.keyring, b"", b"")
 
 
-def _list(disk: Disk, directory: Path, wanted: Wanted | None, after_seq: int) -> Iterator[ListedRecord]:
-    found = survey(disk, directory, _ANY)
+def _list(
+    disk: Disk, directory: Path, wanted: Wanted | None, after_seq: int, external: ExternalKeys | None
+) -> Iterator[ListedRecord]:
+    found = survey(disk, directory, _ANY, external=external)
     quarantined_seqs = {item.seq for item in _quarantine(disk, found).items()}
     for segment in found.segments:
         if segment.last_seq <= after_seq:
@@ -371,12 +418,13 @@ def _list(disk: Disk, directory: Path, wanted: Wanted | None, after_seq: int) ->
             record = frame.record if frame.seq > after_seq else None
             if record is None:
                 continue
-            listed = ListedRecord(record, _became(record, found.replayed_seq, quarantined_seqs))
+            listed = ListedRecord(record, became(record, found.replayed_seq, quarantined_seqs))
             if wanted is None or wanted(listed):
                 yield listed
 
 
-def _became(record: Record, replayed_seq: int, quarantined: Collection[int]) -> ListState:
+def became(record: Record, replayed_seq: int, quarantined: Collection[int]) -> ListState:
+    """What became of an entry of a log that is replayed up to `replayed_seq`."""
     if record.seq in quarantined:
         return ListState.QUARANTINED
     if record.state is EntryState.SYNCED:

@@ -15,6 +15,7 @@ from server.wal.files import TEMP_SUFFIX, Disk
 from server.wal.keyring import KEY_SUFFIX, KEYS_DIRECTORY, Keyring
 from server.wal.quarantine import MAGIC as QUARANTINE_MAGIC
 from server.wal.record import HEAD_MAGIC, SEGMENT_MAGIC, peek_key_id
+from server.wal.scan import HEAD_NAME, segment_number
 
 _MAGICS = (SEGMENT_MAGIC, HEAD_MAGIC, QUARANTINE_MAGIC)
 _PEEK_BYTES = 24
@@ -38,6 +39,15 @@ def needs(disk: Disk, directory: Path) -> dict[bytes, list[str]]:
         if len(start) == _PEEK_BYTES and start.startswith(_MAGICS):
             found.setdefault(peek_key_id(start), []).append(str(path.relative_to(directory)))
     return found
+
+
+def signing_now(disk: Disk, directory: Path) -> bytes:
+    """Id of the key that the last segment names, else the head; empty when there is neither."""
+    numbered = {number: name for name in disk.names(directory) if (number := segment_number(name)) is not None}
+    name = numbered[max(numbered)] if numbered else HEAD_NAME
+    if disk.facts(directory / name) is None:
+        return b""
+    return peek_key_id(disk.read(directory / name, 0, _PEEK_BYTES))
 
 
 def key_uses(disk: Disk, directory: Path, keyring: Keyring, signing: bytes) -> list[KeyUse]:
