@@ -36,6 +36,7 @@ from server.logs import Message
 from server.mirror import Mirror
 from server.mode import Change, Mode
 from server.pace import DrainPace
+from server.readiness import Readiness
 from server.repairs import Repairs
 from server.replay import Replayer
 from server.replay.requeue import Requeue
@@ -163,6 +164,9 @@ class Understudy:
             on_problem=lambda problem: telemetry.log.error("credentials cannot be kept", reason=problem),
         )
         self._run("credentials", credentials.run())
+        self._readiness = Readiness(
+            log, is_forwarding=lambda: mode.is_remote or not fallback.enabled, telemetry=telemetry
+        )
         replica = ReplicaProcess(store, settings.replica, clock=clock, telemetry=telemetry)
         await replica.start()
         stack.push_async_callback(replica.stop)
@@ -212,6 +216,7 @@ class Understudy:
             await self._follow(upstream)
         upkeep = Upkeep(log, mirror, retention_days=fallback.wal_retention_days, clock=clock, telemetry=telemetry)
         self._run("upkeep", upkeep.run())
+        self._run("readiness", self._readiness.run())
         await self._open_doors()
 
     async def _connect(self) -> Upstream | None:
@@ -321,7 +326,7 @@ class Understudy:
                 Desk(
                     status=self.status,
                     metrics=telemetry.metrics.prometheus,
-                    ready=lambda: self._parts.log.latched or "",
+                    ready=lambda: self._readiness.reason,
                     hydrate=self._hydrate_now,
                     sync=self._sync_now,
                     wal_entries=self._wal_entries,
@@ -331,6 +336,8 @@ class Understudy:
             self._stack.push_async_callback(admin.stop)
         layered = TenancyLayer(self._router, settings.tenancy, remote_version=self._remote_version)
         edge = Edge(layered, settings.edge, settings.listen, self._clock, telemetry, health_reply=self._health_reply)
+        self._readiness.on_change = edge.set_writable
+        edge.set_writable(not self._readiness.reason)
         host, port = await edge.start()
         self._stack.push_async_callback(edge.stop, settings.edge.shutdown_grace_seconds * 0.5)
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -398,6 +405,7 @@ class Understudy:
     def _mode_changed(self, change: Change) -> None:
         replayer, hydrator = self._replayer, self._hydrator
         assert replayer is not None and hydrator is not None
+        self._readiness.refresh()
         replayer.upstream_up = change.after is State.DRAINING
         hydrator.upstream_up = change.after is State.REMOTE
         if change.after is State.DRAINING:

@@ -45,6 +45,10 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 QDRANT_SERVICES = ("qdrant.Collections", "qdrant.Points", "qdrant.Qdrant", "qdrant.Snapshots")
 
+# Names of our own in `grpc.health.v1`, and the names that are NOT_SERVING while no writes are taken.
+READS, WRITES = "understudy.reads", "understudy.writes"
+NEED_WRITES = frozenset(("", WRITES, "qdrant.Collections", "qdrant.Points"))
+
 _STATUS = {Code(status.value[0]): status for status in grpc.StatusCode}
 _COMPRESSION = {config.Compression.NONE: None, config.Compression.GZIP: grpc.Compression.Gzip}
 
@@ -137,6 +141,10 @@ class Edge:
     def set_serving(self, serving: bool) -> None:
         """What `grpc.health.v1` tells from now on, watchers included."""
         self._health.set_serving(serving)
+
+    def set_writable(self, writable: bool) -> None:
+        """Whether writes are taken: `grpc.health.v1` tells it for the server as a whole and for what writes."""
+        self._health.set_writable(writable)
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no more calls, give those in flight `grace_seconds`, then cancel them."""
@@ -254,20 +262,27 @@ async def _send(reply: Reply, context: _Context) -> bytes:
 
 
 class _Health:
-    """`grpc.health.v1`: one answer for the whole server and for each Qdrant service."""
+    """`grpc.health.v1`: for the whole server, for each Qdrant service, for reads and for writes."""
 
-    _SERVICES = frozenset(("", HEALTH_SERVICE, *QDRANT_SERVICES))
+    _SERVICES = frozenset(("", HEALTH_SERVICE, READS, WRITES, *QDRANT_SERVICES))
 
     def __init__(self) -> None:
         self._is_serving = True
+        self._is_writable = True
         self._changed = asyncio.Event()
 
     def set_serving(self, serving: bool) -> None:
-        if serving is not self._is_serving:
-            self._is_serving = serving
-            # Each watcher holds the event of the state that it last told.
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+        self._is_serving = serving
+        self._wake()
+
+    def set_writable(self, writable: bool) -> None:
+        self._is_writable = writable
+        self._wake()
+
+    def _wake(self) -> None:
+        # Each watcher holds the event of the state that it last told.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
         if request.service not in self._SERVICES:
@@ -278,9 +293,12 @@ class _Health:
         async def watch(
             request: health_pb2.HealthCheckRequest, context: _Context
         ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+            told = None
             while True:
-                changed = self._changed
-                yield self._response(request.service)
+                changed, response = self._changed, self._response(request.service)
+                if response != told:
+                    told = response
+                    yield response
                 await _any_set(changed, stopping)
                 if not changed.is_set():
                     return
@@ -291,7 +309,8 @@ class _Health:
         kinds = health_pb2.HealthCheckResponse
         if service not in self._SERVICES:
             return kinds(status=kinds.SERVICE_UNKNOWN)
-        return kinds(status=kinds.SERVING if self._is_serving else kinds.NOT_SERVING)
+        serves = self._is_serving and (self._is_writable or service not in NEED_WRITES)
+        return kinds(status=kinds.SERVING if serves else kinds.NOT_SERVING)
 
 
 def _reflecting(stopping: asyncio.Event) -> Callable[..., AsyncIterator[reflection_pb2.ServerReflectionResponse]]:

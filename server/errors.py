@@ -105,7 +105,7 @@ class WalKeyExternal(WalError):
 class WalLatched(WalError):
     """A write or fsync failed: the log takes no more writes until it is reopened."""
 
-    hint = "Mend the disk, then restart Understudy; what was acknowledged is safe"
+    hint = "Mend the disk; `understudy wal reopen` or a restart takes writes again, what was acknowledged is safe"
 
 
 class WalFull(WalError):

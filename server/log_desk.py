@@ -55,6 +55,7 @@ class LogDesk:
             "list": self.list_,
             "show": self.show,
             "compact": self.compact,
+            "reopen": self.reopen,
             "key-list": self.key_list,
             "key-rotate": self.key_rotate,
             "quarantine-forecast": self.forecast,
@@ -110,6 +111,12 @@ class LogDesk:
                     return
                 yield exported(listed, raw=bool(asked.get("raw")))
             at = found.next_after
+
+    async def reopen(self, _asked: Document) -> Document:
+        """After a failed write or sync: take writes again."""
+        was_latched = self._log.latched
+        await self._log.reopen()
+        return {"was_latched": was_latched, "last_seq": self._log.last_seq, "pending": self._log.pending_count}
 
     async def key_list(self, _asked: Document) -> Document:
         """Every key, with what needs it."""

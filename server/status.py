@@ -82,6 +82,10 @@ async def status_document(sources: Sources) -> dict[str, Any]:
             "bytes": log.total_bytes,
             "segments": log.segment_count,
             "latched": log.latched,
+            "takes_no_writes": log.why_no_writes,
+            "free_bytes": log.space.free_bytes,
+            "room": log.space.room.name.lower(),
+            "ballast": log.space.ballast.name.lower(),
         },
     }
 

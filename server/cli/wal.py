@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from server.cli import wal_keys, wal_quarantine
+from server.cli import wal_keys, wal_quarantine, wal_repair
 from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, moment_of, settings_from, version
 from server.cli.output import as_json, console, duration, facts, moment, size, table
 from server.cli.running import Running, here_or_there, on_open_log
@@ -184,6 +184,23 @@ def compact(
         as_json(done)
     else:
         console.print(f"{done['segments_removed']} segments removed, {size(done['bytes_freed'])} freed")
+
+
+@wal.command(epilog="Example:\n\n\b\nunderstudy wal reopen --data-dir /var/lib/understudy")
+def reopen(data_dir: DataDir = None, as_json_: AsJson = False, config: ConfigFile = None) -> None:
+    """Take writes again after a failed write or fsync, without a restart. It also happens by itself, with pauses."""
+    settings = settings_from(config, data_dir=data_dir).settings
+    done = here_or_there(
+        _directory(settings),
+        lambda: on_open_log(settings, "reopen", {}),
+        lambda server: server.ask("reopen"),
+    )
+    if as_json_:
+        as_json(done)
+    elif done["was_latched"]:
+        console.print(f"the log takes writes again after entry {done['last_seq']}; {done['pending']} entries pending")
+    else:
+        console.print(f"the log takes writes; nothing had failed. {done['pending']} entries pending")
 
 
 @wal.command(epilog="Example:\n\n\b\nunderstudy wal reset --data-dir /var/lib/understudy")

@@ -96,7 +96,7 @@ function collections(status) {
 
 function alerts(status) {
   const list = [];
-  if (status.wal?.latched) list.push(`The log takes no more writes: ${status.wal.latched}. Mend the disk, then restart Understudy.`);
+  if (status.wal?.latched) list.push(`The log takes no more writes: ${status.wal.latched}. It tries again by itself; \`understudy wal reopen\` tries at once.`);
   if (Number(status.quarantine?.length ?? status.quarantine ?? 0)) list.push("Qdrant refused writes; they are kept. See: understudy wal quarantine list");
   if (status.replay?.last_error) list.push(`Replay: ${status.replay.last_error}`);
   return list;

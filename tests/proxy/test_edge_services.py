@@ -45,6 +45,40 @@ async def test_health_check(service: str) -> None:
         assert (await stub.Check(request)).status == SERVING
 
 
+@pytest.mark.parametrize(
+    ("service", "status"),
+    [
+        ("", NOT_SERVING),
+        ("qdrant.Points", NOT_SERVING),
+        ("qdrant.Collections", NOT_SERVING),
+        ("understudy.writes", NOT_SERVING),
+        ("understudy.reads", SERVING),
+        ("qdrant.Qdrant", SERVING),
+        ("qdrant.Snapshots", SERVING),
+        ("grpc.health.v1.Health", SERVING),
+    ],
+)
+async def test_health_while_no_writes_are_taken(service: str, status: int) -> None:
+    async with serving(RecordingBackend()) as (edge, address), client(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        watch = stub.Watch(request)
+        assert (await watch.read()).status == SERVING
+        edge.set_writable(False)
+        assert (await stub.Check(request)).status == status
+        if status == NOT_SERVING:
+            assert (await watch.read()).status == NOT_SERVING
+        edge.set_writable(True)
+        assert (await stub.Check(request)).status == SERVING
+        if status == NOT_SERVING:
+            assert (await watch.read()).status == SERVING
+        edge.set_serving(False)
+        # Of a service that did not change nothing was heard meanwhile.
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await stub.Check(request)).status == NOT_SERVING
+        watch.cancel()
+
+
 async def test_health_of_a_service_that_is_not_there() -> None:
     async with serving(RecordingBackend()) as (_, address), client(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

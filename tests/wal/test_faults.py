@@ -153,7 +153,7 @@ async def test_after_a_failed_write_or_sync_writers_are_refused_and_readers_serv
         await log.append(entry(b"lost"))
     before = len(disk.calls)
     for _ in range(3):
-        with pytest.raises(WalLatched, match="Mend the disk, then restart"):
+        with pytest.raises(WalLatched, match="wal reopen"):
             await log.append(entry(b"refused"))
     with pytest.raises(WalLatched):
         await log.mark_replayed(1)
