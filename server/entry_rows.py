@@ -6,6 +6,7 @@ before they were written. Does no I/O.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -92,6 +93,20 @@ def contents(body: bytes) -> dict[str, Any]:
         "request": _request(entry.method, entry.request),
         "resolved": [{"method": one.method, "request": _request(one.method, one.request)} for one in entry.resolved],
     }
+
+
+def exported(listed: ListedRecord, *, raw: bool) -> dict[str, Any]:
+    """An entry with its contents; `raw` adds everything that is needed to write it anew, byte for byte."""
+    row = {**described(listed), **contents(listed.record.body)}
+    if raw:
+        record = listed.record
+        row["raw"] = {
+            "kind": record.kind,
+            "wall_ns": record.wall_ns,
+            "principal": record.principal.hex(),
+            "body": base64.b64encode(record.body).decode("ascii"),
+        }
+    return row
 
 
 def refused(item: QuarantineItem) -> dict[str, Any]:
