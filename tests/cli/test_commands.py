@@ -18,6 +18,7 @@ from generated.qdrant import points_pb2
 from generated.understudy.wal.v1 import entry_pb2
 from server import cli
 from server.cli import app, remote
+from server.cli.options import moment_of
 from server.clock import SystemClock
 from server.errors import (
     AdminRefused,
@@ -121,7 +122,7 @@ def test_wal_verify_finds_a_flipped_bit(data_dir: Path) -> None:
     segment.write_bytes(raw)
     text = refused(WalDamaged, "wal", "verify", "--data-dir", str(data_dir))
     assert segment.name in text
-    assert "understudy serve" in text
+    assert "understudy wal repair" in text
 
 
 def test_wal_list(data_dir: Path) -> None:
@@ -147,6 +148,66 @@ def test_wal_show(data_dir: Path) -> None:
     assert shown["request"]["points"] == [{"id": {"num": "2"}}]
     assert shown["state"] == "replayed"
     assert "wal list" in refused(WalError, "wal", "show", "99", "--data-dir", str(data_dir))
+
+
+def test_wal_list_by_collection_and_time(data_dir: Path) -> None:
+    where = ("wal", "list", "--data-dir", str(data_dir))
+    assert [row["seq"] for row in as_json(*where, "--collection", "[notes]", "--limit", "2", "--after", "1")] == [2, 3]
+    assert as_json(*where, "--collection", "other") == []
+    assert len(as_json(*where, "--since", "1h")) == 5
+    assert as_json(*where, "--since", "2999-01-01T00:00:00+02:00") == []
+    assert as_json(*where, "--until", "2h") == []
+    assert [row["seq"] for row in as_json(*where, "--state", "pending", "--until", "2999-01-01", "--after", "4")] == [5]
+    result = CliRunner().invoke(app, [*where, "--since", "yesterday"])
+    assert (result.exit_code, "no time" in result.output) == (2, True)
+
+
+def test_times() -> None:
+    now = 10**18
+    assert moment_of("90m", now) == now - 5400 * 10**9
+    assert moment_of("2h", now) == moment_of("7200s", now)
+    assert moment_of("7d", now) == moment_of("1w", now)
+    assert moment_of("1970-01-02", now) == 86400 * 10**9
+    assert moment_of("1970-01-01T02:00:00.5+01:00", now) == 3600 * 10**9 + 5 * 10**8
+
+
+def test_wal_quarantine_with_the_server_stopped(data_dir: Path, tmp_path: Path) -> None:
+    where = ("--data-dir", str(data_dir))
+    row = json.loads(run("wal", "quarantine", "show", "3", *where).stdout)
+    assert (row["request"]["points"], row["code"], row["state"]) == (
+        [{"id": {"num": "3"}}],
+        "INVALID_ARGUMENT",
+        "quarantined",
+    )
+    (line,) = run("wal", "quarantine", "export", *where).stdout.splitlines()
+    assert json.loads(line) == row
+    assert as_json("wal", "quarantine", "export", *where) == [row]
+    file = tmp_path / "out.jsonl"
+    file.write_text("mine")
+    assert str(file) in refused(DataDirUnusable, "wal", "quarantine", "export", "--output", str(file), *where)
+    assert file.read_text() == "mine"
+    for words in (("show", "4"), ("drop", "4", "--yes"), ("retry", "4", "--yes")):
+        assert "not in quarantine" in refused(WalError, "wal", "quarantine", *words, *where)
+    for words in ([], ["3", "--all"]):
+        assert CliRunner().invoke(app, ["wal", "quarantine", "retry", *words, *where]).exit_code == 2
+    for words in (("retry", "3"), ("drop", "3")):
+        result = CliRunner().invoke(app, ["wal", "quarantine", *words, *where], input="n\n")
+        assert (result.exit_code, len(as_json("wal", "quarantine", "list", *where))) == (1, 1)
+    assert "3 is pending again, as entry 6" in run("wal", "quarantine", "retry", "3", *where, answer="y\n").stdout
+    assert "the quarantine is empty" in run("wal", "quarantine", "retry", "--all", *where).stdout
+    assert [row["seq"] for row in as_json("wal", "list", "--state", "pending", *where)] == [4, 5, 6]
+
+
+def test_a_damaged_entry_of_the_quarantine_is_shown_kept_and_dropped(data_dir: Path) -> None:
+    where = ("--data-dir", str(data_dir))
+    (path,) = (data_dir / "wal" / "quarantine").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    (row,) = as_json("wal", "quarantine", "export", *where)
+    assert (row["seq"], bool(row["flaw"]), "request" in row) == (3, True, False)
+    assert "damaged" in refused(WalError, "wal", "quarantine", "retry", "3", "--yes", *where)
+    assert path.exists()
+    assert "dropped entry 3" in run("wal", "quarantine", "drop", "3", *where, answer="y\n").stdout
+    assert not path.exists()
 
 
 def test_wal_quarantine_list(data_dir: Path) -> None:
@@ -195,30 +256,32 @@ def held(data_dir: Path) -> Iterator[Path]:
     lock.release()
 
 
-def test_a_held_log_is_asked_for_through_the_server(held: Path) -> None:
-    fake = FakeDesk(pending=2, replayed_seq=3)
-    fake.entries = [{"seq": number, "state": "pending", "method": "m", "time": ""} for number in (3, 4)]
-    with serving(fake) as address:
-        where = ("--data-dir", str(held), "--admin", address)
-        assert as_json("wal", "status", *where)["pending"] == 2
-        assert "server is running" in run("wal", "status", *where).stdout
-        assert [row["state"] for row in as_json("wal", "list", *where)] == ["replayed", "pending"]
-        assert [row["seq"] for row in as_json("wal", "list", "--state", "pending", *where)] == [4]
-    assert fake.listed == [(0, 100)] * 2
-
-
-def test_a_held_log_of_another_server_is_not_mixed_up(held: Path, tmp_path: Path) -> None:
-    with serving(FakeDesk(wal={"path": str(tmp_path / "other")})) as address:
-        text = refused(WalLocked, "wal", "status", "--data-dir", str(held), "--admin", address)
-    assert "another log" in text
-
-
-@pytest.mark.parametrize("command", ["verify", "compact", "reset", "status", "list"])
-def test_a_held_log_without_a_server_to_ask(held: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify",),
+        ("compact",),
+        ("reset",),
+        ("status",),
+        ("list",),
+        ("show", "1"),
+        ("quarantine", "list"),
+        ("quarantine", "show", "3"),
+        ("quarantine", "export"),
+        ("quarantine", "retry", "--all", "--yes"),
+        ("quarantine", "drop", "3", "--yes"),
+    ],
+)
+def test_a_held_log_without_a_server_to_ask(held: Path, words: tuple[str, ...]) -> None:
     before = sorted(held.rglob("*"))
-    text = refused(WalLocked, "wal", command, "--data-dir", str(held))
+    text = refused(WalLocked, "wal", *words, "--data-dir", str(held))
     assert "stop" in text.lower()
     assert sorted(held.rglob("*")) == before
+
+
+def test_a_socket_of_a_server_that_is_gone(held: Path) -> None:
+    (held / "wal" / "control").write_text(f"{held}/nothing\n")
+    assert "does not answer" in refused(WalLocked, "wal", "status", "--data-dir", str(held))
 
 
 # --- a running server ------------------------------------------------------------------------------------------------
@@ -352,8 +415,8 @@ def test_help_teaches_by_example() -> None:
         ["serve"],
         ["status"],
         ["hydrate"],
-        ["wal", "list"],
-        ["wal", "reset"],
+        *(["wal", word] for word in ("status", "verify", "list", "show", "compact", "reset")),
+        *(["wal", "quarantine", word] for word in ("list", "show", "retry", "drop", "export")),
         ["config", "show"],
         ["doctor"],
     ):
