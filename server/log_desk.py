@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from server.clock import Clock
 from server.entry_rows import Filter, contents, described, exported, refused, refused_whole
 from server.errors import WalDamaged, WalError
-from server.replay.requeue import Requeue
 from server.rpc import WAL_KINDS
 from server.wal import inspect
 from server.wal.files import Disk
 from server.wal.inspect import WalStatus
 from server.wal.log import Log
+
+if TYPE_CHECKING:
+    from server.replay.requeue import Requeue
 
 _DAY_SECONDS = 86_400.0
 

@@ -18,10 +18,7 @@ from server import errors
 from server.cli.options import keys_of, version
 from server.clock import SystemClock
 from server.config import Settings
-from server.control import read_control
 from server.errors import AdminRefused, UnderstudyError, WalError, WalLocked
-from server.log_desk import LogDesk
-from server.replay.requeue import Requeue
 from server.rpc import WAL_KINDS
 from server.wal import inspect
 from server.wal.files import RealDisk
@@ -43,6 +40,10 @@ def here_or_there(directory: Path, here: Callable[[], T], there: Callable[[Runni
 
 def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """One operation of `LogDesk` on a log that nobody holds: it is opened for it and closed again."""
+    # Here, not above, as in `Running.of`: these bring what a server needs, and commands should be quick.
+    from server.log_desk import LogDesk
+    from server.replay.requeue import Requeue
+
     fallback, clock = settings.vectorstore.fallback, SystemClock()
     limits = WalLimits.from_settings(settings.wal)
 
@@ -86,6 +87,8 @@ class Running:
     @classmethod
     def of(cls, directory: Path, locked: WalLocked) -> Running:
         """The server that holds `directory`. Raises WalLocked when it says nowhere how to reach it."""
+        from server.control import read_control
+
         path = read_control(directory.absolute(), RealDisk())
         if path is None:
             raise _unreachable(locked, "it has no control socket")
