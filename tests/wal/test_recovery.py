@@ -50,5 +50,6 @@ def test_a_later_frame_proves_what_was_durable_before_it() -> None:
 def test_a_frame_inside_a_body_that_a_client_made_up_proves_nothing() -> None:
     codec = SegmentCodec.of(HEADER, KEY)
     other = SegmentCodec.of(replace(HEADER, salt=b"?" * 16), KEY)
-    forged, _ = other.entry(Record(9, 1, EntryState.PENDING, 0, b"", "", b"", 0), bytes(32), 10**6, 1)
+    forged, _ = other.entry(Record(9, 1, EntryState.PENDING, 0, b"", "", b"", 0), bytes(32), 170, 1)
     assert proof_after(codec, bytes(10) + forged, 0, 164) == 0
+    assert proof_after(other, bytes(10) + forged, 0, 164) == 170
