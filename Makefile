@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format soak bench demo generate docs lock buf clean
+.PHONY: help setup run test check format soak museum coverage bench demo generate docs lock buf clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,13 @@ format: setup ## Put the code in shape
 
 soak: setup ## Hours of faults; not part of `make test`
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+
+museum: setup ## Deliberate bugs in the log: each must turn a test red
+	@$(BIN)/python -m tests.museum $(ARGS)
+
+coverage: setup ## Every branch of server/wal must be taken by tests/wal
+	@$(BIN)/python -m coverage run --source=server/wal --data-file=.coverage.wal -m pytest tests/wal -m "not soak" $(ARGS)
+	@$(BIN)/python -m coverage report --data-file=.coverage.wal --show-missing --skip-covered --fail-under=100
 
 bench: setup ## Measure; writes docs/performance.md
 	@$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,1 @@
+"""Deliberate bugs in the log, each of which some test must notice: `make museum`."""
