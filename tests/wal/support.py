@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.wal.files import Disk
+from server.wal.keysource import ExternalKeys
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.opening import Opened, open_directory
@@ -48,6 +49,7 @@ def opened(
     clock: ManualClock | None = None,
     kinds: frozenset[int] = KINDS,
     entropy: Entropy | None = None,
+    external: ExternalKeys | None = None,
 ) -> Log:
     """An open log on a manual clock."""
     return Log.open(
@@ -57,6 +59,7 @@ def opened(
         limits=limits or WalLimits(),
         kinds=kinds,
         entropy=entropy or Entropy(),
+        external=external,
     )
 
 
@@ -73,9 +76,9 @@ def bodies(records: Sequence[Record]) -> list[bytes]:
     return [record.body for record in records]
 
 
-def recovered(disk: CrashDisk) -> tuple[Opened, list[Record]]:
+def recovered(disk: CrashDisk, external: ExternalKeys | None = None) -> tuple[Opened, list[Record]]:
     """Open a directory as the log does, without its thread, and read every entry."""
-    result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("recovered"))
+    result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("recovered"), external=external)
     result.file.close()
     result.lock.release()
     stretches = [Stretch(each.path, each.codec, SEGMENT_HEADER_BYTES, each.size) for each in result.survey.segments]
