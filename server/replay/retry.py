@@ -18,6 +18,7 @@ What of the log (rows) is overwritten by a retried entry (columns):
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -188,7 +189,12 @@ class Overwritten:
         ]
         self._going = set(planned.release)
         self._held = {each.seq: each for each in held}
-        self.seqs: list[int] = []
+        self._found: dict[int, _Later] = {}
+
+    @property
+    def seqs(self) -> list[int]:
+        """Their numbers."""
+        return list(self._found)
 
     def look_at(self, records: Iterable[Record]) -> None:
         """Note the entries that are overwritten."""
@@ -197,20 +203,57 @@ class Overwritten:
 
     def _look(self, record: Record) -> None:
         parcel = unpack(record, self._kinds)
-        if parcel.entry.retry_of in self._going:
+        origin = parcel.entry.retry_of
+        if origin in self._going:
             return
-        now = [touched_by(one, self._collection_of) for one in parcel.operations]
+        if origin in self._found:
+            self._repeated(self._found[origin], parcel)
         held = self._held.get(record.seq)
+        if held is not None and held.parcel.record.body == record.body:
+            return
+        later = _Later(record.seq, _digest(parcel), [touched_by(one, self._collection_of) for one in parcel.operations])
         if held is not None:
             # Qdrant has only what is not in quarantine.
-            absent = {key for one in held.parcel.operations for key in keys_of(one)}
-            if held.parcel.record.body == record.body:
-                return
-            now = [replace(one, keys=one.keys - absent) for one in now]
+            later.without(_keys(held.parcel))
+        self._note(later)
+
+    def _repeated(self, earlier: _Later, repetition: Parcel) -> None:
+        """What went back from the quarantine was not at Qdrant before; the repetition is judged by itself."""
+        del self._found[earlier.seq]
+        if earlier.digest != _digest(repetition):
+            earlier.without(_keys(repetition))
+            self._note(earlier)
+
+    def _note(self, later: _Later) -> None:
         for seq, before in self._repeat:
-            if seq < record.seq and any(one.meets(other) for one in before for other in now):
-                self.seqs.append(record.seq)
+            if seq < later.seq and any(one.meets(other) for one in before for other in later.touched):
+                self._found[later.seq] = later
                 return
+
+
+@dataclass(slots=True)
+class _Later:
+    """An entry that may be at Qdrant, and what it touched there."""
+
+    seq: int
+    digest: bytes
+    touched: list[Touched]
+
+    def without(self, keys: set[Key]) -> None:
+        """These points were not touched."""
+        self.touched = [replace(one, keys=one.keys - keys) for one in self.touched]
+
+
+def _keys(parcel: Parcel) -> set[Key]:
+    return {key for operation in parcel.operations for key in keys_of(operation)}
+
+
+def _digest(parcel: Parcel) -> bytes:
+    """Equal for an entry and its repetition."""
+    entry = entry_pb2.Entry()
+    entry.CopyFrom(parcel.entry)
+    entry.ClearField("retry_of")
+    return hashlib.sha256(entry.SerializeToString(deterministic=True)).digest()
 
 
 def repetition(held: Held, entry_bytes: int) -> NewRecord:
