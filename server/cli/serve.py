@@ -1,7 +1,8 @@
 """`understudy serve` and `understudy replica`.
 
 Promises: `serve` prints one line on stdout when clients can call, and stops within ten seconds of SIGTERM or SIGINT; a
-second signal ends it at once. What was acknowledged is on disk either way.
+second signal ends it at once. What was acknowledged is on disk either way. On a data directory that another process
+holds it ends before it has changed anything there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from server.cli.options import ConfigFile, DataDir, settings_from, version
 from server.clock import SystemClock
 from server.config import Settings
 from server.errors import WalDamaged
+from server.wal.files import refuse_when_held
+from server.wal.scan import LOCK_NAME
 
 if TYPE_CHECKING:
     from server.app import Understudy
@@ -54,6 +57,8 @@ def serve(
     """Run the proxy until told to stop."""
     loaded = settings_from(config, data_dir=data_dir, admin=admin, listen=listen, vectorstore__url=upstream)
     os.umask(0o077)
+    # Before gRPC is loaded and anything is made: whoever is second is told so at once.
+    refuse_when_held(loaded.settings.vectorstore.fallback.wal_path.absolute() / LOCK_NAME)
     asyncio.run(_serve(loaded.settings))
 
 

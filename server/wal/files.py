@@ -327,14 +327,36 @@ class RealDisk:
         return _RealLock(descriptor)
 
 
+def refuse_when_held(path: Path) -> None:
+    """Raise WalLocked when another process holds this lock file; changes nothing on disk, makes nothing.
+
+    For those who want to know before they do anything else. Only `Disk.lock` holds it for what comes after.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        # None is there, or it is not to be opened: taking it says what is wrong.
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _held_by(descriptor, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _held_by(descriptor: int, path: Path) -> WalLocked:
+    holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    return WalLocked(f"the log in {path.parent} is in use by process {holder or 'unknown'}")
+
+
 def _take_lock(descriptor: int, path: Path) -> None:
     """Lock the open file and leave our process id in it, for whoever finds it locked."""
     os.fchmod(descriptor, FILE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        raise WalLocked(f"the log in {path.parent} is in use by process {holder or 'unknown'}") from error
+        raise _held_by(descriptor, path) from error
     # Whoever renamed or removed the directory meanwhile locks another file than we do.
     if not os.path.samestat(os.fstat(descriptor), path.lstat()):
         raise WalLocked(f"the log in {path.parent} was moved while it was being opened")
