@@ -49,12 +49,13 @@ from server.sieve import Sieve
 from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
-from server.upkeep import Upkeep
+from server.upkeep import Upkeep, keep_looking
 from server.upstream import Upstream, parse_target
 from server.wal.files import RealDisk, publish
 from server.wal.keysource import external_keys
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.patrol import Patrol
 
 _REPLICA_START_SECONDS = 30.0
 # A Qdrant that refuses or answers is known at once; this is for one that does neither.
@@ -113,6 +114,7 @@ class Understudy:
                 clock=self._clock,
                 mode=self._parts.mode,
                 log=self._parts.log,
+                patrol=self._patrol,
                 mirror=self._parts.mirror,
                 replica=self._process,
                 breaker=self._breaker,
@@ -216,6 +218,9 @@ class Understudy:
             await self._follow(upstream)
         upkeep = Upkeep(log, mirror, retention_days=fallback.wal_retention_days, clock=clock, telemetry=telemetry)
         self._run("upkeep", upkeep.run())
+        self._patrol = Patrol(log, disk)
+        if settings.wal.patrol_bytes_per_second:
+            self._run("patrol", keep_looking(self._patrol, settings.wal.patrol_bytes_per_second, telemetry))
         self._run("readiness", self._readiness.run())
         await self._open_doors()
 

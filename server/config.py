@@ -149,6 +149,11 @@ class Wal(Section):
         0.8, gt=0, le=1, description="Share of total_bytes above which retention shrinks to grace_seconds"
     )
     grace_seconds: Seconds = Field(60.0, description="Short of space, replayed entries are still kept this long")
+    patrol_bytes_per_second: int = Field(
+        256 * 1024,
+        ge=0,
+        description="Closed segments are read again and verified at this pace, to find bit rot; 0 = not",
+    )
     free_bytes_min: int = Field(64 * MIB, ge=0, description="With less free on its disk new offline writes are refused")
     ballast_bytes: int = Field(
         16 * MIB, ge=0, description="Blocks kept back and given up when the disk is full; 0 = none"

@@ -54,6 +54,7 @@ NAMES: Final[Mapping[str, str]] = {
     "understudy_wal_bytes": "Size of the log on disk",
     "understudy_wal_oldest_pending_seconds": "Age of the oldest pending entry; 0 when there is none",
     "understudy_wal_latched": "1 when the log takes no writes until it is reopened",
+    "understudy_wal_damaged_segments": "Closed segments of the log in which the patrol found damage",
     "understudy_redactions_total": "Secrets cut out of what clients sent, before the disk saw them",
     "understudy_loop_lag_seconds": "How late the event loop last ran",
 }
@@ -175,6 +176,7 @@ class Metrics:
         self._wal_bytes = self._gauge("understudy_wal_bytes")
         self._oldest = self._gauge("understudy_wal_oldest_pending_seconds")
         self._latched = self._gauge("understudy_wal_latched")
+        self._damaged = self._gauge("understudy_wal_damaged_segments")
         self._redactions = self._counter("understudy_redactions_total")
         self._loop_lag = self._gauge("understudy_loop_lag_seconds")
         self._sync_duration = self._histogram("fallback_sync_duration_seconds", SYNC_BOUNDS_SECONDS)
@@ -255,6 +257,10 @@ class Metrics:
         self._oldest.set((), oldest_pending_seconds)
         self._latched.set((), int(latched))
 
+    def wal_damage(self, segments: int) -> None:
+        """How many closed segments are damaged, as far as the patrol has seen."""
+        self._damaged.set((), segments)
+
     def loop_lag(self, seconds: float) -> None:
         """The event loop ran this late."""
         self._loop_lag.set((), seconds)
@@ -276,7 +282,7 @@ class Metrics:
             series.set((), 0)
         for series in (self._mirror_lag, self._quarantine, self._wal_bytes, self._oldest):
             series.set((), 0)
-        for series in (self._latched, self._redactions, self._loop_lag):
+        for series in (self._latched, self._damaged, self._redactions, self._loop_lag):
             series.set((), 0)
         for state in ("pending", "synced"):
             self._wal_entries.set((state,), 0)

@@ -23,6 +23,7 @@ from server.replica.process import ReplicaProcess
 from server.rpc import WAL_KINDS
 from server.upkeep import oldest_pending_seconds
 from server.wal.log import Log
+from server.wal.patrol import Patrol
 from server.wal.record import Record
 
 _REPLICA_ANSWER_SECONDS = 1.0
@@ -38,6 +39,7 @@ class Sources:
     clock: Clock
     mode: Mode
     log: Log
+    patrol: Patrol
     mirror: Mirror
     replica: ReplicaProcess
     breaker: Breaker | None
@@ -82,6 +84,7 @@ async def status_document(sources: Sources) -> dict[str, Any]:
             "bytes": log.total_bytes,
             "segments": log.segment_count,
             "latched": log.latched,
+            "damage": [str(problem) for problem in sources.patrol.problems],
             "takes_no_writes": log.why_no_writes,
             "free_bytes": log.space.free_bytes,
             "room": log.space.room.name.lower(),

@@ -1,7 +1,8 @@
-"""The slow loop beside the calls: numbers for the metrics, old segments of the log.
+"""The slow loops beside the calls: numbers for the metrics, old segments of the log, bit rot in closed ones.
 
 Promises: gauges are at most a second old; a segment goes only when both readers of the log have passed it and its
-retention is over (the log checks that again). An error is logged and the loop goes on.
+retention is over (the log checks that again). Damage is told once, and changes nothing. An error is logged and the loop
+goes on.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import asyncio
 
 from server.clock import Clock
 from server.errors import UnderstudyError
+from server.logs import Message
 from server.mirror import Mirror
 from server.telemetry import Telemetry
 from server.wal.log import Log
+from server.wal.patrol import Patrol
 
 _GAUGES_EVERY_SECONDS = 1.0
 _RETIRE_EVERY_SECONDS = 60.0
+_PATROL_EVERY_SECONDS = 0.25
 _DAY_SECONDS = 86_400.0
 
 
@@ -50,6 +54,31 @@ class Upkeep:
         metrics.wal(log.total_bytes, oldest_pending_seconds(log, self._clock), log.latched is not None)
         metrics.quarantine(len(log.quarantined()))
         metrics.mirror_lag(self._mirror.lag_entries)
+
+
+async def look_again(patrol: Patrol, bytes_per_second: int, telemetry: Telemetry) -> None:
+    """One step of the patrol: what it found is logged, and counted until it is gone."""
+    try:
+        problem = await patrol.step(max(1, int(bytes_per_second * _PATROL_EVERY_SECONDS)))
+    except UnderstudyError as error:
+        telemetry.log.error("the patrol of the log failed", error=str(error))
+        return
+    telemetry.metrics.wal_damage(len(patrol.problems))
+    if problem is not None:
+        telemetry.log.error(
+            Message.WAL_DAMAGED,
+            file=problem.file,
+            offset=problem.offset,
+            flaw=problem.text,
+            next="copy the directory away now; then see `The log is damaged` in docs/operations.md",
+        )
+
+
+async def keep_looking(patrol: Patrol, bytes_per_second: int, telemetry: Telemetry) -> None:
+    """Read closed segments again until cancelled."""
+    while True:
+        await look_again(patrol, bytes_per_second, telemetry)
+        await asyncio.sleep(_PATROL_EVERY_SECONDS)
 
 
 def oldest_pending_seconds(log: Log, clock: Clock) -> float:
