@@ -129,9 +129,12 @@ class Space:
     def refusal(self) -> WalFull:
         """The error for an entry that is not taken."""
         free = "unknown" if self.free_bytes is None else str(self.free_bytes)
+        if self.room is Room.SPENT:
+            why = f"it was full, and the ballast ({self._limits.ballast_bytes} bytes) has no room yet"
+        else:
+            why = f"new offline writes are taken above {self._limits.free_bytes_min} (wal.free_bytes_min)"
         return WalFull(
-            f"the disk of {self._directory} is short of space: {free} bytes are free, new offline writes are taken "
-            f"above {self._limits.free_bytes_min} (wal.free_bytes_min)",
+            f"the disk of {self._directory} is short of space: {why}; {free} bytes are free",
             hint="Free space there; no restart is needed, replay goes on",
         )
 
