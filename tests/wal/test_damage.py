@@ -11,23 +11,33 @@ import google_crc32c
 import pytest
 
 from server.errors import WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe
+from server.wal.files import TEMP_SUFFIX
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, FrameRules, FrameType, NewRecord, Record
 from server.wal.scan import HEAD_NAME, segment_name, survey
+from server.wal.signing import KEY_BYTES
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, PENDING, RULES, Entropy, bodies, entry, opened, read_all, recovered
 
 BODIES = [b"one", b"two!", b"three"]
 FIRST = DIRECTORY / segment_name(1)
 HEAD = DIRECTORY / HEAD_NAME
+HEAD_TMP = HEAD.with_name(HEAD_NAME + TEMP_SUFFIX)
 Files = dict[Path, bytes]
 
 
-async def written(*, clean: bool, seed: str = "", limits: WalLimits | None = None, replayed: int = 0) -> Files:
+async def written(
+    *,
+    clean: bool,
+    seed: str = "",
+    limits: WalLimits | None = None,
+    replayed: int = 0,
+    entropy: Entropy | None = None,
+) -> Files:
     """Files of a log that holds BODIES, after a close or after a kill."""
     disk = CrashDisk()
-    log = opened(disk=disk, entropy=Entropy(seed), limits=limits)
+    log = opened(disk=disk, entropy=entropy or Entropy(seed), limits=limits)
     for body in BODIES:
         # One with principal and trace, two without: fewer bits, same kinds of field.
         await log.append(entry(body) if body == BODIES[1] else NewRecord(1, PENDING, body))
@@ -96,6 +106,7 @@ async def test_every_flipped_bit_of_a_closed_log() -> None:
     files = await written(clean=True)
     data = files[FIRST]
     seal = len(data) - len(frames_of(data)[-1])
+    assert sum(1 for _ in flips(data)) == 8 * len(data) > 5000
     for offset, flipped in flips(data):
         result = outcome({**files, FIRST: flipped})
         if offset < seal:
@@ -146,7 +157,10 @@ async def test_every_order_drop_duplicate_and_splice_of_records() -> None:
         frames = frames_of(data)
         foreign = frames_of(other[FIRST])
         own = range(len(frames))
-        orders = [order for n in range(len(frames) + 1) for order in itertools.product(own, repeat=n)]
+        # One more than there are: also each one doubled, with nothing missing.
+        orders = [order for n in range(len(frames) + 2) for order in itertools.product(own, repeat=n)]
+        assert len(orders) == sum(len(frames) ** n for n in range(len(frames) + 2))
+        assert set(itertools.permutations(own)) <= set(orders)
         # Spliced: one frame of another log, in the place of or before each of ours.
         for at, strange in itertools.product(own, range(-len(foreign), 0)):
             orders += [(*own[:at], strange, *own[at + 1 :]), (*own[:at], strange, *own[at:])]
@@ -161,7 +175,64 @@ async def test_every_order_drop_duplicate_and_splice_of_records() -> None:
                 assert order[:kept] == tuple(range(kept)), order
                 assert result.cut, order
                 assert not clean or kept == len(BODIES), order
-        assert len(orders) > 50
+        assert len(orders) > (1300 if clean else 120)
+
+
+class SameKey(Entropy):
+    """Another log whose key is that of the first one."""
+
+    def __call__(self, length: int) -> bytes:
+        own = super().__call__(length)
+        return Entropy()(length) if length == KEY_BYTES else own
+
+
+async def six_in_two_segments(*, clean: bool) -> tuple[Files, bytes, bytes, Path]:
+    """A log of two segments with three records each; the frames of the first may be put into the last."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=WalLimits(segment_bytes=550))
+    for body in BODIES * 2:
+        await log.append(NewRecord(1, PENDING, body))
+    files = disk.everything()
+    await log.close()
+    files = disk.everything() if clean else files
+    first, last = sorted(path for path in files if path.name.startswith("segment-"))
+    assert len(frames_of(files[first])) == 3
+    return files, files[first], files[last], last
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("source", ["another log", "another log with the same key", "another segment of this log"])
+async def test_every_splice_of_records_from_elsewhere(source: str, clean: bool) -> None:
+    """In the place of each record and before each record and at the end; as it is, and with checksums made right."""
+    if source == "another segment of this log":
+        files, strange, data, path = await six_in_two_segments(clean=clean)
+        wanted = BODIES * 2
+    else:
+        entropy = SameKey("other") if "same key" in source else Entropy("other")
+        files, path, wanted = await written(clean=clean), FIRST, BODIES
+        other = await written(clean=clean, entropy=entropy)
+        same = {each for each in files if each.suffix == ".key"} == {each for each in other if each.suffix == ".key"}
+        assert same == ("same key" in source)
+        strange, data = other[FIRST], files[FIRST]
+        assert isinstance(outcome({**files, FIRST: strange}), WalError)
+        assert isinstance(outcome({**files, HEAD: other[HEAD]}), WalError)
+    frames, foreign = frames_of(data), frames_of(strange)
+    before = len(wanted) - len(BODIES)
+    checked = 0
+    for at, frame in itertools.product(range(len(frames) + 1), foreign):
+        for rest in {at, min(at + 1, len(frames))}:
+            for spliced in (frame, with_right_checksums(data, frame)):
+                content = [*frames[:at], spliced, *frames[rest:]]
+                result = outcome({**files, path: data[:SEGMENT_HEADER_BYTES] + b"".join(content)})
+                checked += 1
+                if spliced is not frame:
+                    assert isinstance(result, WalDamaged), (at, rest)
+                elif isinstance(result, Accepted):
+                    kept = len(result.bodies)
+                    assert result.bodies == wanted[: before + min(at, len(BODIES))], (at, rest)
+                    assert result.cut, (at, rest)
+                    assert not clean or kept == len(wanted), (at, rest)
+    assert checked == 2 * len(foreign) * (2 * len(frames) + 1)
 
 
 def with_right_checksums(segment: bytes, frame: bytes) -> bytes:
@@ -242,6 +313,26 @@ async def test_an_older_head_shows() -> None:
         result = outcome({**files, HEAD: old})
         assert isinstance(result, WalDamaged)
         assert "old copy" in str(result)
+
+
+async def test_every_older_head_of_a_killed_log_shows_or_hides_nothing() -> None:
+    """Only the head before the last one may have no later frame against it, and then the log is whole all the same."""
+    disk = CrashDisk()
+    heads: list[bytes] = []
+    disk.on_call = lambda call, path: heads.append(disk.content(HEAD_TMP)) if (call, path) == ("rename", HEAD) else None
+    log = opened(disk=disk, limits=WalLimits(head_bytes=1))
+    for body in BODIES * 2:
+        await log.append(entry(body))
+    files = disk.everything()
+    disk.on_call = None
+    await log.close()
+    heads = heads[: heads.index(files[HEAD])]
+    assert len(set(heads)) == len(heads) >= len(BODIES)
+    for age, old in enumerate(reversed(heads), 1):
+        result = outcome({**files, HEAD: old})
+        if age > 2:
+            assert isinstance(result, WalDamaged), age
+        assert isinstance(result, WalDamaged) or result == Accepted(BODIES * 2, b"", 6), age
 
 
 async def test_a_missing_head_key_or_segment_refuses() -> None:
