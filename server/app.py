@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
 from server.config import Settings
-from server.conflicts import EVERYTHING, Conflicts
+from server.conflicts import Conflicts
 from server.control import Control
 from server.credentials import Credentials, Witness
 from server.cutover import CutOver
@@ -31,7 +31,7 @@ from server.health.breaker import Breaker
 from server.health.detector import Verdict
 from server.health.monitor import Monitor
 from server.health.state import State
-from server.log_desk import LogDesk
+from server.log_desk import running_desk
 from server.logs import Message
 from server.mirror import Mirror
 from server.mode import Change, Mode
@@ -39,7 +39,6 @@ from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs
 from server.replay import Replayer
-from server.replay.requeue import Requeue
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
@@ -349,36 +348,11 @@ class Understudy:
 
     def _offer(self, control: Control) -> None:
         """What `understudy wal` commands may ask of this process."""
-        parts, settings = self._parts, self.settings
-        requeue = Requeue(
-            parts.log,
-            WalLimits.from_settings(settings.wal),
-            WAL_KINDS,
-            alone=self._alone_with_the_log,
-            logged=parts.mode.write_logged,
-            collection_of=parts.conflicts.collection_of,
-        )
-        desk = LogDesk(
-            parts.log,
-            RealDisk(),
-            self._clock,
-            requeue,
-            applied_seq=lambda: parts.mirror.applied_seq,
-            retention_days=settings.vectorstore.fallback.wal_retention_days,
-            version=self._version,
-        )
+        desk = running_desk(self._parts, self._replayer, RealDisk(), self._version)
         for name, operation in desk.operations.items():
             control.offer(name, operation)
         for name, rows in desk.row_operations.items():
             control.offer_rows(name, rows)
-
-    @contextlib.asynccontextmanager
-    async def _alone_with_the_log(self) -> AsyncIterator[None]:
-        """Nothing is replayed inside, no write is under way, and the state does not turn REMOTE."""
-        parts = self._parts
-        still = self._replayer.held() if self._replayer else contextlib.nullcontext()
-        async with still, parts.conflicts.hold(EVERYTHING), parts.gate:
-            yield
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

@@ -6,20 +6,27 @@ Promises: arguments and answers are JSON; the same keys whether a server runs or
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from server.clock import Clock
+from server.conflicts import EVERYTHING
 from server.entry_rows import Filter, contents, described, exported, refused, refused_whole
 from server.errors import WalDamaged, WalError
 from server.rpc import WAL_KINDS
 from server.wal import inspect
 from server.wal.files import Disk
 from server.wal.inspect import WalStatus
+from server.wal.limits import WalLimits
 from server.wal.log import Log
 
 if TYPE_CHECKING:
     from server.replay.requeue import Requeue
+
+if TYPE_CHECKING:
+    from server.replay import Replayer
+    from server.router import Parts
 
 _DAY_SECONDS = 86_400.0
 
@@ -161,6 +168,35 @@ class LogDesk:
         seqs = _numbers(asked["seqs"]) or []
         await self._requeue.drop(seqs)
         return {"dropped": seqs}
+
+
+def running_desk(parts: Parts, replayer: Replayer | None, disk: Disk, version: str) -> LogDesk:
+    """The desk of a running server."""
+
+    @asynccontextmanager
+    async def alone() -> AsyncIterator[None]:
+        """Nothing is replayed inside, no write is under way, and the state does not turn REMOTE."""
+        still = replayer.held() if replayer else nullcontext()
+        async with still, parts.conflicts.hold(EVERYTHING), parts.gate:
+            yield
+
+    requeue = Requeue(
+        parts.log,
+        WalLimits.from_settings(parts.settings.wal),
+        WAL_KINDS,
+        alone=alone,
+        logged=parts.mode.write_logged,
+        collection_of=parts.conflicts.collection_of,
+    )
+    return LogDesk(
+        parts.log,
+        disk,
+        parts.clock,
+        requeue,
+        applied_seq=lambda: parts.mirror.applied_seq,
+        retention_days=parts.settings.vectorstore.fallback.wal_retention_days,
+        version=version,
+    )
 
 
 def status_document(found: WalStatus, version: str) -> Document:

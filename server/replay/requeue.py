@@ -162,6 +162,6 @@ class Requeue:
         finally:
             if done:
                 self._logged()
-        for seq in reversed(planned.release):
+        for seq in reversed(planned.seqs):
             await self._log.release_quarantined(seq)
         return done

@@ -115,13 +115,12 @@ class Held:
 
 @dataclass(slots=True)
 class Plan:
-    """What a retry does: `repeat` goes to the tail of the log, then `release` leaves the quarantine, last one first.
+    """What a retry does: `repeat` goes to the tail of the log, then leaves the quarantine, last one first.
 
     `ahead` are entries in quarantine that `repeat` would have to wait for.
     """
 
     repeat: list[Held]
-    release: list[int]
     ahead: list[int] = field(default_factory=list)
 
     @property
@@ -132,24 +131,21 @@ class Plan:
     @property
     def first_seq(self) -> int:
         """Entries after this one may be overwritten."""
-        return min(self.release)
+        return self.repeat[0].seq
 
 
 def plan(held: Iterable[Held], wanted: Iterable[int] | None) -> Plan:
     """What goes back when `wanted` (None = all) is retried. Raises WalError for what cannot be."""
-    everything = list(held)
-    present = {each.seq for each in everything}
-    void = [each for each in everything if each.parcel.entry.retry_of in present]
-    live = [each for each in everything if each not in void]
-    asked = {each.seq for each in live} if wanted is None else set(wanted)
-    missing = sorted(asked - {each.seq for each in live})
+    there = list(held)
+    asked = {each.seq for each in there} if wanted is None else set(wanted)
+    missing = sorted(asked - {each.seq for each in there})
     if missing:
         raise WalError(
-            f"entry {missing[0]} cannot be retried: it is not in quarantine, is damaged, or repeats one that is there",
+            f"entry {missing[0]} cannot be retried: it is not in quarantine, or its file is damaged",
             hint="`understudy wal quarantine list` shows what is there",
         )
     causality, chosen = Causality(), []
-    for each in live:
+    for each in there:
         if each.seq in asked or any(causality.split(one).follows for one in each.parcel.operations):
             if each.parcel.problem:
                 raise WalError(
@@ -158,16 +154,14 @@ def plan(held: Iterable[Held], wanted: Iterable[int] | None) -> Plan:
                 )
             each.parcel.taint(causality, Code(each.code), each.details)
             chosen.append(each)
-    seqs = {each.seq for each in chosen}
-    voided = [each.seq for each in void if each.parcel.entry.retry_of in seqs]
-    return Plan(chosen, sorted([*seqs, *voided]), _ahead_of(chosen, live))
+    return Plan(chosen, _ahead_of(chosen, there))
 
 
-def _ahead_of(chosen: list[Held], live: list[Held]) -> list[int]:
+def _ahead_of(chosen: list[Held], there: list[Held]) -> list[int]:
     """What stays in quarantine and would hold the chosen ones back again."""
     seqs = {each.seq for each in chosen}
     found = []
-    for each in live:
+    for each in there:
         if each.seq not in seqs:
             causality = Causality()
             each.parcel.taint(causality, Code(each.code), each.details)
@@ -187,7 +181,7 @@ class Overwritten:
         self._repeat = [
             (each.seq, [touched_by(one, collection_of) for one in each.parcel.operations]) for each in planned.repeat
         ]
-        self._going = set(planned.release)
+        self._going = set(planned.seqs)
         self._held = {each.seq: each for each in held}
         self._found: dict[int, _Later] = {}
 
