@@ -28,7 +28,7 @@ def nurse(live: Callable[[list[str]], None]) -> None:
                 sys.stderr.flush()
                 os._exit(0)
             except BaseException:  # noqa: BLE001 - outermost frame of the process
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())
                 os._exit(1)
         say("pid", pid)
         while True:
