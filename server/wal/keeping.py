@@ -6,6 +6,7 @@ Promises: an entry is in quarantine, durably, when `quarantine` returns, also on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 
@@ -28,28 +29,37 @@ class Keeping:
         """Keep a refused entry, durably; call it before `mark_replayed`. The same entry again replaces it."""
         now_ns = self._clock.wall_ns()
         keep = partial(self._quarantine.keep, record, code=code, details=details, now_ns=now_ns)
-        try:
+        with _told(f"cannot quarantine entry {record.seq}"):
             await asyncio.to_thread(self._space.with_reserve, keep)
-        except OSError as error:
-            raise WalError(f"cannot quarantine entry {record.seq}: {error.strerror or error}") from error
 
     def quarantined(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first. Reads the directory the first time."""
-        return self._quarantine.items()
+        with _told("cannot read the quarantine"):
+            return self._quarantine.items()
 
     def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
         """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
-        for item in self._quarantine.items():
+        for item in self.quarantined():
             if not item.flaw:
-                yield item, self._quarantine.record(item.seq)
+                with _told(f"cannot read entry {item.seq} in quarantine"):
+                    record = self._quarantine.record(item.seq)
+                yield item, record
 
     async def read_quarantined(self, seq: int) -> Record:
         """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""
-        return await asyncio.to_thread(self._quarantine.record, seq)
+        with _told(f"cannot read entry {seq} in quarantine"):
+            return await asyncio.to_thread(self._quarantine.record, seq)
 
     async def release_quarantined(self, seq: int) -> None:
         """An operator has decided: the entry leaves the quarantine, durably."""
-        try:
+        with _told(f"cannot release entry {seq}"):
             await asyncio.to_thread(self._quarantine.release, seq)
-        except OSError as error:
-            raise WalError(f"cannot release entry {seq}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _told(what_failed: str) -> Iterator[None]:
+    """What the disk reports, as an error of the log."""
+    try:
+        yield
+    except OSError as error:
+        raise WalError(f"{what_failed}: {error.strerror or error}") from error
