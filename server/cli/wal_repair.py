@@ -32,8 +32,9 @@ from server.wal.export import exporting
 from server.wal.files import RealDisk
 from server.wal.inspect import ListState, must_hold_a_log
 from server.wal.limits import WalLimits
-from server.wal.repair import Loss, Plan, Repaired, Tools
+from server.wal.repair import Repaired
 from server.wal.repair import repair as repair_log
+from server.wal.salvage import Loss, Plan, Tools
 
 _LAST = 2**64 - 1
 _LOSSES_SHOWN = 20

@@ -17,5 +17,10 @@ bytes, a kind is a number from a list given by the caller.
     ledger    what readers may see; memory: how little of it is kept
     quarantine  entries that Qdrant refuses
     log       what the rest of Understudy calls
+    harvest   what of a damaged log can be proven
+    salvage   what of it a repair keeps: a table, and a plan
+    repair    the plan, carried out
+    export    the entries of a log at rest, whole or damaged
+    patrol    closed segments, read again and again
     inspect   the same directory without a running server
 """

@@ -17,7 +17,7 @@ from server.wal.harvest import records_of
 from server.wal.inspect import ListedRecord, became, must_hold_a_log
 from server.wal.keyring import KEYS_DIRECTORY, load_keys
 from server.wal.quarantine import Quarantine
-from server.wal.repair import Plan, Tools, plan_repair
+from server.wal.salvage import Plan, Tools, plan_repair
 from server.wal.scan import LOCK_NAME
 
 _ANY_BYTES = 2**32

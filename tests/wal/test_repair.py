@@ -12,7 +12,8 @@ from server.errors import UnderstudyError, WalDamaged, WalError, WalKeyMissing, 
 from server.wal.harvest import Finding
 from server.wal.limits import WalLimits
 from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, NewRecord
-from server.wal.repair import TABLE, Fate, Plan, Repaired, Tools, repair
+from server.wal.repair import Repaired, repair
+from server.wal.salvage import TABLE, Fate, Plan, Tools
 from server.wal.scan import segment_name, survey
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
