@@ -172,6 +172,8 @@ class LogDesk:
 
 def running_desk(parts: Parts, replayer: Replayer | None, disk: Disk, version: str) -> LogDesk:
     """The desk of a running server."""
+    # Here, not above: it brings the replay, which commands on a log at rest do without.
+    from server.replay.requeue import Requeue
 
     @asynccontextmanager
     async def alone() -> AsyncIterator[None]:
