@@ -353,6 +353,7 @@ def reset(directory: Path, backup_suffix: str, *, disk: Disk | None = None) -> P
 
 
 def must_hold_a_log(directory: Path, disk: Disk) -> None:
+    """Raises DataDirUnusable where nothing of a log is."""
     names = disk.names(directory)
     if not any(name in (HEAD_NAME, KEYS_DIRECTORY) or segment_number(name) is not None for name in names):
         raise DataDirUnusable(f"there is no log in {directory}", hint="Is --data-dir right?")

@@ -11,12 +11,18 @@ from server.errors import DataDirUnusable, WalDamaged, WalError, WalKeyMissing, 
 from server.wal.files import RealDisk
 from server.wal.inspect import (
     ListState,
+    Wanted,
     compact,
     inspect_status,
+    list_open,
     list_records,
+    quarantined,
     reset,
+    show_open,
     show_record,
+    status_open,
     verify,
+    verify_open,
 )
 from server.wal.limits import WalLimits
 from tests.faults.clock import ManualClock
@@ -74,8 +80,13 @@ async def test_list_and_show_tell_what_became_of_each_entry() -> None:
     ]  # fmt: skip
     assert states(disk) == wanted
     for state in ListState:
-        assert states(disk, state=state) == [row for row in wanted if row[1] is state]
+        assert states(disk, wanted=lambda listed, state=state: listed.state is state) == [
+            row for row in wanted if row[1] is state
+        ]
     assert states(disk, after_seq=6, limit=2) == wanted[6:8]
+    # The limit counts what is wanted, not what is looked at.
+    odd = states(disk, wanted=lambda listed: listed.record.seq % 2 == 1, limit=3, after_seq=2)
+    assert [seq for seq, _ in odd] == [3, 5, 7]
     assert states(disk, after_seq=9) == []
     found = show_record(DIRECTORY, 7, disk=disk)
     assert (found.record.body, found.state) == (BODIES[6], pending)
@@ -222,7 +233,7 @@ def test_reset_backs_up_a_log_that_does_not_open(tmp_path: Path) -> None:
     directory = tmp_path / "wal"
     fill(directory, ManualClock())
     (directory / "head").unlink()
-    with pytest.raises(WalDamaged, match="understudy wal reset"):
+    with pytest.raises(WalDamaged, match="understudy wal repair"):
         opened(directory, disk=RealDisk())
     backup = reset(directory, "broken")
     assert len(list(backup.glob("segment-*"))) > 3
@@ -255,3 +266,106 @@ async def test_a_disk_that_cannot_be_read_is_one_clear_error() -> None:
     with pytest.raises(WalError, match="cannot read the log in /data/wal: Input/output error"):
         verify(DIRECTORY, disk=disk)
     assert not disk.locks
+
+
+# --- in use ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_log_in_use_tells_the_same() -> None:
+    disk = await filled()
+    at_rest = [(each.record.seq, each.state) for each in list_records(DIRECTORY, disk=disk)]
+    before = inspect_status(DIRECTORY, disk=disk)
+    log = opened(disk=disk, limits=SMALL)
+    found = await list_open(log, wanted=None, after_seq=0, limit=100)
+    assert [(each.record.seq, each.state) for each in found.records] == at_rest
+    assert found.next_after is None
+    status = status_open(log, disk)
+    for name in ("log_id", "key_ids", "first_seq", "last_seq", "replayed_seq", "pending_count", "pending_bytes"):
+        assert getattr(status, name) == getattr(before, name), name
+    assert (status.running, status.clean, len(status.quarantined)) == (True, False, 1)
+    assert (await show_open(log, 7)).record.body == BODIES[6]
+    with pytest.raises(WalError, match="entry 10 is not in the log"):
+        await show_open(log, 10)
+    await log.close()
+
+
+async def test_a_list_with_a_filter_comes_in_bites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.wal.inspect._SCAN_ENTRIES", 2)
+    monkeypatch.setattr("server.wal.inspect._PAGE_ENTRIES", 2)
+    log = opened(disk=await filled(), limits=SMALL)
+    even: Wanted = lambda listed: listed.record.seq % 2 == 0  # noqa: E731
+    seqs, after, bites = [], 0, 0
+    while True:
+        found = await list_open(log, wanted=even, after_seq=after, limit=3)
+        seqs += [each.record.seq for each in found.records]
+        bites += 1
+        if found.next_after is None:
+            break
+        after = found.next_after
+    assert seqs == [2, 4, 6, 8]
+    assert bites > 2
+    page = await list_open(log, wanted=even, after_seq=0, limit=1)
+    assert ([each.record.seq for each in page.records], page.next_after) == ([2], 2)
+    await log.close()
+
+
+async def test_verify_in_use_leaves_out_what_is_being_written() -> None:
+    disk = await filled()
+    log = opened(disk=disk, limits=SMALL)
+    written = await verify_open(log, disk, tuple(KINDS))
+    assert (written.entries_verified, written.problems) == (9, ())
+    # Half a frame behind the end of what is written: a batch on its way to the disk.
+    path = log.written()[-1].path
+    disk.put(path, disk.content(path) + b"\xf5Uwfhalf")
+    assert (await verify_open(log, disk, tuple(KINDS))).problems == ()
+    await log.close()
+
+
+@pytest.mark.parametrize("place", ["header", "frame", "end"])
+async def test_verify_in_use_finds_damage(place: str) -> None:
+    disk = await filled()
+    log = opened(disk=disk, limits=SMALL)
+    path = log.written()[1].path
+    data = bytearray(disk.content(path))
+    if place == "end":
+        del data[-5:]
+    else:
+        data[20 if place == "header" else 300] ^= 1
+    disk.put(path, bytes(data))
+    found = await verify_open(log, disk, tuple(KINDS))
+    assert [problem.file for problem in found.problems] == [path.name]
+    disk.remove(path)
+    gone = await verify_open(log, disk, tuple(KINDS))
+    assert [problem.text for problem in gone.problems] == ["the segment is missing"]
+    await log.close()
+
+
+async def test_verify_in_use_leaves_out_what_was_retired_meanwhile() -> None:
+    disk = await filled()
+    log = opened(disk=disk, limits=SMALL)
+    first = log.written()[0].path
+    retired = False
+
+    def retire(called: str, path: Path) -> None:
+        nonlocal retired
+        if called == "read" and path == first and not retired:
+            retired = True
+            del log._ledger.segments[0]
+            disk.drop(first)
+
+    disk.on_call = retire
+    found = await verify_open(log, disk, tuple(KINDS))
+    assert retired
+    assert found.problems == ()
+    await log.close()
+
+
+async def test_the_quarantine_of_a_log_at_rest() -> None:
+    disk = await filled()
+    ((item, record),) = quarantined(DIRECTORY, disk=disk)
+    assert (item.seq, record.body if record else None) == (2, BODIES[1])
+    data = disk.content(item.path)
+    disk.put(item.path, data[:-1])
+    ((item, record),) = quarantined(DIRECTORY, disk=disk)
+    assert (item.seq, record) == (2, None)
+    assert item.flaw
