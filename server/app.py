@@ -131,21 +131,8 @@ class Understudy:
         disk = RealDisk()
         repairs_done = contextlib.ExitStack()
         stack.callback(repairs_done.close)  # after the log is closed
-        log = await asyncio.to_thread(
-            Log.open,
-            prepare_directory(fallback.wal_path),
-            disk=disk,
-            clock=clock,
-            limits=WalLimits.from_settings(settings.wal),
-            kinds=frozenset(WAL_KINDS),
-            external=external_keys(settings.wal, os.environ, disk),
-        )
+        log = await asyncio.to_thread(self._open_log, disk)
         stack.push_async_callback(log.close)
-        for cut in log.recovery.cuts:
-            telemetry.log.warning(
-                Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
-            )
-
         if not fallback.enabled:
             _check_plain_proxy(settings, log.pending_count)
         self._upstream = upstream = await self._connect()
@@ -222,6 +209,22 @@ class Understudy:
             self._run("patrol", keep_looking(self._patrol, settings.wal.patrol_bytes_per_second, telemetry))
         self._run("readiness", self._readiness.run())
         await self._open_doors()
+
+    def _open_log(self, disk: RealDisk) -> Log:
+        settings = self.settings
+        log = Log.open(
+            prepare_directory(settings.vectorstore.fallback.wal_path),
+            disk=disk,
+            clock=self._clock,
+            limits=WalLimits.from_settings(settings.wal),
+            kinds=frozenset(WAL_KINDS),
+            external=external_keys(settings.wal, os.environ, disk),
+        )
+        for cut in log.recovery.cuts:
+            self._telemetry.log.warning(
+                Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
+            )
+        return log
 
     async def _connect(self) -> Upstream | None:
         """The channel to Qdrant, None when no Qdrant is configured."""
