@@ -71,7 +71,8 @@ class Written:
 class Workload:
     """Lives of a log, one after the other on what the last one left; a photograph at every call that changes the disk.
 
-    A life ends with a close, a kill, a power cut or a failed sync, and in some the disk is full for a while.
+    A life ends with a close, a kill, a power cut or a failed sync, after which the log may have been reopened; in some
+    the disk is full for a while or the key is replaced.
     """
 
     rng: random.Random
@@ -127,6 +128,8 @@ class Workload:
             self.promised.cursor_asked = max(self.promised.cursor_asked, target)
             await log.mark_replayed(target)
             self.promised.cursor = max(self.promised.cursor, target)
+        if self.rng.random() < 0.3:
+            await log.rotate_key()
         await asyncio.gather(*(self._write(log, 50, is_pending=True) for _ in range(2)))
         self.promised.retired_through = max(self.promised.retired_through, log.replayed_seq)
         await log.retire(log.last_seq, self.clock.wall_ns() + 10**12, 0.0)
@@ -141,6 +144,10 @@ class Workload:
                 await asyncio.gather(*(self._write(log, 700, is_pending=True) for _ in range(3)))
                 assert log.latched
                 self.failing = None
+                if self.rng.random() < 0.6:
+                    await log.reopen()
+                    await asyncio.gather(*(self._write(log, 300, is_pending=True) for _ in range(3)))
+                    assert not log.latched
                 left = self.disk.after_kill()
             case 2:
                 left = self.disk.after_kill()
