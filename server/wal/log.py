@@ -421,9 +421,13 @@ class Log(Reading, Keeping):
             await done
         finally:
             await asyncio.to_thread(self._writer.join)
-            self._lock.release()
-            self._turnstile.let_in()
-            self._tell_readers()
+            try:
+                self._lock.release()
+            except OSError as error:
+                raise WalError(f"cannot close the lock of {self._directory}: {error.strerror or error}") from error
+            finally:
+                self._turnstile.let_in()
+                self._tell_readers()
 
 
 def _nothing() -> None:
