@@ -22,10 +22,8 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 
 if TYPE_CHECKING:
-    from server.replay.requeue import Requeue
-
-if TYPE_CHECKING:
     from server.replay import Replayer
+    from server.replay.requeue import Requeue
     from server.router import Parts
 
 _DAY_SECONDS = 86_400.0
