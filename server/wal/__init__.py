@@ -8,7 +8,9 @@ bytes, a kind is a number from a list given by the caller.
     record    PURE  bytes of segments, frames, head
     recovery  PURE  what to do about a flaw: a table
     files     the disk: the only fsync
-    keyring   keys that sign the log
+    keysource   keys from elsewhere: a file, the environment, a systemd credential
+    keyring   keys that sign the log; keyuse: what needs which, and when an old one goes
+    rotation  how a new key takes over in an open log
     reader    frames of a segment, verified
     scan      a directory as it is found
     opening   from a directory to a log that may be appended to

@@ -33,6 +33,8 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.opening import new_segment
 from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, decode_head, encode_head, peek_key_id
+from server.wal.repair import repair
+from server.wal.salvage import Tools
 from server.wal.scan import segment_name
 from server.wal.signing import key_id_of
 from tests.faults.clock import ManualClock
@@ -462,6 +464,26 @@ async def test_a_head_signed_with_a_replaced_key_is_refused() -> None:
     disk.put(DIRECTORY / "head", encode_head(replace(result.head, key_id=key_id_of(old)), old))
     with pytest.raises(WalDamaged, match=f"it is signed with key {key_id_of(old).hex()}"):
         recovered(disk)
+
+
+async def test_a_repair_signs_with_the_present_key() -> None:
+    disk, _ = await _rotated()
+    new = signing(disk)
+    raw = bytearray(disk.content(DIRECTORY / segment_name(1)))
+    raw[-37] ^= 1  # in the body
+    disk.put(DIRECTORY / segment_name(1), bytes(raw))
+    with pytest.raises(WalDamaged):
+        recovered(disk)
+    repair(DIRECTORY, Tools(disk, ManualClock(), Entropy("repair"), SMALL, KINDS), lambda _: True)
+    result, records = recovered(disk)
+    assert bodies(records) == [b"two"]
+    assert {segment.codec.header.key_id.hex() for segment in result.survey.segments} == {new}
+    assert {key_id.hex() for key_id in needs(disk, DIRECTORY)} == key_files(disk)
+    log = opened(disk=disk, entropy=Entropy("after"))
+    await log.rotate_key()
+    await log.append(entry(b"three"))
+    await log.close()
+    assert bodies(recovered(disk)[1]) == [b"two", b"three"]
 
 
 # --- keys from elsewhere ---------------------------------------------------------------------------------------------
