@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from server.errors import UnderstudyError, WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe, WalLocked
+from server.wal import harvest
 from server.wal.harvest import Finding
 from server.wal.limits import WalLimits
-from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, NewRecord
+from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, Flaw, Frame, FrameRules, NewRecord, SegmentCodec
 from server.wal.repair import Repaired, repair
 from server.wal.salvage import TABLE, Fate, Plan, Tools
 from server.wal.scan import segment_name, survey
@@ -288,6 +289,56 @@ async def test_a_refused_entry_stays_known_under_its_number() -> None:
     log = opened(disk=disk, entropy=Entropy("after"))
     assert await log.append(entry(b"new")) == 4, "a number in quarantine is not given again"
     await log.close()
+
+
+async def test_a_cursor_beyond_what_is_left_hides_nothing_that_comes_later() -> None:
+    files = await written(clean=True, limits=SMALL, replayed=3)
+    left = {path: data for path, data in files.items() if not path.name.startswith("segment-")}
+    found, done, disk = repaired(left, limits=SMALL)
+    assert found == {}
+    assert isinstance(done, Repaired)
+    assert [(each.first_seq, each.last_seq, each.at_qdrant) for each in done.plan.losses] == [(1, 3, True)]
+    log = opened(disk=disk, limits=SMALL, entropy=Entropy("after"))
+    await log.append(entry(b"new"))
+    assert log.pending_count == 1
+    await log.close()
+    assert survey(disk, DIRECTORY, RULES).pending.last_seq == 1
+
+
+async def test_what_is_no_file_is_moved_out_of_the_way() -> None:
+    files = {path: data for path, data in (await written(clean=True)).items() if path != HEAD}
+    disk = disk_of(files)
+    disk.make_directory(DIRECTORY / segment_name(7))
+    done = repair(DIRECTORY, tools(disk), agreed)
+    assert isinstance(done, Repaired)
+    _, records = recovered(disk)
+    assert {record.seq: record.body for record in records} == all_but()
+    assert any(".corrupted." in name for name in disk.names(DIRECTORY))
+
+
+async def test_a_flood_of_frames_in_strange_places_costs_no_more_than_a_limit() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    for number in range(700):
+        await log.append(entry(b"%d" % number))
+    await log.close()
+    data = disk.content(FIRST)
+    frames = frames_of(data)[:700]
+    files = {**_only_log(disk), FIRST: data[:SEGMENT_HEADER_BYTES] + b"".join(reversed(frames))}
+    tries = []
+    decode = SegmentCodec.decode
+
+    def counted(self: SegmentCodec, data: bytes, at: int, mac: bytes, rules: FrameRules) -> Frame | Flaw:
+        tries.append(1)
+        return decode(self, data, at, mac, rules)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentCodec, "decode", counted)
+        patch.setattr(harvest, "_TRIES_MAX", 20_000)
+        done = repair(DIRECTORY, tools(disk_of(files)), agreed)
+    assert isinstance(done, Repaired)
+    assert len(tries) < 60_000
+    assert 0 < done.plan.kept_count < 700
 
 
 async def test_what_the_settings_forbid_is_named_and_kept_aside() -> None:
