@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import DataDirUnusable, WalKeyMissing, WalKeyUnsafe, WalLocked
-from server.wal.files import Disk, RealDisk, publish
+from server.wal.files import Disk, RealDisk, publish, refuse_when_held
 from server.wal.limits import WalLimits
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import Entropy, bodies, entry, opened, read_all
@@ -183,6 +183,20 @@ async def test_a_second_process_leaves_at_once_and_changes_nothing(tmp_path: Pat
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
     await log.close()
     assert (await asyncio.to_thread(open_in_a_child, directory)).returncode == 0
+
+
+def test_who_only_asks_whether_a_lock_is_held_takes_and_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    refuse_when_held(path)
+    assert not path.exists()
+    lock = RealDisk().lock(path)
+    before = (path.stat().st_mtime_ns, path.stat().st_ctime_ns)
+    with pytest.raises(WalLocked, match=f"in use by process {os.getpid()}"):
+        refuse_when_held(path)
+    assert (path.stat().st_mtime_ns, path.stat().st_ctime_ns) == before
+    lock.release()
+    refuse_when_held(path)
+    RealDisk().lock(path).release()
 
 
 def test_a_lock_on_a_directory_that_was_moved_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
