@@ -279,6 +279,8 @@ async def test_a_log_in_use_tells_the_same() -> None:
     found = await list_open(log, wanted=None, after_seq=0, limit=100)
     assert [(each.record.seq, each.state) for each in found.records] == at_rest
     assert found.next_after is None
+    some = await list_open(log, wanted=lambda listed: listed.record.seq % 2 == 0, after_seq=0, limit=2)
+    assert ([each.record.seq for each in some.records], some.next_after) == ([2, 4], 4)
     status = status_open(log, disk)
     for name in ("log_id", "key_ids", "first_seq", "last_seq", "replayed_seq", "pending_count", "pending_bytes"):
         assert getattr(status, name) == getattr(before, name), name
