@@ -423,6 +423,38 @@ async def test_a_file_that_cannot_be_read_keeps_every_key() -> None:
     await log.close()
 
 
+async def test_a_file_that_goes_while_it_is_looked_at_proves_nothing() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"one"))
+    old = signing(disk)
+    new = await log.rotate_key()
+    await log.mark_replayed(1)
+
+    def gone(operation: str, path: Path) -> None:
+        if operation == "read" and path.name == "head":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    disk.on_call = gone
+    await log.retire(1, LONG_AFTER_NS, 0.0)
+    assert key_files(disk) == {old, new}, "the next round looks again"
+    with pytest.raises(WalError, match="cannot read the log"):
+        await log.keys.uses()
+    disk.on_call = None
+    disk.drop(DIRECTORY / "keys" / f"{old}.key")
+    await log.retire(1, LONG_AFTER_NS, 0.0)
+    assert [use.key_id for use in await log.keys.uses()] == [new], "somebody else had removed it"
+    await log.close()
+
+
+def test_keys_of_a_directory_that_holds_nothing_yet() -> None:
+    disk = CrashDisk()
+    disk.make_directory(DIRECTORY / "keys")
+    disk.put(DIRECTORY / "keys" / f"{key_id_of(FIRST).hex()}.key", FIRST)
+    (use,) = inspect.list_keys(DIRECTORY, disk=disk)
+    assert (use.key_id, use.signs, use.needed_by) == (key_id_of(FIRST).hex(), False, ())
+
+
 # --- somebody has the old key ----------------------------------------------------------------------------------------
 
 
