@@ -63,7 +63,7 @@ museum: setup ## Deliberate bugs in the log: each must turn a test red
 	@$(BIN)/python -m tests.museum $(ARGS)
 
 coverage: setup ## Every branch of server/wal must be taken by tests/wal
-	@$(BIN)/python -m coverage run --source=server/wal --data-file=.coverage.wal -m pytest tests/wal -m "not soak" $(ARGS)
+	@$(BIN)/python -m coverage run --source=server/wal --data-file=.coverage.wal -m pytest tests/wal -m "not soak" --timeout=0 $(ARGS)
 	@$(BIN)/python -m coverage report --data-file=.coverage.wal --show-missing --skip-covered --fail-under=100
 
 bench: setup ## Measure; writes docs/performance.md
