@@ -159,7 +159,7 @@ ORDER = (
         "wal/opening.py",
         "seq=found.last_seq,\n        replayed_seq=found.replayed_seq,\n        last_pending_seq",
         "seq=0,\n        replayed_seq=found.replayed_seq,\n        last_pending_seq",
-        f"{_LOG}::test_reading_pages_through_cache_and_segments_alike",
+        f"{_LOG}::test_segments_go_when_both_readers_passed_and_the_retention_is_over",
         seed=True,
     ),
     _bug(
