@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from server.errors import ConfigError
 
@@ -319,14 +320,25 @@ class Loaded:
     sources: Mapping[str, str]
 
 
-def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+def key_paths() -> Iterator[tuple[str, str]]:
     """Every key as (path, description), such as `wal.segment_bytes`."""
+    yield from ((path, field.description or "") for path, field in _fields(Settings))
+
+
+def secret_variables() -> frozenset[str]:
+    """The environment variables that hold secrets."""
+    return frozenset(
+        environment_name(path) for path, field in _fields(Settings) if SecretStr in get_args(field.annotation)
+    )
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from key_paths(field.annotation, f"{path}.")
+            yield from _fields(field.annotation, f"{path}.")
         else:
-            yield path, field.description or ""
+            yield path, field
 
 
 def environment_name(path: str) -> str:

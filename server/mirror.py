@@ -95,7 +95,12 @@ class Mirror:
         # The replica may hold what this process has logged; beyond the log as opened it holds what a power cut took.
         last_seq = self._log.last_seq if self._known_before else self._log.opened_at_seq
         answer = await self._control.attach(
-            control_pb.AttachRequest(last_seq=last_seq, log_id=self._log.log_id, no_remote=not self._has_remote)
+            control_pb.AttachRequest(
+                last_seq=last_seq,
+                log_id=self._log.log_id,
+                no_remote=not self._has_remote,
+                first_seq=self._log.first_seq,
+            )
         )
         self._known_before = True
         self.applied_seq = answer.applied_seq

@@ -37,14 +37,16 @@ class Imports:
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def attach(self, request: control.AttachRequest) -> control.AttachResponse:
-        """Fit the cursor to the log. Another log, or one shorter than the cursor, makes every collection STALE."""
+        """Fit the cursor to the log. Another log, or one that ends before or begins after it, makes all STALE."""
         with self._store.transaction() as tx:
             applied_seq, known_log = tx.applied_seq, tx.meta(_LOG_ID)
             is_other = known_log != request.log_id and (known_log != "" or applied_seq > 0)
-            rewound = is_other or applied_seq > request.last_seq
+            # Another log is applied from its start; a log that lost its tail goes on where it ends; what was retired
+            # before this replica saw it is at Qdrant only.
+            follows = max(0 if is_other else min(applied_seq, request.last_seq), request.first_seq - 1)
+            rewound = is_other or follows != applied_seq
             if rewound:
-                # Another log is applied from its start; a log that lost its tail goes on where it ends.
-                applied_seq = 0 if is_other else request.last_seq
+                applied_seq = follows
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
                     catalogue.distrust(tx, collection)

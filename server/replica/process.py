@@ -312,7 +312,9 @@ async def _end(process: asyncio.subprocess.Process, *, at_once: bool = False) ->
 
 
 def _environment() -> dict[str, str]:
-    """Ours, and the way to this very code: the working directory must not shadow it."""
+    """Ours without secrets, and the way to this very code: the working directory must not shadow it."""
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}
+    secrets = config.secret_variables() | {"CREDENTIALS_DIRECTORY"}
+    plain = {name: value for name, value in os.environ.items() if name not in secrets}
+    return {**plain, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}

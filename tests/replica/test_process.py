@@ -52,6 +52,15 @@ def _kill(replica: ReplicaProcess, number: signal.Signals = signal.SIGKILL) -> N
     os.kill(replica.pid, number)
 
 
+async def test_secrets_do_not_reach_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*config.secret_variables(), "CREDENTIALS_DIRECTORY"):
+        monkeypatch.setenv(name, "for the proxy only")
+    async with _running(tmp_path / "store") as replica:
+        theirs = Path(f"/proc/{replica.pid}/environ").read_bytes()  # noqa: ASYNC240 - no disk behind it
+        assert b"PATH=" in theirs
+        assert b"for the proxy only" not in theirs
+
+
 async def test_it_starts_serves_and_ends(tmp_path: Path) -> None:
     async with _running(tmp_path / "store") as replica:
         pid = replica.pid

@@ -123,6 +123,18 @@ def test_another_log_is_applied_from_its_start(here: Local) -> None:
     assert _attach(here, 7, "M") == (0, False)
 
 
+@pytest.mark.parametrize(("first_seq", "applied_seq"), [(0, 1), (1, 1), (2, 1), (3, 2), (8, 7)])
+def test_what_was_retired_before_the_replica_saw_it_is_at_qdrant_only(
+    here: Local, first_seq: int, applied_seq: int
+) -> None:
+    here.apply(1, CREATE, create())
+    answer = here.imports.attach(control.AttachRequest(last_seq=7, log_id="L", first_seq=first_seq))
+    assert (answer.applied_seq, answer.rewound) == (applied_seq, applied_seq > 1)
+    assert here.store.applied_seq == applied_seq
+    stale, complete = control.COMPLETENESS_STALE, control.COMPLETENESS_COMPLETE
+    assert _completeness(here) == (stale if applied_seq > 1 else complete)
+
+
 def test_numbers_of_another_log_mean_nothing(here: Local) -> None:
     _import(here, _remote("c"))
     for seq in range(1, 9):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from qdrant_client import models
@@ -53,3 +56,30 @@ async def test_data_from_before_is_there_when_qdrant_is_not(
         for one in clients:
             await one.close()
     direct.close()
+
+
+def test_a_lost_store_is_copied_again_although_the_log_was_compacted(standin: Standin, tmp_path: Path) -> None:
+    """The new replica begins after entries that no log holds any more."""
+    understudy = Understudy(tmp_path / "understudy", standin.address).start()
+    try:
+        client = understudy.client()
+        client.create_collection("c", models.VectorParams(size=2, distance=models.Distance.DOT))
+        points = [models.PointStruct(id=number, vector=[number, 1.0], payload={"n": number}) for number in range(20)]
+        client.upsert("c", points, wait=True)
+        client.close()
+        understudy.terminate()
+        command = [sys.executable, "-m", "server.cli", "wal", "compact", "--data-dir", str(understudy.data)]
+        subprocess.run([*command, "--older-than-days", "0"], check=True, capture_output=True)
+        shutil.rmtree(understudy.data / "store")
+        understudy.restart()
+        understudy.wait_hydrated("c")
+        standin.kill()
+        understudy.wait_state("local")
+        client = understudy.client()
+        records, _ = client.scroll("c", limit=100, with_vectors=True)
+        assert [(record.id, record.vector, record.payload) for record in records] == [
+            (point.id, point.vector, point.payload) for point in points
+        ]
+        client.close()
+    finally:
+        understudy.stop()
