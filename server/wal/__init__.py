@@ -15,9 +15,13 @@ bytes, a kind is a number from a list given by the caller.
     scan      a directory as it is found
     opening   from a directory to a log that may be appended to
     encoder   from entries to frames, on the event loop
+    turnstile   how much may wait for the disk
     writer    the thread that writes and syncs, for all waiting writers at once
+    ballast   room on the disk, and what is given up when there is none
+    reopening   the segment anew after a failed write or sync
     ledger    what readers may see; memory: how little of it is kept
-    quarantine  entries that Qdrant refuses
+    reading   entries of an open log, from memory or from disk
+    quarantine  entries that Qdrant refuses; keeping: the same off the event loop
     log       what the rest of Understudy calls
     harvest   what of a damaged log can be proven
     salvage   what of it a repair keeps: a table, and a plan

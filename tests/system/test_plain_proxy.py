@@ -12,7 +12,7 @@ import grpc
 import pytest
 from qdrant_client import QdrantClient, models
 
-from server.app import Understudy
+from server import Understudy
 from server.config import Settings
 from server.errors import ConfigError
 from server.repairs import MARKER
