@@ -342,6 +342,37 @@ async def test_verify_in_use_finds_damage(place: str) -> None:
     await log.close()
 
 
+async def test_verify_in_use_finds_a_segment_that_does_not_follow_the_one_before() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=SMALL)
+    for length in (500, 600, 500):
+        await log.append(entry(bytes(length)))
+    first, second, third = log.written()
+    assert first.end != second.end
+    del log._ledger.segments[1]
+    found = await verify_open(log, disk, tuple(KINDS))
+    assert [(problem.file, problem.text) for problem in found.problems] == [
+        (third.path.name, f"it does not follow {first.path.name}")
+    ]
+    await log.close()
+
+
+async def test_verify_in_use_says_which_segment_the_disk_cannot_read() -> None:
+    disk = await filled()
+    log = opened(disk=disk, limits=SMALL)
+    second = log.written()[1].path
+
+    def fail(called: str, path: Path) -> None:
+        if called == "read" and path == second:
+            raise OSError(5, "Input/output error")
+
+    disk.on_call = fail
+    with pytest.raises(WalError, match=f"cannot read {second}: Input/output error"):
+        await verify_open(log, disk, tuple(KINDS))
+    disk.on_call = None
+    await log.close()
+
+
 async def test_verify_in_use_leaves_out_what_was_retired_meanwhile() -> None:
     disk = await filled()
     log = opened(disk=disk, limits=SMALL)

@@ -129,6 +129,28 @@ async def test_a_disk_that_cannot_read_is_a_flaw_and_a_retired_segment_is_none()
     await log.close()
 
 
+async def test_a_segment_that_is_retired_while_it_is_read_is_no_flaw() -> None:
+    disk = CrashDisk()
+    log = await patrolled(disk)
+    patrol = Patrol(log, disk)
+    first, second = (stretch.path for stretch in log.written()[:2])
+
+    def retire(operation: str, path: Path) -> None:
+        if operation == "read" and path == first:
+            del log._ledger.segments[0]
+            disk.drop(first)
+
+    disk.on_call = retire
+    assert await patrol.step(10**6) is None
+    disk.on_call = None
+    assert not log.holds(first)
+    assert patrol.problems == []
+    disk.calls.clear()
+    assert await patrol.step(10**6) is None
+    assert {name for operation, name in disk.calls if operation == "read"} == {second.name}, "it goes on with the next"
+    await log.close()
+
+
 async def test_a_log_of_one_segment_has_nothing_to_patrol() -> None:
     disk = CrashDisk()
     log = opened(disk=disk, entropy=Entropy("one"))

@@ -10,12 +10,14 @@ import pytest
 
 from server.errors import UnderstudyError, WalDamaged, WalError, WalKeyMissing, WalKeyUnsafe, WalLocked
 from server.wal import harvest
+from server.wal.files import TEMP_SUFFIX
 from server.wal.harvest import Finding
 from server.wal.limits import WalLimits
 from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, Flaw, Frame, FrameRules, NewRecord, SegmentCodec
 from server.wal.repair import Repaired, repair
 from server.wal.salvage import TABLE, Fate, Plan, Tools
 from server.wal.scan import segment_name, survey
+from server.wal.signing import KEY_BYTES
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, KINDS, PENDING, RULES, Entropy, bodies, entry, opened, read_all, recovered
@@ -466,3 +468,116 @@ async def test_trace_principal_time_and_state_are_kept_as_they_were() -> None:
     repair(DIRECTORY, tools(disk), agreed)
     _, records = recovered(disk)
     assert records == before
+
+
+class _OneKey(Entropy):
+    """The same key whatever the seed, and another log id."""
+
+    def __call__(self, length: int) -> bytes:
+        drawn = super().__call__(length)
+        return b"k" * length if length == KEY_BYTES else drawn
+
+
+async def test_a_segment_of_another_log_with_the_same_key_is_not_ours() -> None:
+    ours = await written(clean=True, entropy=_OneKey("ours"))
+    other = await written(clean=True, entropy=_OneKey("other"))
+    assert {path for path in ours if path.suffix == ".key"} == {path for path in other if path.suffix == ".key"}
+    found, done, _ = repaired({**ours, FIRST: other[FIRST]})
+    assert found == {}
+    assert isinstance(done, Repaired)
+    assert [(each.start, each.end, each.finding) for each in done.plan.asides] == [
+        (0, len(other[FIRST]), Finding.UNKNOWN)
+    ]
+
+
+async def test_the_log_id_of_a_damaged_header_holds_once_a_frame_proves_it() -> None:
+    files = await written(clean=True, limits=SMALL, entropy=_OneKey("ours"))
+    other = await written(clean=True, limits=SMALL, entropy=_OneKey("other"))
+    second = DIRECTORY / segment_name(2)
+    left = {path: data for path, data in files.items() if path.suffix == ".key"}
+    for path, source in ((FIRST, files), (second, other)):
+        # The first sequence number: nothing of these headers can be proven.
+        left[path] = source[path][:48] + b"?" + source[path][49:]
+    found, done, _ = repaired(left, limits=SMALL)
+    assert found == all_but(2, 3), "the second segment is of another log"
+    assert isinstance(done, Repaired)
+    assert done.plan.log_id == files[FIRST][24:40]
+
+
+async def test_a_segment_whose_key_is_not_here_is_no_damage() -> None:
+    files = await written(clean=True)
+    other = await written(clean=True, seed="another log")
+    disk = disk_of({**files, FIRST: other[FIRST]})
+    with pytest.raises(WalKeyMissing, match=f"{FIRST.name} was signed with key {other[FIRST][16:24].hex()}"):
+        repair(DIRECTORY, tools(disk), agreed)
+    left = {path: data for path, data in disk.everything().items() if path.name != "lock"}
+    assert left == {**files, FIRST: other[FIRST]}
+
+
+async def test_a_key_that_goes_while_a_repair_looks_is_not_given_up() -> None:
+    files = await written(clean=True)
+    (key_path,) = (path for path in files if path.suffix == ".key")
+    at = SEGMENT_HEADER_BYTES + 70
+    files[FIRST] = files[FIRST][:at] + b"?" + files[FIRST][at + 1 :]
+    disk = disk_of(files)
+
+    def take_away(operation: str, path: Path) -> None:
+        if operation == "read" and path == HEAD and key_path in disk.everything():
+            disk.drop(key_path)
+
+    disk.on_call = take_away
+    with pytest.raises(WalKeyMissing, match="no key"):
+        repair(DIRECTORY, tools(disk), agreed)
+    left = {path: data for path, data in disk.everything().items() if path.name != "lock"}
+    assert left == {path: data for path, data in files.items() if path != key_path}
+
+
+async def test_a_rewrite_that_the_disk_garbles_is_noticed_before_the_old_segments_go() -> None:
+    files = {path: data for path, data in (await written(clean=True)).items() if path != HEAD}
+    disk = disk_of(files)
+    new = segment_name(2) + TEMP_SUFFIX
+
+    def garble(operation: str, path: Path) -> None:
+        if operation == "rename" and path.name in (new, segment_name(2)):
+            data = disk.content(DIRECTORY / new)
+            disk.put(DIRECTORY / new, data[:-20] + b"?" + data[-19:])
+
+    disk.on_call = garble
+    with pytest.raises(WalError, match="the repaired log does not verify") as caught:
+        repair(DIRECTORY, tools(disk), agreed)
+    disk.on_call = None
+    assert "before-repair" in str(caught.value)
+    assert disk.content(FIRST) == files[FIRST]
+    assert not disk.locks
+
+
+async def test_what_an_interrupted_write_left_behind_is_removed() -> None:
+    files = {path: data for path, data in (await written(clean=True)).items() if path != HEAD}
+    half = [DIRECTORY / f"{segment_name(9)}{TEMP_SUFFIX}", DIRECTORY / "quarantine" / f"1{TEMP_SUFFIX}"]
+    disk = disk_of({**files, **dict.fromkeys(half, b"half")})
+    assert isinstance(repair(DIRECTORY, tools(disk), agreed), Repaired)
+    assert not [path for path in disk.everything() if path.name.endswith(TEMP_SUFFIX)]
+    assert {record.seq: record.body for record in recovered(disk)[1]} == all_but()
+
+
+async def test_only_what_the_quarantine_proves_and_the_settings_allow_fills_a_gap() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    texts = [b"first", b"allowed", b"large" * 100, b"damaged"]
+    for body in texts:
+        await log.append(entry(body))
+    for record in (await log.read(1, 10, 10**6))[:3]:
+        await log.quarantine(record, code=3, details="wrong")
+    await log.mark_replayed(4)
+    await log.close()
+    files = _only_log(disk)
+    folder = DIRECTORY / "quarantine"
+    *_, last = sorted(path for path in files if path.parent == folder)
+    end = SEGMENT_HEADER_BYTES + len(frames_of(files[FIRST])[0])
+    limits = WalLimits(entry_bytes=400)
+    disk = disk_of({**files, FIRST: files[FIRST][:end], last: files[last][:-1] + b"?"})
+    disk.make_directory(folder / "00000000000000000005.entry")
+    done = repair(DIRECTORY, tools(disk, limits=limits), agreed)
+    assert isinstance(done, Repaired)
+    assert {record.seq: record.body for record in recovered(disk)[1]} == {1: b"first", 2: b"allowed"}
+    assert [(each.first_seq, each.last_seq) for each in done.plan.losses] == [(3, 4)]
