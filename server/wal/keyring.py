@@ -7,6 +7,7 @@ remakes a key.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ KEY_SUFFIX = ".key"
 
 Entropy = Callable[[int], bytes]
 
+# Made anew by each process and never written: a fixed one could be signed with.
+_NOBODYS_KEY = secrets.token_bytes(KEY_BYTES)
+
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
@@ -30,6 +34,10 @@ class Keyring:
     keys: Mapping[bytes, bytes] = field(repr=False)
     files: frozenset[bytes] = frozenset()
     external: ExternalKeys | None = None
+
+    def verifying(self, key_id: bytes) -> bytes:
+        """The key to check a signature with; for an unknown id one that nobody knows, so that no signature fits."""
+        return self.keys.get(key_id, _NOBODYS_KEY)
 
     def key(self, key_id: bytes, what: str) -> bytes:
         """The key with this id, which signed `what`; WalKeyMissing when it is not here."""

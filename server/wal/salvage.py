@@ -153,8 +153,6 @@ def plan_repair(directory: Path, tools: Tools) -> Plan:
     last_key_id = (
         head.key_id if head else next((codec.header.key_id for codec in reversed(whole.values())), min(keyring.keys))
     )
-    if last_key_id not in keyring.keys:
-        last_key_id = min(keyring.keys)
     kept = _kept(harvest, _from_quarantine(disk, directory, keyring, log_ids, tools.rules))
     last_kept = kept[-1].last_seq if kept else 0
     starts_at_one = (head.first_segment if head is not None else min(numbers, default=1)) == 1
@@ -212,7 +210,7 @@ def _head(disk: Disk, directory: Path, keyring: Keyring, without_missing_keys: b
     if not is_plain(disk, path):
         return None
     data = disk.read(path, 0, HEAD_BYTES + 1)
-    found = decode_head(data, keyring.keys.get(peek_key_id(data), bytes(32)))
+    found = decode_head(data, keyring.verifying(peek_key_id(data)))
     if found is Flaw.FORGED and peek_key_id(data) not in keyring.keys and not without_missing_keys:
         raise _missing(keyring, peek_key_id(data), path)
     return found if isinstance(found, Head) else None
@@ -224,7 +222,7 @@ def _whole_headers(
     """Segments whose header can be proven, in order. A whole header of an absent key is no damage: WalKeyMissing."""
     found = {}
     for number, data in sorted(heads.items()):
-        codec = decode_segment_header(data, keyring.keys.get(peek_key_id(data), bytes(32)))
+        codec = decode_segment_header(data, keyring.verifying(peek_key_id(data)))
         if isinstance(codec, SegmentCodec):
             found[number] = codec
         elif codec is Flaw.FORGED and peek_key_id(data) not in keyring.keys and not without_missing_keys:

@@ -169,7 +169,7 @@ def _read_head(disk: Disk, found: Survey) -> None:
             head = decode_head(data, found.keyring.keys[key_id])
         else:
             # With a wrong key nothing more than the checksum can be told: a flipped bit is no missing key.
-            unsigned = decode_head(data, bytes(32))
+            unsigned = decode_head(data, found.keyring.verifying(key_id))
             if unsigned is Flaw.FORGED:
                 found.keyring.key(key_id, str(found.directory / HEAD_NAME))
             head = unsigned
@@ -213,7 +213,7 @@ def _open_segment(disk: Disk, found: Survey, number: int, *, is_last: bool) -> N
     codec: SegmentCodec | Flaw = Flaw.SHORT
     if len(data) == SEGMENT_HEADER_BYTES:
         key_id = peek_key_id(data)
-        codec = decode_segment_header(data, found.keyring.keys.get(key_id, bytes(32)))
+        codec = decode_segment_header(data, found.keyring.verifying(key_id))
         if codec is Flaw.FORGED and key_id not in found.keyring.keys:
             found.keyring.key(key_id, str(path))
     place = place_of(is_last=is_last, offset=0, proven_offset=SEGMENT_HEADER_BYTES)

@@ -581,3 +581,23 @@ async def test_only_what_the_quarantine_proves_and_the_settings_allow_fills_a_ga
     assert isinstance(done, Repaired)
     assert {record.seq: record.body for record in recovered(disk)[1]} == {1: b"first", 2: b"allowed"}
     assert [(each.first_seq, each.last_seq) for each in done.plan.losses] == [(3, 4)]
+
+
+class WellKnown(Entropy):
+    """A key that anybody can guess, everything else as usual."""
+
+    def __call__(self, length: int) -> bytes:
+        made = super().__call__(length)
+        return bytes(KEY_BYTES) if length == KEY_BYTES else made
+
+
+@pytest.mark.parametrize("forged_names", [(HEAD,), (FIRST,), (HEAD, FIRST)])
+async def test_what_is_signed_with_a_guessable_key_is_not_believed(forged_names: tuple[Path, ...]) -> None:
+    forged = await written(clean=True, entropy=WellKnown("attacker"))
+    files = {**await written(clean=True), **{path: forged[path] for path in forged_names}}
+    with pytest.raises(WalKeyMissing, match="was signed with key"):
+        survey(disk_of(files), DIRECTORY, RULES, deep=True)
+    disk = disk_of(files)
+    with pytest.raises(WalKeyMissing, match="was signed with key"):
+        repair(DIRECTORY, tools(disk), agreed)
+    assert disk.everything() == files
