@@ -173,9 +173,8 @@ class Log(Reading, Keeping):
         """Everything up to `seq` is at Qdrant or in quarantine. Durable on return; concurrent calls share one fsync."""
         if seq > self.last_seq:
             raise ValueError(f"entry {seq} was never logged; the last one is {self.last_seq}")
-        for tries_left in reversed(range(_CURSOR_TRIES)):
-            if seq <= self.replayed_seq:
-                return
+        tries_left = _CURSOR_TRIES
+        while seq > self.replayed_seq:
             await self._wait_for_room(FRAME_OVERHEAD_BYTES)
             self._make_room_in_segment(FRAME_OVERHEAD_BYTES)
             start = self._encoder.tip.offset
@@ -183,6 +182,7 @@ class Log(Reading, Keeping):
                 await self._queue(self._encoder.cursor(seq), start, is_durable=True, replayed_seq=seq)
             except WalFull:
                 # The disk was full for the entries beside it; without them, and with the ballast, there may be room.
+                tries_left -= 1
                 if not tries_left:
                     raise
 
@@ -270,8 +270,8 @@ class Log(Reading, Keeping):
                         self._ledger.began(tip)
                     case Roll():
                         self._bytes -= SEGMENT_HEADER_BYTES
-                    case Retire(done=done) | Reopen(done=done) | Stop(done=done):
-                        _settle(done, outcome)
+                    case _:
+                        _settle(command.done, outcome)
             self._encoder.learn(outcome)
         self._turnstile.let_in()
         if self.last_seq != before:

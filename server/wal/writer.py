@@ -281,8 +281,8 @@ class Writer:
                 self._roll(tip, key)
             case Retire(first_segment=first, paths=paths):
                 self._retire(first, paths)
-            case Reopen():
-                return self._reopen() if self._latched is not None else None
+            case Reopen() if self._latched is not None:
+                return self._reopen()
             case Stop():
                 self._stop()
         return None

@@ -294,6 +294,22 @@ async def test_every_flipped_bit_of_the_head_and_of_the_key() -> None:
     assert isinstance(outcome({**renamed, **{p: d for p, d in other.items() if p.suffix == ".key"}}), WalKeyMissing)
 
 
+@pytest.mark.parametrize("gap_seq", [2, 3, 4])
+async def test_a_signed_gap_must_lead_forward(gap_seq: int) -> None:
+    files = await written(clean=False)
+    found = recovered(disk_of(files))[0].survey
+    size = len(files[FIRST])
+    frame, _ = found.segments[0].codec.mark(
+        FrameType.GAP, 3, gap_seq, found.tail_mac, wall_ns=0, durable_before=size, head_generation=1
+    )
+    result = outcome({**files, FIRST: files[FIRST] + frame})
+    if gap_seq == 4:
+        assert result == Accepted(BODIES, b"", 3)
+    else:
+        assert isinstance(result, WalDamaged)
+        assert f"it claims a gap from entry 3 back to {gap_seq}" in str(result)
+
+
 async def test_an_older_head_shows() -> None:
     disk = CrashDisk()
     log = opened(disk=disk)

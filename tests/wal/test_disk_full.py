@@ -8,7 +8,7 @@ import itertools
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,19 @@ class SmallDisk(CrashDisk):
 
     def facts_quietly(self, path: Path) -> bool:
         return path in self.everything()
+
+
+def once(code: int, operation: str, name: str) -> Callable[[str, Path], None]:
+    """The next such call on a file whose name begins with `name` fails."""
+    is_due = True
+
+    def fail(called: str, path: Path) -> None:
+        nonlocal is_due
+        if is_due and called == operation and path.name.startswith(name):
+            is_due = False
+            raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 def test_the_table_has_a_row_for_everything() -> None:
@@ -217,6 +230,98 @@ async def test_reopening_on_a_full_disk_uses_the_ballast() -> None:
     await log.close()
 
 
+async def test_reopening_on_a_full_disk_does_not_believe_a_damaged_segment() -> None:
+    disk = SmallDisk(60_000)
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    await log.append(entry(b"first"))
+    disk.on_call = once(errno.EIO, "sync", "segment")
+    with pytest.raises(WalLatched):
+        await log.append(entry(b"failed"))
+    path = DIRECTORY / "segment-0000000000000001.wal"
+    whole = disk.content(path)
+    damaged = whole.replace(b"first", b"f1rst")
+    disk.put(path, damaged)
+    disk.on_call = once(errno.ENOSPC, "create", "probe")
+    with pytest.raises(WalLatched, match=r"could not be reopened yet: .* does not hold what was written and synced"):
+        await log.reopen()
+    assert (log.space.ballast, disk.content(path)) == (Ballast.MISSING, damaged)
+    disk.put(path, whole)
+    await log.reopen()
+    assert bodies(await read_all(log)) == [b"first"]
+    await log.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_clean_end_on_a_full_disk_leaves_nothing_half_written(seed: int) -> None:
+    disk = CrashDisk(seed)
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    await log.append(entry(b"first"))
+    disk.on_call = once(errno.ENOSPC, "append", "segment")
+    await log.close()
+    assert log.space.ballast is Ballast.MISSING
+    result, records = recovered(disk.after_power_cut(None))
+    assert (result.recovery.clean, result.recovery.cuts, bodies(records)) == (True, (), [b"first"])
+
+
+async def test_the_ballast_is_given_up_before_anybody_meets_a_full_disk() -> None:
+    disk = SmallDisk(60_000)
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    await log.append(entry(b"first"))
+    disk.capacity = disk.used + BALLAST // 4
+    await log.tend()
+    assert (log.space.ballast, log.space.room) == (Ballast.HELD, Room.LOW)
+    disk.capacity -= 1
+    await log.tend()
+    assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.SPENT)
+    assert DIRECTORY / BALLAST_NAME not in disk.everything()
+    with pytest.raises(WalFull, match=r"the ballast .* has no room yet"):
+        await log.append(entry(b"refused", SYNCED))
+    await log.mark_replayed(1)
+    await log.close()
+    assert bodies(recovered(disk.after_power_cut(None))[1]) == [b"first"]
+
+
+async def test_an_entry_goes_into_quarantine_in_the_room_of_the_ballast() -> None:
+    disk = SmallDisk(60_000)
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    await log.append(entry(b"first"))
+    (record,) = await log.read_pending(1, 1000)
+    disk.capacity = disk.used
+    await log.quarantine(record, code=3, details="no")
+    assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.SPENT)
+    await log.close()
+    left = disk.after_power_cut(None)
+    assert quarantined(left, recovered(left)[0]) == {1}
+
+
+async def test_retiring_on_a_full_disk_goes_on_where_it_was() -> None:
+    """The names are gone and could not be synced: the second try finds no file any more."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    for _ in range(12):
+        await log.append(entry(bytes(900)))
+    await log.mark_replayed(12)
+    before = len(log.written())
+
+    def watch(called: str, path: Path) -> None:
+        if called == "remove" and path.name.startswith("segment"):
+            disk.on_call = once(errno.ENOSPC, "sync_directory", "wal")
+
+    disk.on_call = watch
+    count = await log.retire(12, 1 << 62, 0.0)
+    assert count > 1
+    assert len(log.written()) <= before + 1 - count
+    assert (log.latched, log.space.ballast) == (None, Ballast.MISSING)
+    left = [path for path in disk.after_power_cut(None).everything() if path.name.startswith("segment")]
+    assert sorted(left) == [each.path for each in log.written()]
+    await log.close()
+
+
 async def test_a_quota_has_no_free_space_to_show() -> None:
     """statvfs tells of the file system, the quota refuses: the ballast that cannot be made is the sign."""
     disk = CrashDisk()
@@ -296,6 +401,21 @@ def test_the_blocks_of_the_ballast_are_real(tmp_path: Path) -> None:
     assert space.release()
     assert not space.release()
     assert not (tmp_path / BALLAST_NAME).exists()
+
+
+def test_a_ballast_that_was_begun_and_found_no_room_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = WalLimits(ballast_bytes=1 << 20, free_bytes_min=0)
+    path = tmp_path / BALLAST_NAME
+
+    def full(descriptor: int, start: int, length: int) -> None:
+        assert path.exists()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    space = Space(RealDisk(), tmp_path, limits)
+    space.look()
+    assert (space.ballast, space.room) == (Ballast.MISSING, Room.SPENT)
+    assert not path.exists()
 
 
 @pytest.fixture

@@ -265,14 +265,36 @@ async def test_a_head_that_cannot_be_written_for_want_of_space_is_written_later(
     assert log.latched is None
 
 
-async def test_an_error_inside_the_writer_is_told_to_whoever_waits(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Libraries of other tests configure logging for the whole process and switch loggers off that exist already.
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the log says. Libraries of other tests configure logging for all and switch loggers off that exist."""
     logger = logging.getLogger("understudy.wal")
     monkeypatch.setattr(logger, "disabled", False)
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    return caplog
+
+
+async def test_a_file_that_cannot_be_closed_at_the_end_is_told_and_the_log_is_whole(
+    messages: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"x"))
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (file,) = [file for file in disk.files if not file.closed]
+    monkeypatch.setattr(file, "close", fail)
+    await log.close()
+    assert "closing the log in /data/wal: [Errno 5] Input/output error" in messages.text
+    assert not disk.locks
+    result, records = recovered(disk.after_power_cut(None))
+    assert (result.recovery.clean, bodies(records)) == (True, [b"x"])
+
+
+async def test_an_error_inside_the_writer_is_told_to_whoever_waits(messages: pytest.LogCaptureFixture) -> None:
     disk = CrashDisk()
     log = opened(disk=disk)
 
@@ -283,7 +305,7 @@ async def test_an_error_inside_the_writer_is_told_to_whoever_waits(
     disk.on_call = broken
     with pytest.raises(WalLatched, match="a bug"):
         await log.append(entry(b"x"))
-    assert "the log's writer failed" in caplog.text
+    assert "the log's writer failed" in messages.text
 
 
 async def test_open_reports_a_failing_disk_in_one_line() -> None:

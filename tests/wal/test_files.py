@@ -97,6 +97,33 @@ def test_append_writes_all_parts_however_many(tmp_path: Path) -> None:
     assert write_whole(parts, tmp_path) == b"".join(parts)
 
 
+def test_closing_twice_does_not_close_the_file_of_somebody_else(tmp_path: Path) -> None:
+    file = RealDisk().create(tmp_path / "file")
+    file.close()
+    # The lowest free number: the one that was just given back.
+    other = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        file.close()
+        os.fstat(other)
+    finally:
+        os.close(other)
+
+
+def test_a_new_file_whose_mode_cannot_be_set_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_as: list[int] = []
+
+    def refuse(descriptor: int, mode: int) -> None:
+        opened_as.append(descriptor)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(PermissionError):
+        RealDisk().create(tmp_path / "file")
+    (descriptor,) = opened_as
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 def test_append_goes_on_after_a_short_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writev, write = os.writev, os.write
     monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [b"".join(parts)[:5]]))

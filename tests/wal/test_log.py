@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
 
-from server.errors import EntryRefused, WalDamaged, WalFull, WalLatched, WalLocked
+from server.errors import EntryRefused, WalDamaged, WalError, WalFull, WalLatched, WalLocked
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.record import SEGMENT_HEADER_BYTES, NewRecord
@@ -245,6 +247,33 @@ async def test_readers_are_woken_by_the_entry_that_they_wait_for() -> None:
         await log.append(entry(b"3"))
     with pytest.raises(WalLatched, match="closed"):
         await log.wait_beyond(2)
+    await log.close()
+
+
+async def test_a_reader_that_goes_while_the_log_closes_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not been able to strike itself off the list when those who wait are told."""
+    log = opened(disk=CrashDisk())
+    waiters = [asyncio.create_task(log.wait_beyond(0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    monkeypatch.setattr(log._lock, "release", waiters[1].cancel)
+    await log.close()
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    assert [type(result) for result in results] == [WalLatched, asyncio.CancelledError, WalLatched]
+
+
+async def test_a_lock_that_cannot_be_closed_is_told_and_nobody_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = opened(disk=CrashDisk())
+    waiter = asyncio.create_task(log.wait_beyond(0))
+    await asyncio.sleep(0)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(log._lock, "release", fail)
+    with pytest.raises(WalError, match="cannot close the lock of /data/wal: Input/output error"):
+        await log.close()
+    with pytest.raises(WalLatched, match="closed"):
+        await waiter
     await log.close()
 
 
