@@ -428,9 +428,10 @@ class Understudy:
     async def _sync_now(self) -> dict[str, Any]:
         if self._replayer is None:
             raise ConfigError("there is no Qdrant to sync with", hint="Set vectorstore.url or --upstream")
-        self._parts.mode.sync_requested()
+        mode, pending = self._parts.mode, self._parts.log.pending_count
+        mode.sync_requested(pending=pending)
         self._replayer.request_sync("asked for by the operator")
-        return {"pending": self._parts.log.pending_count}
+        return {"pending": pending, "upstream_up": mode.upstream_up}
 
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         records = await self._parts.log.read(after, limit, _LIST_BYTES)

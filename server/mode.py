@@ -48,6 +48,7 @@ class Mode:
         self.on_change: Callable[[Change], None] | None = None
         self.subscribers: Subscribers[Change] = Subscribers()
         self._sync_on_connect = sync_on_connect
+        self._sync_wanted = False
         self._clock = clock
         self._telemetry = telemetry
         telemetry.metrics.state(int(self.state))
@@ -67,8 +68,9 @@ class Mode:
         self.upstream_up = verdict.up
         if not verdict.up:
             self._step(verdict.reason, Event.UPSTREAM_DOWN)
-        elif pending and not self._sync_on_connect and self.state is State.LOCAL:
-            self._step("Qdrant is up, sync_on_connect is off: run `understudy sync`", Event.SYNC_REFUSED)
+        elif pending and not self._may_sync and self.state is State.LOCAL:
+            self._step(verdict.reason, Event.SYNC_REFUSED)
+            self.reason = "Qdrant is up, sync_on_connect is off: run `understudy sync`"
         else:
             events = (Event.UPSTREAM_UP,) if pending else (Event.UPSTREAM_UP, Event.DRAINED)
             self._step(verdict.reason, *events)
@@ -81,10 +83,18 @@ class Mode:
         """Nothing is pending and no local write is under way."""
         self._step("nothing is pending", Event.DRAINED)
 
-    def sync_requested(self) -> None:
-        """An operator asks for the replay that sync_on_connect does not start."""
+    def sync_requested(self, *, pending: int) -> None:
+        """An operator asks for the replay that sync_on_connect does not start.
+
+        While Qdrant is down the wish is kept: it holds until nothing is pending, through further outages too.
+        """
+        self._sync_wanted = pending > 0
         if self.upstream_up:
             self._step("asked for by the operator", Event.SYNC_REQUESTED)
+
+    @property
+    def _may_sync(self) -> bool:
+        return self._sync_on_connect or self._sync_wanted
 
     def _step(self, reason: str, *events: Event) -> None:
         """Go along the table; only where it ends is told."""
@@ -96,6 +106,8 @@ class Mode:
         change = Change(before, after, self._clock.monotonic(), reason)
         self.state = after
         self.reason = reason
+        if after is State.REMOTE:
+            self._sync_wanted = False
         self.since_ns = self._clock.wall_ns()
         self._telemetry.metrics.state(int(after))
         self._telemetry.log.info(_MESSAGES[after], before=before.name, after=after.name, reason=reason)

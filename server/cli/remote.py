@@ -72,11 +72,16 @@ def hydrate(
 
 
 def sync(admin: AdminAddress = None, config: ConfigFile = None) -> None:
-    """Replay what is pending now. With sync_on_connect it happens by itself."""
+    """Replay what is pending now, or as soon as Qdrant is back. With sync_on_connect it happens by itself."""
     port = Port.of(admin, config)
-    port.post("/sync", {})
-    pending = int(port.get("/status").get("pending") or 0)
-    console.print("nothing is pending" if not pending else f"asked for; {pending} pending, see `understudy status`")
+    asked = port.post("/sync", {})
+    pending = int(asked.get("pending") or 0)
+    if not pending:
+        console.print("nothing is pending")
+    elif asked.get("upstream_up"):
+        console.print(f"asked for; {pending} pending, see `understudy status`")
+    else:
+        console.print(f"Qdrant is away: {pending} pending, replayed as soon as it is back")
 
 
 class Port:

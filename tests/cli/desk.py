@@ -52,7 +52,7 @@ class FakeDesk:
 
     async def _sync(self) -> dict[str, Any]:
         self.synced += 1
-        return {"pending": self.status["pending"]}
+        return {"pending": self.status["pending"], "upstream_up": self.status["state"] != "local"}
 
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         self.listed.append((after, limit))

@@ -84,7 +84,7 @@ async def test_acts_want_the_header_and_gets_do_not_act(port: Port) -> None:
 
 async def test_acts(port: Port) -> None:
     async with port.session.post("/sync", headers=ACT) as answer:
-        assert await answer.json() == {"pending": 0}
+        assert await answer.json() == {"pending": 0, "upstream_up": True}
     async with port.session.post("/hydrate", headers=ACT) as answer:
         assert await answer.json() == {"requested": "all"}
     async with port.session.post("/hydrate", headers=ACT, json={"collections": ["a", "b"]}) as answer:

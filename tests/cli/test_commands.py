@@ -304,8 +304,12 @@ def test_status_of_a_local_store() -> None:
 def test_sync() -> None:
     fake = FakeDesk(pending=3)
     with serving(fake) as address:
-        assert "3 pending" in run("sync", "--admin", address).stdout
+        assert "asked for; 3 pending" in run("sync", "--admin", address).stdout
     assert fake.synced == 1
+    with serving(FakeDesk(pending=3, state="local")) as address:
+        assert "as soon as it is back" in run("sync", "--admin", address).stdout
+    with serving(FakeDesk(pending=0)) as address:
+        assert "nothing is pending" in run("sync", "--admin", address).stdout
 
 
 def test_hydrate_follows_until_it_is_done() -> None:

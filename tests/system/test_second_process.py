@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ def everything(data: Path, *, with_ctime: bool) -> dict[Path, tuple[object, ...]
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def stopped(understudy: Understudy) -> Iterator[None]:
     """Its processes stand still, so that whatever changes was changed by somebody else; they hold what they hold."""
     pids = [understudy.pid, *children_of(understudy.pid)]
@@ -110,19 +110,24 @@ def test_a_command_that_needs_the_log_to_itself_changes_nothing(tmp_path: Path, 
 
 
 def modes(data: Path) -> dict[str, int]:
-    """Of every name below the data directory."""
-    return {str(path.relative_to(data)): stat.S_IMODE(path.lstat().st_mode) for path in (data, *data.rglob("*"))}
+    """Type and mode of every name below the data directory; a file that goes while this looks (a temporary one that is
+    renamed) is left out."""
+    found: dict[str, int] = {}
+    for path in (data, *data.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            found[str(path.relative_to(data))] = path.lstat().st_mode
+    return found
 
 
 def check_modes(data: Path) -> set[str]:
     """Directories 0700, all else 0600; returns the names."""
     found = modes(data)
-    loose = {name: oct(mode) for name, mode in found.items() if mode != (0o700 if (data / name).is_dir() else 0o600)}
+    loose = {name: oct(m) for name, m in found.items() if stat.S_IMODE(m) != (0o700 if stat.S_ISDIR(m) else 0o600)}
     assert not loose
     return set(found)
 
 
-@contextmanager
+@contextlib.contextmanager
 def umask(mask: int) -> Iterator[None]:
     """For this process and those that it starts."""
     before = os.umask(mask)

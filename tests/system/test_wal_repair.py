@@ -36,7 +36,9 @@ def test_damage_is_seen_repaired_and_what_was_kept_is_replayed(standin: Standin,
         with segment.open("r+b") as file:
             file.seek(at)
             file.write(b"?")
-        until(lambda: "understudy_wal_damaged_segments 1" in metrics(understudy), 30, "the patrol finds it")
+        until(
+            lambda: "understudy_wal_damaged_segments 1.0" in metrics(understudy).splitlines(), 30, "the patrol finds it"
+        )
         assert segment.name in understudy.status()["wal"]["damage"][0]
         understudy.kill()
 

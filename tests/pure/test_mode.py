@@ -1,0 +1,66 @@
+"""When what is pending may go to Qdrant: by itself, or only when the operator asks."""
+
+from __future__ import annotations
+
+from server.clock import SystemClock
+from server.health.detector import Verdict
+from server.health.state import State
+from server.mode import Mode
+from server.telemetry import Telemetry
+
+UP = Verdict(up=True, since=0.0, reason="it answers")
+DOWN = Verdict(up=False, since=0.0, reason="it is gone")
+
+
+def mode(*, sync_on_connect: bool = False) -> Mode:
+    return Mode(has_upstream=True, sync_on_connect=sync_on_connect, clock=SystemClock(), telemetry=Telemetry.silent())
+
+
+def test_by_itself() -> None:
+    made = mode(sync_on_connect=True)
+    made.upstream_changed(UP, pending=3)
+    assert made.state is State.DRAINING
+
+
+def test_only_when_asked_and_the_status_says_so() -> None:
+    made = mode()
+    made.upstream_changed(UP, pending=3)
+    assert made.state is State.LOCAL
+    assert "understudy sync" in made.reason
+    made.sync_requested(pending=3)
+    assert made.state is State.DRAINING
+
+
+def test_asked_while_qdrant_is_away_it_begins_when_qdrant_is_back() -> None:
+    made = mode()
+    made.sync_requested(pending=3)
+    assert made.state is State.LOCAL
+    made.upstream_changed(UP, pending=3)
+    assert made.state is State.DRAINING
+
+
+def test_the_wish_outlasts_an_outage_and_ends_when_nothing_is_pending() -> None:
+    made = mode()
+    made.upstream_changed(UP, pending=3)
+    made.sync_requested(pending=3)
+    made.upstream_changed(DOWN, pending=2)
+    made.upstream_changed(UP, pending=2)
+    assert made.state is State.DRAINING
+    made.drained()
+    assert made.state is State.REMOTE
+    made.upstream_changed(DOWN, pending=0)
+    made.upstream_changed(UP, pending=1)
+    assert made.state is State.LOCAL
+
+
+def test_a_wish_with_nothing_pending_is_none() -> None:
+    made = mode()
+    made.sync_requested(pending=0)
+    made.upstream_changed(UP, pending=1)
+    assert made.state is State.LOCAL
+
+
+def test_with_nothing_pending_nobody_has_to_ask() -> None:
+    made = mode()
+    made.upstream_changed(UP, pending=0)
+    assert made.state is State.REMOTE
