@@ -68,12 +68,17 @@ class Mode:
         self.upstream_up = verdict.up
         if not verdict.up:
             self._step(verdict.reason, Event.UPSTREAM_DOWN)
-        elif pending and not self._may_sync and self.state is State.LOCAL:
-            self._step(verdict.reason, Event.SYNC_REFUSED)
-            self.reason = "Qdrant is up, sync_on_connect is off: run `understudy sync`"
+        elif not pending:
+            self._step(verdict.reason, Event.UPSTREAM_UP, Event.DRAINED)
+        elif self._may_sync or self.state is not State.LOCAL:
+            self._step(verdict.reason, Event.UPSTREAM_UP)
         else:
-            events = (Event.UPSTREAM_UP,) if pending else (Event.UPSTREAM_UP, Event.DRAINED)
-            self._step(verdict.reason, *events)
+            self._step(verdict.reason, Event.SYNC_REFUSED)
+        if self.state is State.LOCAL:
+            # Why calls stay here changes with Qdrant, though the state does not.
+            self.reason = (
+                "Qdrant is up, sync_on_connect is off: run `understudy sync`" if verdict.up else verdict.reason
+            )
 
     def write_logged(self) -> None:
         """A write went to the log: until it is replayed Qdrant's answers would be old."""

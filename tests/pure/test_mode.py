@@ -27,6 +27,9 @@ def test_only_when_asked_and_the_status_says_so() -> None:
     made.upstream_changed(UP, pending=3)
     assert made.state is State.LOCAL
     assert "understudy sync" in made.reason
+    made.upstream_changed(DOWN, pending=3)
+    assert (made.state, made.reason) == (State.LOCAL, "it is gone")
+    made.upstream_changed(UP, pending=3)
     made.sync_requested(pending=3)
     assert made.state is State.DRAINING
 
