@@ -165,14 +165,10 @@ def _read_head(disk: Disk, found: Survey) -> None:
     head: Head | Flaw = Flaw.SHORT
     if len(data) >= HEAD_BYTES:
         key_id = peek_key_id(data)
-        if key_id in found.keyring.keys:
-            head = decode_head(data, found.keyring.keys[key_id])
-        else:
-            # With a wrong key nothing more than the checksum can be told: a flipped bit is no missing key.
-            unsigned = decode_head(data, found.keyring.verifying(key_id))
-            if unsigned is Flaw.FORGED:
-                found.keyring.key(key_id, str(found.directory / HEAD_NAME))
-            head = unsigned
+        head = decode_head(data, found.keyring.verifying(key_id))
+        # Not for any flaw: the key id of a damaged head may be a flipped bit, which is no missing key.
+        if head is Flaw.FORGED and key_id not in found.keyring.keys:
+            found.keyring.key(key_id, str(found.directory / HEAD_NAME))
     if isinstance(head, Flaw):
         found.problems.append(Problem(HEAD_NAME, 0, head.value, Verdict.REFUSE, head))
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.wal.files import Disk
@@ -89,3 +91,20 @@ def quarantined(disk: CrashDisk, result: Opened) -> set[int]:
     """Sequence numbers of what is in quarantine and can be trusted."""
     items = Quarantine(disk, DIRECTORY, result.survey.keyring, b"", b"").items()
     return {item.seq for item in items if not item.flaw}
+
+
+def failing(
+    *operations: str, name: str = "", times: int | None = None, code: int = errno.EIO
+) -> Callable[[str, Path], None]:
+    """For `CrashDisk.on_call`: the next calls of these operations, on files whose name begins with `name`, fail; all
+    of them, or as many as `times`."""
+    left = times
+
+    def fail(called: str, path: Path) -> None:
+        nonlocal left
+        if called not in operations or not path.name.startswith(name) or left == 0:
+            return
+        left = None if left is None else left - 1
+        raise OSError(code, os.strerror(code))
+
+    return fail

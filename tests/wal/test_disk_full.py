@@ -8,7 +8,7 @@ import itertools
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from tests.wal.support import (
     Entropy,
     bodies,
     entry,
+    failing,
     opened,
     quarantined,
     read_all,
@@ -57,19 +58,6 @@ class SmallDisk(CrashDisk):
 
     def facts_quietly(self, path: Path) -> bool:
         return path in self.everything()
-
-
-def once(code: int, operation: str, name: str) -> Callable[[str, Path], None]:
-    """The next such call on a file whose name begins with `name` fails."""
-    is_due = True
-
-    def fail(called: str, path: Path) -> None:
-        nonlocal is_due
-        if is_due and called == operation and path.name.startswith(name):
-            is_due = False
-            raise OSError(code, os.strerror(code))
-
-    return fail
 
 
 def test_the_table_has_a_row_for_everything() -> None:
@@ -215,11 +203,7 @@ async def test_reopening_on_a_full_disk_uses_the_ballast() -> None:
     await log.tend()
     await log.append(entry(b"first"))
 
-    def fail(called: str, path: Path) -> None:
-        if called == "sync" and path.name.startswith("segment"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    disk.on_call = fail
+    disk.on_call = failing("sync", name="segment")
     with pytest.raises(WalLatched):
         await log.append(entry(b"failed"))
     disk.on_call = disk._refuse_when_full
@@ -235,14 +219,14 @@ async def test_reopening_on_a_full_disk_does_not_believe_a_damaged_segment() -> 
     log = opened(disk=disk, limits=LIMITS)
     await log.tend()
     await log.append(entry(b"first"))
-    disk.on_call = once(errno.EIO, "sync", "segment")
+    disk.on_call = failing("sync", name="segment", times=1)
     with pytest.raises(WalLatched):
         await log.append(entry(b"failed"))
     path = DIRECTORY / "segment-0000000000000001.wal"
     whole = disk.content(path)
     damaged = whole.replace(b"first", b"f1rst")
     disk.put(path, damaged)
-    disk.on_call = once(errno.ENOSPC, "create", "probe")
+    disk.on_call = failing("create", name="probe", times=1, code=errno.ENOSPC)
     with pytest.raises(WalLatched, match=r"could not be reopened yet: .* does not hold what was written and synced"):
         await log.reopen()
     assert (log.space.ballast, disk.content(path)) == (Ballast.MISSING, damaged)
@@ -258,7 +242,7 @@ async def test_a_clean_end_on_a_full_disk_leaves_nothing_half_written(seed: int)
     log = opened(disk=disk, limits=LIMITS)
     await log.tend()
     await log.append(entry(b"first"))
-    disk.on_call = once(errno.ENOSPC, "append", "segment")
+    disk.on_call = failing("append", name="segment", times=1, code=errno.ENOSPC)
     await log.close()
     assert log.space.ballast is Ballast.MISSING
     result, records = recovered(disk.after_power_cut(None))
@@ -310,7 +294,7 @@ async def test_retiring_on_a_full_disk_goes_on_where_it_was() -> None:
 
     def watch(called: str, path: Path) -> None:
         if called == "remove" and path.name.startswith("segment"):
-            disk.on_call = once(errno.ENOSPC, "sync_directory", "wal")
+            disk.on_call = failing("sync_directory", name="wal", times=1, code=errno.ENOSPC)
 
     disk.on_call = watch
     count = await log.retire(12, 1 << 62, 0.0)
@@ -353,11 +337,7 @@ async def test_a_quota_has_no_free_space_to_show() -> None:
 async def test_a_ballast_that_cannot_be_made_for_another_reason_is_told() -> None:
     disk = CrashDisk()
 
-    def fail(called: str, path: Path) -> None:
-        if called == "allocate":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    disk.on_call = fail
+    disk.on_call = failing("allocate")
     log = opened(disk=disk, limits=LIMITS)
     with pytest.raises(WalError, match="Input/output error"):
         await log.tend()

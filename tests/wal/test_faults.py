@@ -18,7 +18,7 @@ from server.wal.log import Log
 from server.wal.record import Record
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import PENDING, SYNCED, Entropy, bodies, entry, opened, quarantined, read_all, recovered
+from tests.wal.support import PENDING, SYNCED, Entropy, bodies, entry, failing, opened, quarantined, read_all, recovered
 
 SMALL = WalLimits(segment_bytes=900, head_bytes=600, cache_bytes=0)
 
@@ -144,11 +144,7 @@ async def test_after_a_failed_write_or_sync_writers_are_refused_and_readers_serv
     log = opened(disk=disk, limits=WalLimits(cache_bytes=0))
     await log.append(entry(b"safe"))
 
-    def fail(called: str, path: Path) -> None:
-        if called == operation and path.name.startswith("segment"):
-            raise OSError(errno.EIO, "Input/output error")
-
-    disk.on_call = fail
+    disk.on_call = failing(operation, name="segment")
     with pytest.raises(WalLatched, match="Input/output error"):
         await log.append(entry(b"lost"))
     before = len(disk.calls)
@@ -178,11 +174,7 @@ async def test_everyone_in_a_failed_batch_is_told() -> None:
     disk = CrashDisk()
     log = opened(disk=disk)
 
-    def fail(called: str, path: Path) -> None:
-        if called == "sync" and path.name.startswith("segment"):
-            raise OSError(errno.EIO, "Input/output error")
-
-    disk.on_call = fail
+    disk.on_call = failing("sync", name="segment")
     results = await asyncio.gather(*(log.append(entry(b"%d" % n)) for n in range(20)), return_exceptions=True)
     assert all(isinstance(result, WalLatched) for result in results)
     assert log.last_seq == 0
@@ -311,11 +303,7 @@ async def test_an_error_inside_the_writer_is_told_to_whoever_waits(messages: pyt
 async def test_open_reports_a_failing_disk_in_one_line() -> None:
     disk = CrashDisk()
 
-    def fail(called: str, path: Path) -> None:
-        if called == "create":
-            raise OSError(errno.EROFS, "Read-only file system")
-
-    disk.on_call = fail
+    disk.on_call = failing("create", code=errno.EROFS)
     with pytest.raises(WalError, match="cannot open the log in /data/wal: Read-only file system"):
         opened(disk=disk)
     assert not disk.locks
@@ -326,11 +314,7 @@ async def test_reading_from_a_failing_disk_is_one_clear_error() -> None:
     disk = CrashDisk()
     log = opened(disk=disk, limits=WalLimits(cache_bytes=0))
     await log.append(entry(b"x"))
-
-    def fail(called: str, path: Path) -> None:
-        if called in ("read", "create", "remove"):
-            raise OSError(errno.EIO, "Input/output error")
-
+    fail = failing("read", "create", "remove")
     await log.quarantine((await log.read(0, 1, 10))[0], code=3, details="no")
     disk.on_call = fail
     with pytest.raises(WalError, match="cannot read the log"):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,22 +12,9 @@ from server.wal.log import Log
 from server.wal.reopening import Pause
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, PENDING, SYNCED, Entropy, bodies, entry, opened, read_all, recovered
+from tests.wal.support import DIRECTORY, PENDING, SYNCED, Entropy, bodies, entry, failing, opened, read_all, recovered
 
 LIMITS = WalLimits(cache_bytes=0, ballast_bytes=0)
-
-
-def failing(*operations: str, name: str = "", times: int = 1 << 30) -> Callable[[str, Path], None]:
-    """The next calls of these operations, on files whose name begins with `name`, fail."""
-    left = times
-
-    def fail(called: str, path: Path) -> None:
-        nonlocal left
-        if called in operations and path.name.startswith(name) and left:
-            left -= 1
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    return fail
 
 
 async def latched(disk: CrashDisk, *, limits: WalLimits = LIMITS, clock: ManualClock | None = None) -> Log:

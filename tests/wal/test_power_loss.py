@@ -19,7 +19,7 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import PENDING, SYNCED, Entropy, bodies, entry, opened, quarantined, read_all, recovered
+from tests.wal.support import PENDING, SYNCED, Entropy, bodies, entry, failing, opened, quarantined, read_all, recovered
 
 STATES = 10_000
 SOAK_STATES = 1_000_000
@@ -281,15 +281,7 @@ async def test_after_a_failed_sync_nothing_that_was_recovered_is_lost_in_a_later
     disk = CrashDisk()
     log = opened(disk=disk)
     await log.append(entry(b"first"))
-    armed = True
-
-    def fail_once(operation: str, path: Path) -> None:
-        nonlocal armed
-        if armed and operation == "sync":
-            armed = False
-            raise OSError(5, "Input/output error")
-
-    disk.on_call = fail_once
+    disk.on_call = failing("sync", times=1)
     results = await asyncio.gather(log.append(entry(b"second")), return_exceptions=True)
     assert isinstance(results[0], Exception)
     after = disk.after_kill()
