@@ -32,6 +32,11 @@ NOT_SERVING = b"\x08\x02"
 VERSION = "9.8.7"
 
 
+def rounded_up(seconds: float) -> float:
+    """The most that a deadline of so many seconds (10 or more) may be after one hop: gRPC rounds what it sends up."""
+    return seconds * 1.01
+
+
 class GrpcPeer:
     """`async with GrpcPeer() as peer`. Restarting keeps the port."""
 
