@@ -43,6 +43,7 @@ def _bug(
 
 _POWER = "tests/wal/test_power_loss.py"
 _POWER_CUTS = f"{_POWER}::test_every_state_that_a_power_cut_leaves_opens_with_what_was_acknowledged"
+_SYSCALLS = "tests/wal/test_syscall_kills.py"
 _DAMAGE = "tests/wal/test_damage.py"
 _RECORD = "tests/wal/test_record.py"
 _RIGHT_CHECKSUMS = f"{_RECORD}::test_every_flipped_bit_shows_even_when_the_checksums_are_made_right_again"
@@ -66,6 +67,18 @@ def _unsigned(name: str, promise: str, written: str, read: str, *tests: str, see
 
 
 DURABLE = (
+    _bug(
+        "acknowledged before the write",
+        "nothing acknowledged is lost when the process is killed",
+        "wal/writer.py",
+        "            rewind_to = self._do(run)\n        except OSError",
+        "            wanted = run\n"
+        "            if isinstance(first, Write):\n"
+        "                self._deliver([self._outcome(run, None)])\n"
+        "                run = ()\n"
+        "            rewind_to = self._do(wanted)\n        except OSError",
+        f"{_SYSCALLS}::test_nothing_acknowledged_is_lost_when_killed_at_any_call",
+    ),
     _bug(
         "acknowledged before the sync",
         "nothing acknowledged is lost",

@@ -47,6 +47,8 @@ AT_ONCE = 2
 # Calls that take a file's name or descriptor, and the one by which the writer tells the event loop what it has done.
 CALLS = "%file,%desc,sendto"
 TOLD, WRITER = "sendto", "understudy-wal"
+# Before the writer dies at one of these, the event loop has had the time to acknowledge whatever it was told.
+WRITES, HELD = ("write", "writev", "pwrite64", "pwritev"), f"inject={TOLD}:delay_exit=10000"
 _CALL = re.compile(r"^(\w+)\((.*)\) += .*$")
 _PLACE = re.compile(r'[<"](/[^>"]*)[>"]')
 # Loading a module, and what is no file.
@@ -185,9 +187,10 @@ class Runner:
     def kill(self, call: Call) -> None:
         """One life that ends at this call; then compare."""
         inject = f"inject={call.name}:signal=KILL:when={call.number}"
-        directory, promised, status, trace = self._live(
-            call.thread, ["-y", "-e", f"trace={call.name}", "-e", inject], set()
-        )
+        options = ["-y", "-e", f"trace={call.name}", "-e", inject]
+        if call.name in WRITES and call.thread.startswith(WRITER):
+            options = ["-y", "-e", f"trace={call.name},{TOLD}", "-e", inject, "-e", HELD]
+        directory, promised, status, trace = self._live(call.thread, options, set())
         assert status == -signal.SIGKILL, f"it was not killed: exit code {status}"
         last = [line for line in trace if _CALL.match(line)][-1]
         assert self._place(last, directory) == call.place, f"it was killed at another call: {last}"
