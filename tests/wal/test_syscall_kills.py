@@ -189,7 +189,7 @@ class Runner:
         inject = f"inject={call.name}:signal=KILL:when={call.number}"
         options = ["-y", "-e", f"trace={call.name}", "-e", inject]
         if call.name in WRITES and call.thread.startswith(WRITER):
-            options = ["-y", "-e", f"trace={call.name},{TOLD}", "-e", inject, "-e", HELD]
+            options += ["-e", HELD]
         directory, promised, status, trace = self._live(call.thread, options, set())
         assert status == -signal.SIGKILL, f"it was not killed: exit code {status}"
         last = [line for line in trace if _CALL.match(line)][-1]
