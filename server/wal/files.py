@@ -23,6 +23,7 @@ DIRECTORY_MODE = 0o700
 TEMP_SUFFIX = ".tmp"
 # writev takes at most this many buffers (IOV_MAX on Linux).
 _BUFFERS_MAX = 1024
+_ZEROS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Disk(Protocol):
         ...
 
     def rewrite(self, path: Path, offset: int, data: bytes) -> None:
-        """Write `data` over the same bytes and sync the file."""
+        """Write over bytes that are there, with the same ones or with zeros, and sync the file."""
         ...
 
     def truncate(self, path: Path, size: int) -> None:
@@ -138,6 +139,19 @@ def publish(disk: Disk, path: Path, parts: Sequence[bytes]) -> None:
         file.close()
     disk.rename(temporary, path)
     disk.sync_directory(path.parent)
+
+
+def cut_off(disk: Disk, path: Path, offset: int) -> None:
+    """Cut a file at `offset`, durably, so that what was there never comes back.
+
+    A power cut in a later write to the same place may leave what the medium held there before. Whole frames would have
+    the right checksum and follow others than those before them: they would look forged. So zeros go over them first.
+    """
+    facts = disk.facts(path)
+    end = offset if facts is None else facts.size
+    for start in range(offset, end, _ZEROS_BYTES):
+        disk.rewrite(path, start, bytes(min(_ZEROS_BYTES, end - start)))
+    disk.truncate(path, offset)
 
 
 class _RealFile:

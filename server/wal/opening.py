@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.clock import Clock
 from server.errors import WalKeyUnsafe
-from server.wal.files import Disk, Lock, OpenFile, publish
+from server.wal.files import Disk, Lock, OpenFile, cut_off, publish
 from server.wal.keyring import KEYS_DIRECTORY, Entropy, create_key
 from server.wal.keysource import ExternalKeys
 from server.wal.keyuse import prune
@@ -231,7 +231,7 @@ def _cut(disk: Disk, found: Survey, problem: Problem, clock: Clock) -> Cut:
     length = facts.size - problem.offset if facts is not None else 0
     name = f"{problem.file}.at-{problem.offset}.corrupted.{stamp(clock.wall_ns())}"
     publish(disk, path.with_name(name), [disk.read(path, problem.offset, length)])
-    disk.truncate(path, problem.offset)
+    cut_off(disk, path, problem.offset)
     return Cut(problem.file, problem.offset, length, name)
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from server.clock import Clock
 from server.errors import UnderstudyError, WalError, WalFull, WalLatched
 from server.wal.ballast import NO_SPACE, Space
-from server.wal.files import Disk, OpenFile, publish
+from server.wal.files import Disk, OpenFile, cut_off, publish
 from server.wal.limits import WalLimits
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, FrameType, Head, Record, SegmentCodec, encode_head
 from server.wal.reopening import Kept, probe, replace_segment
@@ -270,7 +270,7 @@ class Writer:
         self._epoch += 1
 
     def _cut_half_written(self) -> None:
-        self._disk.truncate(self._path_of(self._written), self._written.offset)
+        cut_off(self._disk, self._path_of(self._written), self._written.offset)
 
     def _do(self, run: Sequence[Command]) -> Tip | None:
         """Carry a run out; returns where the log goes on when that is not where it was."""
