@@ -30,6 +30,7 @@ from server.mirror import Mirror
 from server.mode import Mode
 from server.pace import DrainPace
 from server.repairs import Repairs
+from server.replica.freshness import trailers
 from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubbed, Scrubber
 from server.telemetry import Telemetry
@@ -242,8 +243,12 @@ class Router:
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
                 prepared = await self._within(call, self._prepare(call.method, scrubbed.body))
+            refused: Reply | None = None
             if prepared.code:
-                return self._from_local(call, refuse(Code(prepared.code), prepared.details))
+                refused = refuse(Code(prepared.code), prepared.details)
+                if not prepared.resolved:
+                    return self._from_local(call, refused.with_trailers(*trailers(prepared.freshness)))
+                # Qdrant does the first parts of a batch before it refuses one: they are logged like any write.
             entry = pending_entry(
                 row,
                 request,
@@ -261,8 +266,10 @@ class Router:
         self._conflicts.note(row, request)
         if applied is None:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
-            return self._from_local(call, Reply(local_answers.plain_success(row, request, seq)))
-        return self._from_local(call, Reply(applied.reply, Code(applied.code), applied.details))
+            reply = refused or Reply(local_answers.plain_success(row, request, seq))
+            return self._from_local(call, reply.with_trailers((rpc.AS_OF, str(seq))))
+        reply = refused or Reply(applied.reply, Code(applied.code), applied.details)
+        return self._from_local(call, reply.with_trailers(*trailers(applied.freshness)))
 
     async def _log_pending(self, call: Call, row: Method, entry: entry_pb2.Entry) -> int:
         try:
@@ -310,6 +317,7 @@ class Router:
         completeness = dict(reply.trailers).get(rpc.COMPLETENESS, "complete")
         if (
             reply.is_ok
+            and METHODS[call.method].kind is Kind.READ
             and completeness not in ("complete", "stale")
             and self._settings.replica.local_reads is LocalReads.COMPLETE_ONLY
         ):
