@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
+from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding
 from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
 from server.replica.outputs import Wanted
@@ -269,6 +269,7 @@ class Searcher:
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():
+                    sharding.check_read(self._store, request)
                     answer = _Answer(self._store, self._aids, self._settings)
                     response = handler(answer, request)
                     break
