@@ -21,7 +21,7 @@ from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, id_of, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection
-from server.replica.refusal import NotServed, Refusal, empty_update, invalid, no_point, no_vector_name
+from server.replica.refusal import NotServed, Refusal, empty_update, invalid, no_point, no_vector_name, wrong_input
 from server.replica.vector_forms import checked_map, fields_of
 from server.rpc import Code
 
@@ -157,6 +157,8 @@ class Resolver:
             raise invalid("vectors is expected")
         collection = catalogue.find(self._reads, request.collection_name)
         fields = fields_of(catalogue.config_of(collection).params)
+        if not request.vectors.names:
+            raise wrong_input("No vector names provided")
         for name in request.vectors.names:
             if name not in fields:
                 raise no_vector_name(name)

@@ -1,8 +1,8 @@
 """The replica's gRPC face: the Qdrant API and the control service, as raw bytes, in its own process.
 
 Promises: the event loop never waits for SQLite or a search: reads run in a pool of threads, writes in one thread of
-their own, in the order in which they came. What the replica refuses has Qdrant's status and text; answers about a collection
-carry its completeness and the log entry it is as of in the trailing metadata.
+their own, in the order in which they came. What the replica refuses has Qdrant's status and text; answers about a
+collection carry its completeness and the log entry it is as of in the trailing metadata.
 Does not check credentials: the socket is private.
 """
 

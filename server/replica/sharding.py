@@ -51,7 +51,9 @@ def _check_read(reads: Reads, message: Message, inherited: str) -> None:
 @cache
 def _leading_to_selectors(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
     """The fields below which shard keys may be named."""
-    return tuple(field for field in descriptor.fields if field.message_type is not None and _reaches(field.message_type))
+    return tuple(
+        field for field in descriptor.fields if field.message_type is not None and _reaches(field.message_type)
+    )
 
 
 def _reaches(start: Descriptor) -> bool:

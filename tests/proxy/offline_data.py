@@ -1,7 +1,7 @@
 """What the tests of the offline table work on: small collections in which every condition tells points apart.
 
 `main` has a vector of each kind and payloads of each type, with indexes; `plain` one unnamed vector and no index;
-`other` is there to be looked up in. Everything is a protobuf request in JSON form, the form of `understudy explain` too.
+`other` is there to be looked up in. Everything is a protobuf request in JSON form, as `understudy explain` takes it.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ VECTORS: Json = {
     "half": _params("Dot", datatype="Float16"),
     "byte": _params("Euclid", datatype="Uint8"),
 }
+COSINE = frozenset(("cos", "multi", "o"))
 SPARSE: Json = {"sparse": {}, "idf": {"modifier": "Idf"}}
 INDEXES = {
     "k": ("Keyword", {}),

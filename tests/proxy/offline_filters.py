@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proxy.offline_data import COUNT, TEXTS, Json, identity, pid, value
+from tests.proxy.offline_data import COUNT, TEXTS, Json, identity, pid
 
 
 def field(key: str, **check: object) -> Json:
@@ -21,8 +21,18 @@ def must(*conditions: Json) -> Json:
 
 
 EVEN = match("b", boolean=True)
-_CORNERS = [{"lon": 13.2, "lat": 51.9}, {"lon": 15.0, "lat": 51.9}, {"lon": 15.0, "lat": 52.45}, {"lon": 13.2, "lat": 52.45}]
-_HOLE = [{"lon": 14.0, "lat": 52.0}, {"lon": 14.6, "lat": 52.0}, {"lon": 14.6, "lat": 52.25}, {"lon": 14.0, "lat": 52.25}]
+_CORNERS = [
+    {"lon": 13.2, "lat": 51.9},
+    {"lon": 15.0, "lat": 51.9},
+    {"lon": 15.0, "lat": 52.45},
+    {"lon": 13.2, "lat": 52.45},
+]
+_HOLE = [
+    {"lon": 14.0, "lat": 52.0},
+    {"lon": 14.6, "lat": 52.0},
+    {"lon": 14.6, "lat": 52.25},
+    {"lon": 14.0, "lat": 52.25},
+]
 
 # Title → filter. The stand-in answers these as a server does.
 FILTERS: dict[str, Json] = {
@@ -61,7 +71,10 @@ FILTERS: dict[str, Json] = {
     "geo_polygon": must(
         field(
             "where",
-            geo_polygon={"exterior": {"points": [*_CORNERS, _CORNERS[0]]}, "interiors": [{"points": [*_HOLE, _HOLE[0]]}]},
+            geo_polygon={
+                "exterior": {"points": [*_CORNERS, _CORNERS[0]]},
+                "interiors": [{"points": [*_HOLE, _HOLE[0]]}],
+            },
         )
     ),
     "values_count": must(field("tags", values_count={"gt": 0, "gte": 1, "lt": 3, "lte": 2})),
@@ -76,7 +89,9 @@ FILTERS: dict[str, Json] = {
     "nested": must({"nested": {"key": "l", "filter": must(match("a", integer=1), match("b", integer=1))}}),
     "dotted path": must(match("o.x", integer=3)),
     "path into an array": must(match("l[].a", integer=2)),
-    "filter in a filter": must({"filter": {"should": [match("k", keyword="y"), EVEN], "must_not": [match("n", integer=4)]}}),
+    "filter in a filter": must(
+        {"filter": {"should": [match("k", keyword="y"), EVEN], "must_not": [match("n", integer=4)]}}
+    ),
     "should": {"should": [match("k", keyword="z"), match("n", integer=1)]},
     "must_not": {"must_not": [match("k", keyword="x"), match("n", integer=1)]},
     "min_should": {
@@ -92,11 +107,8 @@ FILTERS: dict[str, Json] = {
 }
 
 
-def _having(wanted: set[int]) -> list[int]:
-    return sorted(wanted)
-
-
-# Title → (filter, numbers of the points that pass). Forms that are too new for the stand-in: worked out by hand.
+# Title → (filter, numbers of the points that pass). Forms that are too new for the stand-in: worked out by hand, slices
+# by Qdrant's own engine in qdrant-edge-py.
 NEWER: dict[str, tuple[Json, list[int]]] = {
     "match prefix": (
         must(match("plain_text", prefix="the qu")),
@@ -106,6 +118,9 @@ NEWER: dict[str, tuple[Json, list[int]]] = {
         must(match("plain_text", substring="bear")),
         [number for number in range(COUNT) if "bear" in TEXTS[number % 5]],
     ),
+    "slice": (must({"slice": {"total": 3, "index": 0}}), [8, 9, 20]),
+    "another slice": (
+        must({"slice": {"total": 3, "index": 1}}),
+        [3, 5, 6, 7, 10, 11, 13, 15, 18, 21, 22],
+    ),
 }
-
-__all__ = ["EVEN", "FILTERS", "NEWER", "field", "match", "must", "value"]

@@ -136,6 +136,8 @@ class WriteCalls:
             sparse = config.params.sparse_vectors_config.map[request.vector_name]
             if request.sparse_config.HasField("modifier"):
                 sparse.modifier = request.sparse_config.modifier
+            if request.sparse_config.HasField("datatype"):
+                sparse.index.datatype = request.sparse_config.datatype
         else:
             params = config.params.vectors_config.params_map.map[request.vector_name]
             params.size, params.distance = request.dense_config.size, request.dense_config.distance
