@@ -36,11 +36,7 @@ _NO_INFERENCE = Line(Effect.REFUSED, "the vector is made by the server's inferen
 _ONE_COPY = Line(Effect.NONE, "there is one copy")
 _FAST = Line(Effect.NONE, "a local answer waits for no other server; the deadline of the call holds")
 _EXACT = Line(Effect.NONE, "answers are as exact as they can be without it")
-_SHARDS = Line(
-    Effect.REFUSED,
-    "without custom sharding as Qdrant refuses it; with it because the replica does not know which point lies under "
-    "which key (a plain upsert is logged with its keys)",
-)
+_SHARDS = Line(Effect.REFUSED, "see [shard keys](decisions/shard-keys-are-refused.md)")
 _STORED = Line(Effect.TOLD, "says how the server stores or builds; it changes no answer")
 _STRICT = Line(Effect.TOLD, "the limits of strict mode are the server's; they are not enforced offline")
 
@@ -115,7 +111,10 @@ LINES: Mapping[str, Line] = {
     "*.is_tenant": _STORED,
     "*.is_principal": _STORED,
     "KeywordIndexParams.prefix": _STORED,
-    "*.nested": Line(Effect.TOLD, "conditions inside of `nested` are answered from the payload"),
+    **{
+        f"{kind}IndexParams.nested": Line(Effect.TOLD, "conditions inside of `nested` are answered from the payload")
+        for kind in ("Keyword", "Integer", "Float", "Geo", "Text", "Bool", "Datetime", "Uuid")
+    },
     "TextIndexParams.scoring": Line(Effect.TOLD, "queries by text are refused, see `Query.text`"),
     "TextIndexParams.stemmer": Line(
         Effect.TOLD, "Snowball stemmers need the server's tables: text conditions on such a field are UNAVAILABLE"

@@ -120,7 +120,7 @@ def _nearest() -> Iterator[Case]:
         ("image", {"image": {"string_value": "i"}, "model": "m", "options": {"a": {"bool_value": True}}}),
         ("object", {"object": {"string_value": "o"}, "model": "m", "options": {"a": {"bool_value": True}}}),
     ):
-        yield _query(f"nearest to a {kind}", {"nearest": {kind: part}}, How.REFUSED, NO_INFERENCE, using="cos")
+        yield _query(f"nearest, {kind}", {"nearest": {kind: part}}, How.REFUSED, NO_INFERENCE, using="cos")
 
 
 def _recommended() -> Iterator[Case]:
