@@ -18,6 +18,7 @@ from server.replica.chunks import Block, Sparse
 from server.replica.columns import VECTOR_NAMES, Mask, Table
 from server.replica.filters import Combined
 from server.replica.following import Following
+from server.replica.memory import default_resident_bytes
 from server.replica.records import Collection, Key, Record
 from server.replica.resident import Resident, View
 from server.replica.spaces import spaces_of
@@ -130,3 +131,18 @@ def test_a_part_that_fails_fails_the_scan(failing: str) -> None:
 
     with pytest.raises(MemoryError):
         scan.in_parts(100_000, 1024, compute)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("4000000\n", 1_000_000), ("max\n", None), (None, None), (f"{1 << 62}\n", None)],
+)
+def test_a_quarter_of_the_memory_of_machine_or_container(
+    tmp_path: Path, said: str | None, expected: int | None
+) -> None:
+    machine = default_resident_bytes(())
+    assert 4 * machine > 256 * 1024 * 1024
+    limit = tmp_path / "memory.max"
+    if said is not None:
+        limit.write_text(said)
+    assert default_resident_bytes((limit,)) == (machine if expected is None else expected)
