@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _NICE = 10
 # Recall 1.00 on 10,000 random vectors, where Chroma's defaults give 0.57; `ef_search` rises with the collection.
-_HNSW = {"max_neighbors": 32, "ef_construction": 200}
+HNSW = {"max_neighbors": 32, "ef_construction": 200}
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -81,7 +81,7 @@ class Server:
 
     def _create(self, head: dict[str, Any], body: bytes) -> Answer:
         assert self._client is not None
-        configuration: Any = {"hnsw": {**_HNSW, "space": head["space"], "ef_search": head["breadth"]}}
+        configuration: Any = {"hnsw": {**HNSW, "space": head["space"], "ef_search": head["breadth"]}}
         self._open[head["name"]] = self._client.create_collection(
             head["name"], configuration=configuration, embedding_function=None
         )

@@ -40,7 +40,6 @@ _WRITE_TIMEOUT_SECONDS = 60.0
 _START_TIMEOUT_SECONDS = 120.0
 _CATCH_UP_POINTS = 50
 _LENGTH_SPREAD = 1.02
-# How many candidates the graph keeps while it searches.
 _BREADTH_LEAST = 500
 _BREADTH_MOST = 2000
 _POINTS_PER_BREADTH = 25
@@ -49,6 +48,11 @@ _FREE_BYTES_LEAST = 512 * 1024 * 1024
 _GUARD_EVERY_BATCHES = 20
 _IDLE_SECONDS = 1.0
 _BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
+
+
+def breadth(points: int) -> int:
+    """How many candidates the graph keeps while it searches, for a collection of that size."""
+    return min(max(points // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST)
 
 
 class Index:
@@ -258,8 +262,8 @@ class Index:
     def _begin(self, key: tuple[int, str], space: Space) -> None:
         self._next_name += 1
         name = f"c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
-        breadth = min(max(self._store.count(key[0]) // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST)
-        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric], "breadth": breadth})
+        wide = breadth(self._store.count(key[0]))
+        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric], "breadth": wide})
         with self._lock:
             self._parts[key] = Part(key[0], space, name)
 
