@@ -114,7 +114,8 @@ class Router:
         row = METHODS.get(call.method)
         if row is not None and row.offline is Offline.LOGGED:
             return await self._write(call, row)
-        if self._mode.is_remote:
+        is_explained = row is not None and row.offline is Offline.SERVED and rpc.wants_local(call)
+        if self._mode.is_remote and not is_explained:
             reply = await self._read_remote(call, row)
             if reply is not None:
                 return reply
@@ -162,7 +163,8 @@ class Router:
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
         await self._mirror.caught_up(acknowledged_seq)
-        return await self._replica.handle(replace(call, metadata=()))
+        asked = ((rpc.EXPLAIN, "1"),) if rpc.explains(call.metadata) else ()
+        return await self._replica.handle(replace(call, metadata=asked))
 
     # --- writes ------------------------------------------------------------------------------------------------------
 

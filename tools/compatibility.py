@@ -27,12 +27,13 @@ HEAD = """\
 # Will my call work offline?
 
 While Qdrant is up, every call is forwarded as it came: whatever Qdrant can do works. This page is about the time while
-it is away. Each line is held by a test that asks the same thing before an outage and during it and compares the answers.
+it is away. Each line is held by a test that asks the same thing before an outage and during it and compares the
+answers.
 
 - **Answered by the replica**: the answer equals Qdrant's, with trailing metadata that says that it is local, how whole
   and how fresh (`x-understudy-source`, `-stale-warning`, `-completeness`, `-as-of`, `-pending`).
-- **Logged, applied, replayed**: the write is on disk before it is acknowledged, later reads see it, and Qdrant gets it when
-  it is back.
+- **Logged, applied, replayed**: the write is on disk before it is acknowledged, later reads see it, and Qdrant gets it
+  when it is back.
 - **Refused**: UNAVAILABLE with the reason. Never a wrong or partial answer.
 
 `understudy explain` shows for a call of your own whether it is answered locally, and how.
@@ -48,13 +49,13 @@ This page is made from `server/rpc.py` and `tests/proxy/offline_*.py` by `make d
 TAIL = """
 ## Where a local answer differs from Qdrant's
 
-- `Get` of a collection tells the last real info of Qdrant with the counts, the configuration and the payload indexes of the
-  replica. How many points a payload index holds is as Qdrant told it last, or left out; numbers of segments and of indexed
-  vectors are not kept.
+- `Get` of a collection tells the last real info of Qdrant with the counts, the configuration and the payload indexes
+  of the replica. How many points a payload index holds is as Qdrant told it last, or left out; numbers of segments and
+  of indexed vectors are not kept.
 - Points carry no `shard_key`.
 - The limits of strict mode are not enforced. A write that Qdrant refuses for them at replay goes to the quarantine.
-- Text conditions on a field whose text index has a stemmer, stopwords of a language, or the multilingual or code tokenizer
-  are refused with UNAVAILABLE: they need the server's language tables.
+- Text conditions on a field whose text index has a stemmer, stopwords of a language, or the multilingual or code
+  tokenizer are refused with UNAVAILABLE: they need the server's language tables.
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in

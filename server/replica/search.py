@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
@@ -22,6 +23,7 @@ from server.replica.indexing import Index
 from server.replica.memory import default_resident_bytes
 from server.replica.outputs import Wanted
 from server.replica.pace import Pace
+from server.replica.plan import NO_PLAN, Plan
 from server.replica.records import Key, Record
 from server.replica.refusal import NotServed
 from server.replica.requests import parse
@@ -260,8 +262,8 @@ class Searcher:
         self._halt = threading.Event()
         self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)
 
-    def answer(self, method: str, body: bytes) -> bytes:
-        """The serialized response to a read call. Raises Refusal."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
+        """The serialized response to a read call; `plan` takes down how it came about. Raises Refusal."""
         found = _HANDLERS.get(method.removeprefix(POINTS))
         if found is None or not method.startswith(POINTS):
             raise NotServed(f"{method} is not a read that the replica knows")
@@ -272,15 +274,19 @@ class Searcher:
             try:
                 with self._store.snapshot():
                     sharding.check_read(self._store, request)
-                    answer = _Answer(self._store, self._aids, self._settings)
+                    aids = replace(self._aids, plan=plan) if plan.is_wanted else self._aids
+                    answer = _Answer(self._store, aids, self._settings)
                     response = handler(answer, request)
                     break
             except SnapshotPassed:
+                plan.step("began anew", why="the collection was changed meanwhile")
                 continue
         else:
             raise NotServed("the collection changes too fast to be read whole")
         response.time = self._store.clock.monotonic() - started  # type: ignore[attr-defined]
-        return response.SerializeToString()
+        reply = response.SerializeToString()
+        plan.step("answer", bytes=len(reply))
+        return reply
 
     def start(self) -> None:
         """Begin to keep vectors and columns warm, so that the first reads of an outage need not load them."""

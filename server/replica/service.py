@@ -26,6 +26,7 @@ from server.clock import Clock
 from server.replica import catalogue, freshness
 from server.replica import requests as r
 from server.replica.imports import Imports
+from server.replica.plan import NO_PLAN, Plan
 from server.replica.refusal import Halted, NotServed, Refusal
 from server.replica.store import Store
 from server.replica.writes import Writes
@@ -34,10 +35,12 @@ from server.rpc import (
     HEALTH_CHECK,
     HEALTH_TITLE,
     METHODS,
+    PLAN,
     Code,
     Kind,
     Method,
     Offline,
+    explains,
 )
 
 logger = logging.getLogger(__name__)
@@ -69,8 +72,8 @@ SERVER_OPTIONS = (
 class Reader(Protocol):
     """Answers reads of points: `search.Searcher`."""
 
-    def answer(self, method: str, body: bytes) -> bytes:
-        """The serialized response. Raises Refusal. Thread-safe."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
+        """The serialized response; `plan` takes down how it came about. Raises Refusal. Thread-safe."""
         ...
 
 
@@ -166,8 +169,9 @@ class Service:
             raise NotServed(row.why_refused)
         if row.kind is Kind.READ:
             started = self._clock.monotonic()
-            reply, trailers = await self._read(lambda: self._answer_read(row, body, started))
-            context.set_trailing_metadata(trailers)
+            plan = Plan(self._clock.monotonic) if explains(context.invocation_metadata() or ()) else NO_PLAN
+            reply, trailers = await self._read(lambda: self._answer_read(row, body, started, plan))
+            context.set_trailing_metadata((*trailers, (PLAN, plan.as_json())) if plan.is_wanted else trailers)
             if isinstance(reply, Refusal):
                 raise reply
             return reply
@@ -175,13 +179,13 @@ class Service:
             raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
         return await self._write(lambda: self._writes.apply_direct(row.path, body))
 
-    def _answer_read(self, row: Method, body: bytes, started: float) -> tuple[bytes | Refusal, _Trailers]:
+    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan) -> tuple[bytes | Refusal, _Trailers]:
         # Told before the read: what is newer than promised does no harm.
         named = collection_named_in(row, body)
         trailers = freshness.trailers(catalogue.freshness_of(self._store, named, self._store.applied_seq))
         try:
             if not row.path.startswith(r.COLLECTIONS):
-                return self._reader.answer(row.path, body), trailers
+                return self._reader.answer(row.path, body, plan), trailers
             with self._store.snapshot():
                 reply = catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started)
                 return reply, trailers

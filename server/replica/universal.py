@@ -71,6 +71,7 @@ class Universal:
         count = self._capped(request, wanted + offset)
         self._excluded = excluding(here)
         hits = self._level(request, request.filter, count, "", wanted)
+        self._note(request, "query", count, len(hits))
         self._refuse_huge(len(hits))
         return hits[offset : offset + wanted]
 
@@ -82,6 +83,14 @@ class Universal:
         possible = min(count, max(self._session.collection.points, 1))
         self._refuse_huge(possible)
         return possible
+
+    def _note(self, node: Node, place: str, limit: int, results: int) -> None:
+        """For the plan: a level is done."""
+        if self._session.plan.is_wanted:
+            form = node.query.WhichOneof("variant") if node.HasField("query") else None
+            self._session.plan.step(
+                place, form=form or "by id", using=node.using, limit=limit, results=results, merges=len(node.prefetch)
+            )
 
     def _refuse_huge(self, count: int) -> None:
         if count > self._most_points:
@@ -145,6 +154,7 @@ class Universal:
             if limit == 0:
                 raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
             sources.append(self._level(inner, narrowed, self._capped(inner, limit), place, limit))
+            self._note(inner, place.removesuffix("."), limit, len(sources[-1]))
         form = node.query.WhichOneof("variant") if node.HasField("query") else None
         threshold = node.score_threshold if node.HasField("score_threshold") else None
         if form in ("fusion", "rrf"):
