@@ -140,7 +140,7 @@ def test_the_compatibility_page_is_fresh() -> None:
 
 
 def test_every_row_of_the_offline_table_has_its_test_and_no_other() -> None:
-    """Each test of a row is parametrised over the rows of its kind; here, that each has cases and none is for no row."""
+    """Each test is parametrised over the rows of its kind; here, that each row has cases and no case lacks a row."""
     assert {case.method for case in READS} == {path for path, row in METHODS.items() if row.offline is Offline.SERVED}
     assert {case.method for case in WRITES} == {path for path, row in METHODS.items() if row.offline is Offline.LOGGED}
     tree = _tree(ROOT / "tests" / "proxy" / "test_offline_table.py")

@@ -15,10 +15,15 @@ In the process, a write from top to bottom:
     applying       operations done to an open transaction
     imports        catalogue and pages from Qdrant; later writes win (touched)
     catalogue      collections, aliases, field indexes, and what clients are told of them
-    sharding       shard keys: honoured, refused as Qdrant does, or not served
+    sharding       shard keys: refused as Qdrant does, or not served
     payload_edits, vector_forms, points, paths, requests, checks, freshness   PURE
 
 and a read: `search` answers, `session` is one consistent view, `filters` and `conditions` (PURE) test points, `index`
 is the only place that knows Chroma, `plan` takes down how an answer came about. `store` holds the truth (`reads`,
 `records`), `refusal` what Qdrant would say instead.
 """
+
+from collections.abc import Mapping
+
+# For the environment of a process that scans vectors (`scan`); it counts only when it is there before numpy is loaded.
+BLAS_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
