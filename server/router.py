@@ -326,9 +326,10 @@ class Router:
             return refuse(Code.UNAVAILABLE, f"Qdrant is away and the local copy is {completeness!s}")
         if reply.is_ok and self._settings.responses.stale_warning is StaleWarning.PAYLOAD:
             reply = replace(reply, body=local_answers.mark(call.method, reply.body))
+        as_asked = self._mode.is_remote and rpc.wants_local(call)
         return reply.with_trailers(
             (rpc.SOURCE, "local"),
-            (rpc.STALE_WARNING, local_answers.WARNING),
+            (rpc.STALE_WARNING, local_answers.AS_ASKED if as_asked else local_answers.WARNING),
             (rpc.PENDING, str(pending)),
         )
 

@@ -55,6 +55,7 @@ LINES: Mapping[str, Line] = {
     "Query.text": Line(Effect.REFUSED, "BM25 over a text index is the server's"),
     "TextQuery.*": Line(Effect.REFUSED, "BM25 over a text index is the server's"),
     "Bm25Params.*": Line(Effect.REFUSED, "BM25 over a text index is the server's"),
+    "PointsUpdateOperation.OverwritePayload.key": Line(Effect.NONE, "the whole payload is replaced, as by Qdrant"),
     "ShardKeySelector.*": _SHARDS,
     "ShardKey.*": _SHARDS,
     "ReadConsistency.*": _ONE_COPY,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_common_pb2 as common
 from server import config
 from server.replica import requests as r
 from server.replica import tables
+from server.replica.index_part import Proposal
+from server.replica.indexing import Index
 from server.replica.plan import NO_PLAN, Plan
 from server.replica.search import Searcher
 from tests.faults.clock import ManualClock
@@ -76,6 +79,39 @@ def test_each_prefetch_is_a_step(here: Local) -> None:
     made = {step["step"]: step for step in steps(here, "Query", request)}
     assert made["prefetch[0]"]["results"] == made["prefetch[1]"]["results"] == 5
     assert made["query"]["merges"] == 2
+
+
+class TwoAsks:
+    """An index that knows every vector and proposes the points in the order of their numbers."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self.keys = keys
+
+    def recall(self, cid: int, space: str) -> float:
+        return 1.0
+
+    def propose(self, collection: Any, space: Any, vector: Any, count: int) -> Proposal:
+        return Proposal(self.keys[:count], {self.keys[0]})
+
+
+def test_an_index_is_asked_for_more_until_enough_pass(here: Local) -> None:
+    here.do(r.UPSERT, upsert(*(point(number, dense(number, 1), n=number) for number in range(COUNT, 300))))
+    collection = here.store.collection("c")
+    assert collection is not None
+    keys = list(here.store.keys(collection.cid))
+    query = near()
+    query.filter.must.add().field.CopyFrom(common.FieldCondition(key="n", range=common.Range(gte=100)))
+    plan = Plan(ManualClock().monotonic)
+    searcher = Searcher(here.store, config.Replica(resident_bytes=0), cast(Index, TwoAsks(keys)))
+    searcher.answer(r.POINTS + "Query", query.SerializeToString(), plan)
+    asked = [step for step in json.loads(plan.as_json())["steps"] if step["step"] == "index"]
+    assert [(step["asked"], step["proposed"], step["passing"]) for step in asked] == [(64, 64, 0), (256, 256, 156)]
+    assert all((step["fresh"], step["wanted"]) == (1, 3) for step in asked)
+    query.filter.must[0].field.range.gte = 1000
+    plan = Plan(ManualClock().monotonic)
+    searcher.answer(r.POINTS + "Query", query.SerializeToString(), plan)
+    made = [step["step"] for step in json.loads(plan.as_json())["steps"]]
+    assert made == ["index", "index", "index", "index", "vectors", "filter", "query", "answer"]
 
 
 def test_a_plan_has_a_limit() -> None:
