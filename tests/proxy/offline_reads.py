@@ -104,7 +104,7 @@ def _nearest() -> Iterator[Case]:
         _near(*A),
         using="cos",
         filter=FILTERS["all four at once"],
-        score_threshold=-0.9,
+        score_threshold=0.1,
         offset=1,
         **INCLUDE,
         **SOME_VECTORS,
@@ -229,7 +229,9 @@ def queries() -> Iterator[Case]:
 
 
 def _batched(method: str, part: str, requests: list[Json]) -> Case:
-    return Case(POINTS + method, "two, with everything", {"collection_name": MAIN, part: requests, **ALL})
+    """The requests of a batch go to its collection, whether they name one or not."""
+    unnamed = [{key: one for key, one in request.items() if key != "collection_name"} for request in requests]
+    return Case(POINTS + method, "two, with everything", {"collection_name": MAIN, part: unnamed, **ALL})
 
 
 def _of(cases: Iterator[Case], *titles: str) -> list[Json]:
@@ -253,10 +255,10 @@ def searches() -> Iterator[Case]:
             "collection_name": MAIN,
             "vector": A,
             "vector_name": "cos",
-            "filter": must(field("f", range={"gte": 2.0})),
+            "filter": must(EVEN),
             "limit": 6,
             "offset": 1,
-            "score_threshold": -0.9,
+            "score_threshold": 0.1,
             **INCLUDE,
             **SOME_VECTORS,
             **PARAMS,
@@ -282,10 +284,10 @@ def recommends() -> Iterator[Case]:
                 "negative_vectors": [dense(*B)],
                 "strategy": strategy,
                 "using": "cos",
-                "filter": must(field("f", range={"gte": 2.0})),
+                "filter": must(EVEN),
                 "limit": 6,
                 "offset": 1,
-                "score_threshold": -10.0,
+                "score_threshold": 0.05,
                 **INCLUDE,
                 **SOME_VECTORS,
                 **PARAMS,
@@ -309,7 +311,7 @@ def discovers() -> Iterator[Case]:
         "collection_name": MAIN,
         "context": context,
         "using": "cos",
-        "filter": must(field("f", range={"gte": 2.0})),
+        "filter": must(EVEN),
         "limit": 6,
         "offset": 1,
         **INCLUDE,
@@ -334,8 +336,8 @@ def groups() -> Iterator[Case]:
     }
     shared = {
         "collection_name": MAIN,
-        "filter": must(field("f", range={"gte": 1.0})),
-        "limit": 3,
+        "filter": must(field("f", range={"lt": 20.0})),
+        "limit": 2,
         "group_size": 2,
         "group_by": "number",
         "with_lookup": with_lookup,
@@ -351,10 +353,12 @@ def groups() -> Iterator[Case]:
             **shared,
             "query": _near(*A),
             "using": "cos",
-            "score_threshold": -0.9,
-            "prefetch": [_prefetch("cos", *B, limit=20)],
+            "prefetch": [_prefetch("cos", *B, limit=20, filter=must(field("f", range={"gte": 3.0})))],
         },
     )
+    above = {"collection_name": MAIN, "group_by": "group", "using": "cos", "limit": 9, "group_size": 9}
+    yield Case(POINTS + "QueryGroups", "above a score", {**above, "query": _near(*A), "score_threshold": 0.2})
+    yield Case(POINTS + "RecommendGroups", "above a score", {**above, "positive": [ONE], "score_threshold": 0.2})
     by_text = {
         "collection_name": MAIN,
         "group_by": "group",
@@ -366,7 +370,7 @@ def groups() -> Iterator[Case]:
     yield Case(
         POINTS + "SearchGroups",
         "everything",
-        {**shared, "vector": A, "vector_name": "cos", "score_threshold": -0.9},
+        {**shared, "vector": A, "vector_name": "cos", "score_threshold": 0.1},
     )
     words = {"vector": [0.4, 0.9], "sparse_indices": {"data": [0, 3]}, "vector_name": "sparse"}
     yield Case(
@@ -379,9 +383,8 @@ def groups() -> Iterator[Case]:
         "negative": [TWO],
         "positive_vectors": [{"data": A}],
         "negative_vectors": [dense(*B)],
-        "strategy": "BestScore",
+        "strategy": "SumScores",
         "using": "cos",
-        "score_threshold": -10.0,
     }
     yield Case(POINTS + "RecommendGroups", "everything", {**shared, **examples})
     looked_up = {"collection_name": MAIN, "positive": [ONE], "using": "cos", "limit": 3, "group_size": 2, **LOOKUP}
@@ -438,7 +441,7 @@ def listings() -> Iterator[Case]:
             f"of {key}",
             {"collection_name": ALIAS, "key": key, "filter": must(EVEN), "limit": 4, "exact": True, **ALL},
         )
-    matrix = {"collection_name": MAIN, "filter": must(EVEN), "sample": 50, "limit": 3, "using": "cos", **ALL}
+    matrix = {"collection_name": MAIN, "filter": must(EVEN), "sample": 50, "limit": 2, "using": "cos", **ALL}
     yield Case(POINTS + "SearchMatrixPairs", "everything", matrix)
     yield Case(POINTS + "SearchMatrixOffsets", "everything", matrix)
 
