@@ -95,7 +95,11 @@ class _Answer:
         wide = points.QueryPoints()
         wide.CopyFrom(query)
         _widen(wide, max(session.collection.points, 1))
-        hits = self.universal(session).run(wide, limit=max(session.collection.points, 1))
+        every = max(session.collection.points, 1)
+        if query.query.WhichOneof("variant") == "order_by":
+            # A point comes once for each of its values; more than an answer may hold is refused.
+            every = self.settings.response_max_points + 1
+        hits = self.universal(session).run(wide, limit=every)
         gathered = groups.gather(session, hits, request.group_by, limit, size)
         lookup = request.with_lookup if request.HasField("with_lookup") else None
         return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
