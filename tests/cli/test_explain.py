@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tests.proxy.offline_calls import Caller
 from tests.proxy.offline_data import PLAIN, dense, plain_collection
 from tests.proxy.offline_filters import match, must
 from tests.system.understudy import Understudy
-from tests.upstream.process import Standin
+from tests.upstream.process import ROOT, Standin
 
 QUERY = {
     "collection_name": PLAIN,
@@ -101,6 +103,21 @@ def test_requests_out_of_files(proxy: tuple[Standin, Understudy], tmp_path: Path
     words = ["explain", "Count", "-", "--address", made.address, "--json"]
     result = CliRunner().invoke(app, words, input=json.dumps({"collection_name": PLAIN}), catch_exceptions=False)
     assert json.loads(result.stdout)["answer"]["result"]["count"] == "12"
+
+
+def test_a_replica_alone_explains_itself_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "replica", "--listen", "127.0.0.1:0", "--data-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().rsplit(" ", 1)[-1].strip()
+        caller = Caller(address)
+        for method, request in plain_collection(PLAIN):
+            caller.do(method, request)
+        caller.close()
+        told = document("Query", json.dumps(QUERY), "--address", address)
+        process.terminate()
+    assert told["source"] == "" and len(told["answer"]["result"]) == 2
+    assert [step["step"] for step in told["plan"]["steps"]][-1] == "answer"
 
 
 def test_nothing_is_sent_of_what_is_no_read() -> None:
