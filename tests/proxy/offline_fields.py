@@ -65,6 +65,9 @@ LINES: Mapping[str, Line] = {
     "SearchParams.quantization": _EXACT,
     "SearchParams.indexed_only": Line(Effect.NONE, "points that the index lacks are found too"),
     "SearchParams.acorn": _EXACT,
+    "SearchParams.idf": Line(
+        Effect.HONOURED, "compared with Qdrant's engine in `tests/replica/test_newer_queries_engine.py`"
+    ),
     "QuantizationSearchParams.*": _EXACT,
     "AcornSearchParams.*": _EXACT,
     "CountPoints.exact": Line(Effect.NONE, "counts are exact"),
