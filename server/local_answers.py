@@ -14,6 +14,7 @@ from generated.qdrant import collections_pb2, points_pb2
 from server.rpc import METHODS, Kind, Method
 
 WARNING = "Qdrant is away: this answer comes from the local copy"
+AS_ASKED = "This answer comes from the local copy, as asked for"
 PAYLOAD_KEY = "stale_warning"
 
 _RESPONSES: dict[str, type[Message]] = {

@@ -30,6 +30,7 @@ from server.mirror import Mirror
 from server.mode import Mode
 from server.pace import DrainPace
 from server.repairs import Repairs
+from server.replica.freshness import trailers
 from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubbed, Scrubber
 from server.telemetry import Telemetry
@@ -113,7 +114,8 @@ class Router:
         row = METHODS.get(call.method)
         if row is not None and row.offline is Offline.LOGGED:
             return await self._write(call, row)
-        if self._mode.is_remote:
+        is_explained = row is not None and row.offline is Offline.SERVED and rpc.wants_local(call)
+        if self._mode.is_remote and not is_explained:
             reply = await self._read_remote(call, row)
             if reply is not None:
                 return reply
@@ -161,7 +163,8 @@ class Router:
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
         await self._mirror.caught_up(acknowledged_seq)
-        return await self._replica.handle(replace(call, metadata=()))
+        asked = ((rpc.EXPLAIN, "1"),) if rpc.explains(call.metadata) else ()
+        return await self._replica.handle(replace(call, metadata=asked))
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -242,8 +245,12 @@ class Router:
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
                 prepared = await self._within(call, self._prepare(call.method, scrubbed.body))
+            refused: Reply | None = None
             if prepared.code:
-                return self._from_local(call, refuse(Code(prepared.code), prepared.details))
+                refused = refuse(Code(prepared.code), prepared.details)
+                if not prepared.resolved:
+                    return self._from_local(call, refused.with_trailers(*trailers(prepared.freshness)))
+                # Qdrant does the first parts of a batch before it refuses one: they are logged like any write.
             entry = pending_entry(
                 row,
                 request,
@@ -261,8 +268,10 @@ class Router:
         self._conflicts.note(row, request)
         if applied is None:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
-            return self._from_local(call, Reply(local_answers.plain_success(row, request, seq)))
-        return self._from_local(call, Reply(applied.reply, Code(applied.code), applied.details))
+            reply = refused or Reply(local_answers.plain_success(row, request, seq))
+            return self._from_local(call, reply.with_trailers((rpc.AS_OF, str(seq))))
+        reply = refused or Reply(applied.reply, Code(applied.code), applied.details)
+        return self._from_local(call, reply.with_trailers(*trailers(applied.freshness)))
 
     async def _log_pending(self, call: Call, row: Method, entry: entry_pb2.Entry) -> int:
         try:
@@ -310,15 +319,17 @@ class Router:
         completeness = dict(reply.trailers).get(rpc.COMPLETENESS, "complete")
         if (
             reply.is_ok
+            and METHODS[call.method].kind is Kind.READ
             and completeness not in ("complete", "stale")
             and self._settings.replica.local_reads is LocalReads.COMPLETE_ONLY
         ):
             return refuse(Code.UNAVAILABLE, f"Qdrant is away and the local copy is {completeness!s}")
         if reply.is_ok and self._settings.responses.stale_warning is StaleWarning.PAYLOAD:
             reply = replace(reply, body=local_answers.mark(call.method, reply.body))
+        as_asked = self._mode.is_remote and rpc.wants_local(call)
         return reply.with_trailers(
             (rpc.SOURCE, "local"),
-            (rpc.STALE_WARNING, local_answers.WARNING),
+            (rpc.STALE_WARNING, local_answers.AS_ASKED if as_asked else local_answers.WARNING),
             (rpc.PENDING, str(pending)),
         )
 

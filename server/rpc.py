@@ -7,7 +7,7 @@ Promises: every method of `qdrant.Points`, `qdrant.Collections`, `qdrant.Snapsho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Protocol, TypeAlias
@@ -236,3 +236,23 @@ STALE_WARNING = "x-understudy-stale-warning"
 COMPLETENESS = "x-understudy-completeness"
 AS_OF = "x-understudy-as-of"
 PENDING = "x-understudy-pending"
+# Asked for with a read: `1` wants the plan of a local answer, `local` a local answer with its plan whatever the state.
+EXPLAIN = "x-understudy-explain"
+PLAN = "x-understudy-plan"
+
+
+def explains(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Whether the plan of the answer is asked for."""
+    return any(key == EXPLAIN for key, _ in metadata)
+
+
+def wants_local(call: Call) -> bool:
+    """Whether the replica is to answer also while Qdrant is up."""
+    return (EXPLAIN, "local") in call.metadata
+
+
+def unexplained(call: Call) -> Call:
+    """The same call with no plan asked for."""
+    if not explains(call.metadata):
+        return call
+    return replace(call, metadata=tuple(pair for pair in call.metadata if pair[0] != EXPLAIN))

@@ -18,6 +18,10 @@ from server.config import SEED_NAMES, environment_name, key_paths
 from server.health.state import diagram
 from server.logs import Message
 from server.metrics import NAMES
+from server.rpc import METHODS, Offline
+from tests.proxy.offline_reads import READS
+from tests.proxy.offline_writes import WRITES
+from tools import compatibility
 from tools.configuration import PAGE, page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +133,26 @@ def test_tests_wait_on_conditions_not_on_time() -> None:
 
 def test_the_configuration_page_is_fresh() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_compatibility_page_is_fresh() -> None:
+    assert compatibility.PAGE.read_text(encoding="utf-8") == compatibility.page(), "run `make docs`"
+
+
+def test_every_row_of_the_offline_table_has_its_test_and_no_other() -> None:
+    """Each test is parametrised over the rows of its kind; here, that each row has cases and no case lacks a row."""
+    assert {case.method for case in READS} == {path for path, row in METHODS.items() if row.offline is Offline.SERVED}
+    assert {case.method for case in WRITES} == {path for path, row in METHODS.items() if row.offline is Offline.LOGGED}
+    tree = _tree(ROOT / "tests" / "proxy" / "test_offline_table.py")
+    tests = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name, rows in (
+        ("test_offline", "SERVED"),
+        ("test_offline_write", "LOGGED"),
+        ("test_offline_refused", "REFUSED"),
+    ):
+        assert [ast.unparse(one) for one in tests[name].decorator_list] == [
+            f"pytest.mark.parametrize('path', {rows}, ids=short)"
+        ]
 
 
 def test_every_setting_is_described() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import configuration, doctor, remote, serve, wal
+from server.cli import configuration, doctor, explain, remote, serve, wal
 from server.cli.options import version
 from server.errors import UnderstudyError
 
@@ -51,6 +51,7 @@ remote.register(app)
 wal.register(app)
 configuration.register(app)
 doctor.register(app)
+explain.register(app)
 
 
 def main() -> None:

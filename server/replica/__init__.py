@@ -15,11 +15,12 @@ In the process, a write from top to bottom:
     applying       operations done to an open transaction
     imports        catalogue and pages from Qdrant; later writes win (touched)
     catalogue      collections, aliases, field indexes, and what clients are told of them
-    payload_edits, vector_forms, points, paths, requests, checks   PURE
+    sharding       shard keys: refused as Qdrant does, or not served
+    payload_edits, vector_forms, points, paths, requests, checks, freshness   PURE
 
 and a read: `search` answers, `session` is one consistent view, `filters` and `conditions` (PURE) test points, `index`
-is the only place that knows Chroma. `store` holds the truth (`reads`, `records`), `refusal` what Qdrant would say
-instead.
+is the only place that knows Chroma, `plan` takes down how an answer came about. `store` holds the truth (`reads`,
+`records`), `refusal` what Qdrant would say instead.
 """
 
 from collections.abc import Mapping

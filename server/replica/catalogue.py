@@ -80,6 +80,17 @@ def distrust(tx: Transaction, collection: Collection) -> None:
     )
 
 
+def freshness_of(reads: Reads, name: str, applied_seq: int) -> control.Freshness:
+    """Of a collection or alias, "" or an unknown name too. `applied_seq`: log entries up to here are in."""
+    collection = reads.collection(name) if name else None
+    if collection is None:
+        return control.Freshness(as_of_seq=applied_seq)
+    return control.Freshness(
+        completeness=collection.completeness or control.COMPLETENESS_EMPTY,  # type: ignore[arg-type]
+        as_of_seq=applied_seq if is_whole(collection) else collection.as_of_seq,
+    )
+
+
 def new_config(request: pb.CreateCollection) -> pb.CollectionConfig:
     """The configuration of a collection made by this request."""
     config = pb.CollectionConfig(

@@ -14,7 +14,7 @@ from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import outputs, paths
 from server.replica.points import BadPointId, key_of
-from server.replica.records import Record
+from server.replica.records import Key, Record
 from server.replica.refusal import bad_body, invalid
 from server.replica.session import Session
 from server.replica.universal import Hit
@@ -33,6 +33,7 @@ class Group:
 
     id: GroupId
     hits: list[tuple[Hit, Record]] = field(default_factory=list)
+    keys: set[Key] = field(default_factory=set)
 
 
 def gather(session: Session, hits: Sequence[Hit], group_by: str, limit: int, size: int) -> list[Group]:
@@ -58,8 +59,10 @@ def gather(session: Session, hits: Sequence[Hit], group_by: str, limit: int, siz
                     if len(groups) >= limit:
                         continue
                     groups[name_of] = Group(group_id)
-                if len(groups[name_of].hits) < size:
-                    groups[name_of].hits.append((hit, record))
+                group = groups[name_of]
+                if len(group.hits) < size and hit.key not in group.keys:
+                    group.keys.add(hit.key)
+                    group.hits.append((hit, record))
         if len(groups) >= limit and all(len(group.hits) >= size for group in groups.values()):
             break
     return list(groups.values())

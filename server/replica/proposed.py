@@ -30,6 +30,7 @@ def nearest(
         session.pace.index_took(space, session.now() - started)
         if found is not None:
             return found
+        session.plan.step("index", of=scorer.space.name, gave_up=True)
     if not (selection.is_everything and session.fits(scorer.space)):
         return best(scorer, session.blocks(scorer.space, selection), count, threshold)
     # Loading the vectors happens once and says nothing about the pace.
@@ -64,6 +65,15 @@ def _by_index(
             return None
         passing = _passing(session, selection, [*proposal.candidates, *proposal.fresh])
         known = [key for key in proposal.candidates if key in passing and key not in proposal.fresh]
+        session.plan.step(
+            "index",
+            of=scorer.space.name,
+            asked=asked,
+            proposed=len(proposal.candidates),
+            fresh=len(proposal.fresh),
+            passing=len(passing),
+            wanted=count,
+        )
         if len(known) >= count:
             block = session.block_of_keys(scorer.space, passing)
             return best(scorer, [(block, None)], count, threshold)

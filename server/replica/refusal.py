@@ -6,6 +6,9 @@ Does not promise the texts of every version of Qdrant: they are those of 1.18 an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.errors import UnderstudyError
 from server.rpc import Code
 
@@ -24,6 +27,14 @@ class NotServed(Refusal):
 
     def __init__(self, reason: str) -> None:
         super().__init__(Code.UNAVAILABLE, f"Not served while Qdrant cannot be reached: {reason}")
+
+
+class Halted(Refusal):
+    """Refused in the middle: what Qdrant does before it refuses is done. `done`: those plain operations, serialized."""
+
+    def __init__(self, refusal: Refusal, done: Sequence[wal.Operation]) -> None:
+        super().__init__(refusal.code, refusal.details)
+        self.done = done
 
 
 def invalid(details: str) -> Refusal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -45,11 +46,12 @@ def parse(message: type[M], body: bytes) -> M:
         raise undecodable(str(error)) from error
 
 
-def parts_of(batch: pb.UpdateBatchPoints) -> list[tuple[str, Message]]:
-    """The operations of a batch as (method, request), in order. Raises Refusal."""
+def parts_of(batch: pb.UpdateBatchPoints) -> Iterator[tuple[str, Message]]:
+    """The operations of a batch as (method, request), in order. Raises Refusal when it comes to a bad one."""
     if not batch.operations:
         raise bad_body("operations", "value [] invalid, must be at least 1 characters")
-    return [_part(batch, operation) for operation in batch.operations]
+    for operation in batch.operations:
+        yield _part(batch, operation)
 
 
 # Part of a batch → (method, request message). The fields of the parts have the names that the requests give them.

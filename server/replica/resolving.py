@@ -15,13 +15,13 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import catalogue, checks
+from server.replica import catalogue, checks, sharding
 from server.replica import requests as r
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, id_of, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection
-from server.replica.refusal import NotServed, Refusal, empty_update, invalid, no_point, no_vector_name
+from server.replica.refusal import NotServed, Refusal, empty_update, invalid, no_point, no_vector_name, wrong_input
 from server.replica.vector_forms import checked_map, fields_of
 from server.rpc import Code
 
@@ -51,6 +51,7 @@ class Resolver:
 
     def resolve(self, method: str, request: Message) -> Resolved:
         """The plain writes for one request that is no batch. Raises Refusal."""
+        sharding.check_write(self._reads, request)
         return _RESOLVE[method](self, request)
 
     # --- points ------------------------------------------------------------------------------------------------------
@@ -156,6 +157,8 @@ class Resolver:
             raise invalid("vectors is expected")
         collection = catalogue.find(self._reads, request.collection_name)
         fields = fields_of(catalogue.config_of(collection).params)
+        if not request.vectors.names:
+            raise wrong_input("No vector names provided")
         for name in request.vectors.names:
             if name not in fields:
                 raise no_vector_name(name)

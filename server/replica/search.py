@@ -10,18 +10,20 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
+from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding
 from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
 from server.replica.memory import default_resident_bytes
 from server.replica.outputs import Wanted
 from server.replica.pace import Pace
+from server.replica.plan import NO_PLAN, Plan
 from server.replica.records import Key, Record
 from server.replica.refusal import NotServed
 from server.replica.requests import parse
@@ -93,7 +95,11 @@ class _Answer:
         wide = points.QueryPoints()
         wide.CopyFrom(query)
         _widen(wide, max(session.collection.points, 1))
-        hits = self.universal(session).run(wide, limit=max(session.collection.points, 1))
+        every = max(session.collection.points, 1)
+        if query.query.WhichOneof("variant") == "order_by":
+            # A point comes once for each of its values; more than an answer may hold is refused.
+            every = self.settings.response_max_points + 1
+        hits = self.universal(session).run(wide, limit=every)
         gathered = groups.gather(session, hits, request.group_by, limit, size)
         lookup = request.with_lookup if request.HasField("with_lookup") else None
         return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
@@ -260,8 +266,8 @@ class Searcher:
         self._halt = threading.Event()
         self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)
 
-    def answer(self, method: str, body: bytes) -> bytes:
-        """The serialized response to a read call. Raises Refusal."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
+        """The serialized response to a read call; `plan` takes down how it came about. Raises Refusal."""
         found = _HANDLERS.get(method.removeprefix(POINTS))
         if found is None or not method.startswith(POINTS):
             raise NotServed(f"{method} is not a read that the replica knows")
@@ -271,15 +277,20 @@ class Searcher:
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():
-                    answer = _Answer(self._store, self._aids, self._settings)
+                    sharding.check_read(self._store, request)
+                    aids = replace(self._aids, plan=plan) if plan.is_wanted else self._aids
+                    answer = _Answer(self._store, aids, self._settings)
                     response = handler(answer, request)
                     break
             except SnapshotPassed:
+                plan.step("began anew", why="the collection was changed meanwhile")
                 continue
         else:
             raise NotServed("the collection changes too fast to be read whole")
         response.time = self._store.clock.monotonic() - started  # type: ignore[attr-defined]
-        return response.SerializeToString()
+        reply = response.SerializeToString()
+        plan.step("answer", bytes=len(reply))
+        return reply
 
     def start(self) -> None:
         """Begin to keep vectors and columns warm, so that the first reads of an outage need not load them."""

@@ -1,14 +1,15 @@
 """The replica's gRPC face: the Qdrant API and the control service, as raw bytes, in its own process.
 
 Promises: the event loop never waits for SQLite or a search: reads run in a pool of threads, writes in one thread of
-their own, in the order in which they came. What the replica refuses has Qdrant's status and text; reads of a collection
-carry its completeness and the log entry it is as of in the trailing metadata.
+their own, in the order in which they came. What the replica refuses has Qdrant's status and text; answers about a
+collection carry its completeness and the log entry it is as of in the trailing metadata.
 Does not check credentials: the socket is private.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,23 +23,24 @@ from google.protobuf.message import Message
 from generated.qdrant import qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import Clock
-from server.replica import catalogue
+from server.replica import catalogue, freshness
 from server.replica import requests as r
 from server.replica.imports import Imports
-from server.replica.refusal import NotServed, Refusal
+from server.replica.plan import NO_PLAN, Plan
+from server.replica.refusal import Halted, NotServed, Refusal
 from server.replica.store import Store
 from server.replica.writes import Writes
 from server.rpc import (
-    AS_OF,
     ASSUMED_VERSION,
-    COMPLETENESS,
     HEALTH_CHECK,
     HEALTH_TITLE,
     METHODS,
+    PLAN,
     Code,
     Kind,
     Method,
     Offline,
+    explains,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Trailers: TypeAlias = tuple[tuple[str, str], ...]
 _Answer: TypeAlias = Callable[[bytes, _Context], Awaitable[bytes]]
 
 CONTROL = "/understudy.replica.v1.ReplicaService/"
@@ -55,13 +58,6 @@ _SERVING = b"\x08\x01"
 
 
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
-_COMPLETENESS_NAMES: Mapping[int, str] = {
-    control.COMPLETENESS_UNSPECIFIED: "empty",
-    control.COMPLETENESS_EMPTY: "empty",
-    control.COMPLETENESS_HYDRATING: "hydrating",
-    control.COMPLETENESS_COMPLETE: "complete",
-    control.COMPLETENESS_STALE: "stale",
-}
 
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -76,8 +72,8 @@ SERVER_OPTIONS = (
 class Reader(Protocol):
     """Answers reads of points: `search.Searcher`."""
 
-    def answer(self, method: str, body: bytes) -> bytes:
-        """The serialized response. Raises Refusal. Thread-safe."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
+        """The serialized response; `plan` takes down how it came about. Raises Refusal. Thread-safe."""
         ...
 
 
@@ -173,31 +169,29 @@ class Service:
             raise NotServed(row.why_refused)
         if row.kind is Kind.READ:
             started = self._clock.monotonic()
-            reply, trailers = await self._read(lambda: self._answer_read(row, body, started))
-            context.set_trailing_metadata(trailers)
+            plan = Plan(self._clock.monotonic) if explains(context.invocation_metadata() or ()) else NO_PLAN
+            reply, trailers = await self._read(lambda: self._answer_read(row, body, started, plan))
+            context.set_trailing_metadata((*trailers, (PLAN, plan.as_json())) if plan.is_wanted else trailers)
+            if isinstance(reply, Refusal):
+                raise reply
             return reply
         if not self._alone:
             raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
         return await self._write(lambda: self._writes.apply_direct(row.path, body))
 
-    def _answer_read(self, row: Method, body: bytes, started: float) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan) -> tuple[bytes | Refusal, _Trailers]:
         # Told before the read: what is newer than promised does no harm.
-        trailers = self._freshness(collection_named_in(row, body))
-        if not row.path.startswith(r.COLLECTIONS):
-            return self._reader.answer(row.path, body), trailers
-        with self._store.snapshot():
-            return (
-                catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started),
-                trailers,
-            )
-
-    def _freshness(self, name: str) -> tuple[tuple[str, str], ...]:
-        collection = self._store.collection(name) if name else None
-        applied_seq = self._store.applied_seq
-        if collection is None:
-            return ((AS_OF, str(applied_seq)),)
-        as_of = applied_seq if catalogue.is_whole(collection) else collection.as_of_seq
-        return ((COMPLETENESS, _COMPLETENESS_NAMES[collection.completeness]), (AS_OF, str(as_of)))
+        named = collection_named_in(row, body)
+        trailers = freshness.trailers(catalogue.freshness_of(self._store, named, self._store.applied_seq))
+        try:
+            if not row.path.startswith(r.COLLECTIONS):
+                return self._reader.answer(row.path, body, plan), trailers
+            with self._store.snapshot():
+                reply = catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started)
+                return reply, trailers
+        except Refusal as refusal:
+            # Whether it says no for want of data is of interest too.
+            return refusal, trailers
 
     def _version(self) -> str:
         return self._store.meta(catalogue.REMOTE_VERSION) or ASSUMED_VERSION
@@ -215,8 +209,21 @@ class Service:
             run = self._write if request.method == r.UPDATE_BATCH else self._read
             resolved = await run(lambda: self._writes.prepare(request.method, request.request))
         except Refusal as refusal:
-            return control.PrepareResponse(code=refusal.code, details=refusal.details)
+            return control.PrepareResponse(
+                code=refusal.code,
+                details=refusal.details,
+                resolved=refusal.done if isinstance(refusal, Halted) else (),
+                freshness=await self._read(lambda: self._freshness(request)),
+            )
         return control.PrepareResponse(resolved=resolved)
+
+    def _freshness(self, request: control.PrepareRequest) -> control.Freshness:
+        row = METHODS.get(request.method)
+        named = ""
+        if row is not None:
+            with contextlib.suppress(Refusal):  # a body that is no message names nothing
+                named = collection_named_in(row, request.request)
+        return catalogue.freshness_of(self._store, named, self._store.applied_seq)
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)

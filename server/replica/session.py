@@ -24,6 +24,7 @@ from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_
 from server.replica.indexing import Index
 from server.replica.pace import Pace
 from server.replica.paths import Path, Values, selector
+from server.replica.plan import NO_PLAN, Plan
 from server.replica.points import key_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Key, Record
@@ -109,6 +110,7 @@ class Aids:
     pace: Pace
     now: Callable[[], float]
     index: Index | None = None
+    plan: Plan = NO_PLAN
 
 
 def _no_time() -> float:
@@ -124,6 +126,7 @@ class Session:
         self.index = aids.index if aids is not None else None
         self.pace = aids.pace if aids is not None else Pace()
         self.now = aids.now if aids is not None else _no_time
+        self.plan = aids.plan if aids is not None else NO_PLAN
         self._resident = aids.resident if aids is not None else None
         self._tables = aids.tables if aids is not None else None
 
@@ -160,6 +163,8 @@ class Session:
         first = min(max(expected, 1), _PAGE)
         matcher = selection.matcher
         judged = self._judged(selection)
+        if judged is None:
+            self._note_walk(selection)
         if judged is not None and judged.is_exact:
             yield from self._fetched(judged.table.keys_of(judged.maybe, start), payload, vectors, first)
             return
@@ -219,7 +224,19 @@ class Session:
             return None
         node = selection.matcher.node if selection.matcher is not None else Combined()
         table = self._tables.table(self.collection, node, *more)
-        return None if table is None else Judged(table, *table.bounds(node))
+        judged = None if table is None else Judged(table, *table.bounds(node))
+        if judged is not None and self.plan.is_wanted:
+            surely, maybe = int(np.count_nonzero(judged.surely)), int(np.count_nonzero(judged.maybe))
+            self.plan.step("filter", by="columns", exact=surely == maybe, surely=surely, maybe=maybe)
+        return judged
+
+    def _note_walk(self, selection: Selection) -> None:
+        """For the plan: points are read one by one and tested."""
+        if selection.only is not None:
+            self.plan.step("filter", by="ids", candidates=len(selection.only))
+        else:
+            by = "none" if selection.matcher is None else "every point"
+            self.plan.step("filter", by=by, candidates=self.collection.points)
 
     def coded(self, selection: Selection, path: Path) -> Coded | None:
         """The matching points with the codes of what they hold at a path; None when the points have to be walked."""
@@ -238,6 +255,7 @@ class Session:
     def blocks(self, space: Space, selection: Selection) -> Iterator[Masked]:
         """The vectors of the matching points that have one, in blocks; with masks of rows that do not count."""
         view = self._resident.view(self.collection, space) if self._resident is not None else None
+        self.plan.step("vectors", of=space.name, out_of="store" if view is None else "memory")
         if view is None:
             yield from self._streamed(space, selection)
         elif selection.is_everything:

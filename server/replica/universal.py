@@ -68,17 +68,33 @@ class Universal:
         is_sample = request.query.WhichOneof("variant") == "sample" and not request.prefetch
         offset = 0 if is_sample else request.offset
         wanted = asked if limit is None else limit
-        count = self._capped(wanted + offset)
+        count = self._capped(request, wanted + offset)
         self._excluded = excluding(here)
         hits = self._level(request, request.filter, count, "", wanted)
+        self._note(request, "query", count, len(hits))
+        self._refuse_huge(len(hits))
         return hits[offset : offset + wanted]
 
-    def _capped(self, count: int) -> int:
-        """Never more than there are points; refused when an answer would be larger than the limit on answers."""
+    def _capped(self, node: Node, count: int) -> int:
+        """Never more than there can be; refused when an answer would be larger than the limit on answers."""
+        if node.query.WhichOneof("variant") == "order_by":
+            # A point comes once for each value that it is ordered by.
+            return min(count, self._most_points + 1)
         possible = min(count, max(self._session.collection.points, 1))
-        if possible > self._most_points:
-            raise NotServed(f"the answer would hold more than {self._most_points} points (replica.response_max_points)")
+        self._refuse_huge(possible)
         return possible
+
+    def _note(self, node: Node, place: str, limit: int, results: int) -> None:
+        """For the plan: a level is done."""
+        if self._session.plan.is_wanted:
+            form = node.query.WhichOneof("variant") if node.HasField("query") else None
+            self._session.plan.step(
+                place, form=form or "by id", using=node.using, limit=limit, results=results, merges=len(node.prefetch)
+            )
+
+    def _refuse_huge(self, count: int) -> None:
+        if count > self._most_points:
+            raise NotServed(f"the answer would hold more than {self._most_points} points (replica.response_max_points)")
 
     def _referenced(self, node: Node) -> tuple[list[Key], list[tuple[Session, list[Key]]]]:
         """Ids that a request and its prefetches refer to, here and in other collections."""
@@ -137,7 +153,8 @@ class Universal:
             limit = inner.limit if inner.HasField("limit") else DEFAULT_LIMIT
             if limit == 0:
                 raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
-            sources.append(self._level(inner, narrowed, self._capped(limit), place, limit))
+            sources.append(self._level(inner, narrowed, self._capped(inner, limit), place, limit))
+            self._note(inner, place.removesuffix("."), limit, len(sources[-1]))
         form = node.query.WhichOneof("variant") if node.HasField("query") else None
         threshold = node.score_threshold if node.HasField("score_threshold") else None
         if form in ("fusion", "rrf"):
@@ -206,7 +223,7 @@ class Universal:
         diversity = mmr.diversity if mmr.HasField("diversity") else _MMR_DIVERSITY
         if not 0 <= diversity <= 1:
             raise bad_body("query.mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
-        candidates = self._capped(mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
+        candidates = self._capped(node, mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
         space = self._session.space(node.using)
         vector = inputs.prepared(inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node)), space)
         nearest = self._nearest(node, space, vector)

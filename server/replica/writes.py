@@ -22,7 +22,7 @@ from server.clock import Clock
 from server.replica import catalogue
 from server.replica import requests as r
 from server.replica.applying import Applier
-from server.replica.refusal import NotServed, Refusal, no_point
+from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Resolved, Resolver
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
@@ -58,7 +58,10 @@ class Writes:
     # --- prepare -----------------------------------------------------------------------------------------------------
 
     def prepare(self, method: str, body: bytes) -> list[wal.Operation]:
-        """The plain operations that replace a write, [] when it is plain as it stands. Raises Refusal."""
+        """The plain operations that replace a write, [] when it is plain as it stands.
+
+        Raises Refusal; Halted for a batch of which Qdrant would do the first parts.
+        """
         row = _row(method)
         request = r.parse(row.request, body)
         if isinstance(request, pb.UpdateBatchPoints):
@@ -66,36 +69,36 @@ class Writes:
         else:
             with self._store.snapshot():
                 resolved = Resolver(self._store, self._matching, self._resolved_points).resolve(method, request)
-        return [
-            wal.Operation(method=plain_method, request=plain.SerializeToString())
-            for plain_method, plain in resolved or ()
-        ]
+        return _operations(resolved or ())
 
     def _resolve_batch(self, batch: pb.UpdateBatchPoints) -> Resolved:
-        """Resolve each part in the state that the parts before it leave: on trial, in a transaction rolled back."""
-        parts = r.parts_of(batch)
+        """Resolve each part in the state that the parts before it leave: on trial, in a transaction rolled back.
+
+        As in Qdrant, a part that is refused leaves the parts before it done and those behind it undone.
+        """
         resolved: list[tuple[str, Message]] = []
         is_plain = True
         try:
             with self._store.transaction() as tx:
                 resolver = Resolver(tx, self._matching, self._resolved_points)
                 applier = Applier(tx, self._matching, Touched(0), 0, synced=False)
-                for method, part in parts:
+                for method, part in r.parts_of(batch):
                     replaced = resolver.resolve(method, part)
-                    self._demand_points(applier, method, part)
+                    missing = _missing_point(applier, method, part)
                     is_plain = is_plain and replaced is None
                     for plain_method, plain in [(method, part)] if replaced is None else replaced:
                         applier.apply(plain_method, plain)
                         resolved.append((plain_method, plain))
+                    if missing:
+                        # The points of this part that are there were changed.
+                        raise no_point(missing)
                 raise _RolledBack
         except _RolledBack:
             return None if is_plain else resolved
-
-    def _demand_points(self, applier: Applier, method: str, part: Any) -> None:
-        """Qdrant stops a batch at the part that names a missing point; here nothing of such a batch is done."""
-        missing = applier.missing_point(part) if method in _NAMING and part.wait else ""
-        if missing:
-            raise no_point(missing)
+        except Refusal as refusal:
+            if resolved:
+                raise Halted(refusal, _operations(resolved)) from refusal
+            raise
 
     # --- apply -------------------------------------------------------------------------------------------------------
 
@@ -107,19 +110,29 @@ class Writes:
             for entry in entries:
                 if entry.seq <= applied_seq:
                     response.results.append(_past(entry))
-                    continue
-                response.results.append(self._apply_entry(tx, entry))
-                applied_seq = entry.seq
+                else:
+                    response.results.append(self._apply_entry(tx, entry))
+                    applied_seq = entry.seq
+                if not entry.synced:
+                    # Qdrant has answered the others.
+                    told = catalogue.freshness_of(tx, entry.entry.collection, applied_seq)
+                    response.results[-1].freshness.CopyFrom(told)
             tx.set_applied_seq(applied_seq)
         response.applied_seq = applied_seq
         return response
 
     def apply_direct(self, method: str, body: bytes) -> bytes:
         """A write without a log: prepared and applied under the next number. Raises Refusal."""
-        resolved = self.prepare(method, body)
+        halted: Halted | None = None
+        try:
+            resolved = self.prepare(method, body)
+        except Halted as refusal:
+            halted, resolved = refusal, list(refusal.done)
         entry = wal.Entry(method=method, request=body, resolved=resolved)
         seq = self._store.applied_seq + 1
         result = self.apply([control.LogEntry(seq=seq, entry=entry)]).results[0]
+        if halted is not None:
+            raise halted
         if result.code:
             raise Refusal(Code(result.code), result.details)
         return result.reply
@@ -168,6 +181,14 @@ class Writes:
             return control.Applied(seq=entry.seq, code=refusal.code, details=refusal.details)
         body = response_to(row, request, entry.seq, existed=existed, seconds=elapsed())
         return control.Applied(seq=entry.seq, reply=body.SerializeToString())
+
+
+def _missing_point(applier: Applier, method: str, part: Any) -> str:
+    return applier.missing_point(part) if method in _NAMING and part.wait else ""
+
+
+def _operations(plain: Iterable[tuple[str, Message]]) -> list[wal.Operation]:
+    return [wal.Operation(method=method, request=request.SerializeToString()) for method, request in plain]
 
 
 def _row(method: str) -> Method:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
 from server.config import Tenancy
-from server.rpc import Backend, Call, Code, Reply, refuse
+from server.rpc import Backend, Call, Code, Reply, refuse, unexplained
 from server.tenancy.confine import plan
 from server.tenancy.filters import is_tenant, not_of_tenant, of_ids
 from server.tenancy.identity import check_settings
@@ -50,7 +50,8 @@ class TenancyLayer:
         """Answer one call of one tenant."""
         if not self._settings.enabled:
             return await self._inner.handle(call)
-        planned = plan(call, self._settings)
+        # A plan counts the points of all tenants.
+        planned = plan(unexplained(call), self._settings)
         if isinstance(planned, Reply):
             return planned
         refusal = self._version_refusal(planned.call.method) or await self._show(planned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
 from server.config import Tenancy
 from server.errors import ConfigError
-from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Kind, Reply
+from server.rpc import EXPLAIN, HEALTH_CHECK, METHODS, Call, Code, Kind, Reply
 from server.tenancy import MINIMUM_REMOTE_VERSION, Passage, TenancyLayer, confine, is_new_enough, passage_of, reveal
 from server.tenancy.confine import AS_IT_IS, CONFINED, REFUSED
 from server.tenancy.filters import is_tenant
@@ -501,6 +502,16 @@ async def test_switched_off_it_is_not_there() -> None:
     original = Call(POINTS + "Count", b"\xff")
     await TenancyLayer(inner, Tenancy()).handle(original)
     assert inner.calls == [original] and inner.calls[0] is original
+
+
+async def test_no_plan_of_an_answer_is_given_to_a_tenant() -> None:
+    """It would count the points of the others, and `local` would ask the replica while Qdrant is up."""
+    inner = RecordingBackend()
+    asked = call(POINTS + "Count", points.CountPoints(collection_name="c"))
+    asked = replace(asked, metadata=(*asked.metadata, (EXPLAIN, "local"), ("other", "x")))
+    await TenancyLayer(inner, SETTINGS).handle(asked)
+    [passed] = inner.calls
+    assert passed.metadata == (("x-tenant-id", "A"), ("other", "x"))
 
 
 async def test_points_by_id_are_shown_to_be_own_before_and_after() -> None:

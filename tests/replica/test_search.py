@@ -261,6 +261,37 @@ def test_order_by(reads: Reads) -> None:
     assert [(point.id.num, point.order_value.int, point.score) for point in found] == [(1, 1, 1.0), (2, 2, 1.0)]
 
 
+def test_an_ordered_query_counts_values_not_points(reads: Reads) -> None:
+    reads.index("m", pb.FieldType.FieldTypeInteger)
+    points = [make.point(number, make.dense(1, 1), m=[number, number + 10, number + 20]) for number in (1, 2)]
+    reads.local.do(r.DELETE, pb.DeletePoints(collection_name="c", points=pb.PointsSelector(filter=common.Filter())))
+    reads.local.do(r.UPSERT, make.upsert(*points))
+    request = pb.QueryPoints(collection_name="c", limit=6)
+    request.query.order_by.key = "m"
+    answer = reads.ask("Query", request).result
+    assert [(point.id.num, point.order_value.int) for point in answer] == [
+        (1, 1), (2, 2), (1, 11), (2, 12), (1, 21), (2, 22),
+    ]  # fmt: skip
+    request.limit = 999_999_999
+    assert len(reads.ask("Query", request).result) == 6
+    small = Searcher(reads.store, config.Replica(response_max_points=5))
+    assert refused(lambda: small.answer(r.POINTS + "Query", request.SerializeToString()))[0] is Code.UNAVAILABLE
+
+
+def test_groups_of_an_ordered_query_hold_each_point_once(reads: Reads) -> None:
+    reads.index("m", pb.FieldType.FieldTypeInteger)
+    reads.local.do(r.DELETE, pb.DeletePoints(collection_name="c", points=pb.PointsSelector(filter=common.Filter())))
+    values = {1: [1, 2, 3, 4], 2: [10], 3: [11]}
+    reads.local.do(r.UPSERT, make.upsert(*(make.point(n, make.dense(1, 1), m=m, k="g") for n, m in values.items())))
+    request = pb.QueryPointGroups(collection_name="c", group_by="k", limit=5, group_size=2)
+    request.query.order_by.key = "m"
+    [group] = reads.ask("QueryGroups", request).result.groups
+    assert ids(group.hits) == [1, 2]
+    request.group_size = 5
+    [group] = reads.ask("QueryGroups", request).result.groups
+    assert ids(group.hits) == [1, 2, 3]
+
+
 def test_facet(reads: Reads) -> None:
     request = pb.FacetCounts(collection_name="c", key="k")
     code, details = refused(lambda: reads.ask("Facet", request))

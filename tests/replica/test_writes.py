@@ -461,12 +461,50 @@ def test_every_kind_of_part(one: Local) -> None:
     assert one.points() == {1: ({}, {"": [7, 7]}), 2: ({}, {}), 4: ({"e": {"d": 1}}, {"": [1, 2]})}
 
 
-def test_nothing_of_a_batch_with_a_bad_part_is_done(one: Local) -> None:
+_NO_POINT_9 = (Code.NOT_FOUND, "Not found: No point with id 9 found")
+_BAD_PARTS = [
+    (_Op(set_payload=_Op.SetPayload(payload=payload({"b": 1}), points_selector=ids(9))), *_NO_POINT_9),
+    (
+        _Op(upsert=_Op.PointStructList(points=[point(8, dense(1, 2, 3))])),
+        Code.INVALID_ARGUMENT,
+        "Wrong input: Vector dimension error: expected dim: 2, got 3",
+    ),
+    (_Op(), Code.INVALID_ARGUMENT, "Operation is missing"),
+]
+
+
+@pytest.mark.parametrize(("bad", "code", "text"), _BAD_PARTS)
+def test_a_batch_stops_at_its_first_bad_part(one: Local, bad: pb.PointsUpdateOperation, code: Code, text: str) -> None:
+    good = _Op(upsert=_Op.PointStructList(points=[point(1, a="x")]))
+    never = _Op(delete_points=_Op.DeletePoints(points=ids(1)))
+    assert _refused(one, r.UPDATE_BATCH, _batch(bad, good)) == (code, text)
+    with pytest.raises(Refusal) as refused:
+        one.do(r.UPDATE_BATCH, _batch(good, bad, never))
+    assert (refused.value.code, refused.value.details) == (code, text)
+    assert one.payloads() == {1: {"a": "x"}}
+
+
+def test_a_batch_that_stops_leaves_the_points_of_its_bad_part_changed_that_are_there(one: Local) -> None:
     batch = _batch(
-        _Op(upsert=_Op.PointStructList(points=[point(1)])),
-        _Op(set_payload=_Op.SetPayload(payload=payload({"b": 1}), points_selector=ids(9))),
+        _Op(upsert=_Op.PointStructList(points=[point(1), point(2)])),
+        _Op(set_payload=_Op.SetPayload(payload=payload({"b": 1}), points_selector=ids(1, 9))),
+        _Op(clear_payload=_Op.ClearPayload(points=ids(1))),
     )
-    assert _refused(one, r.UPDATE_BATCH, batch) == (Code.NOT_FOUND, "Not found: No point with id 9 found")
+    with pytest.raises(Refusal) as refused:
+        one.do(r.UPDATE_BATCH, batch)
+    assert (refused.value.code, refused.value.details) == _NO_POINT_9
+    assert one.payloads() == {1: {"b": 1}, 2: {}}
+
+
+def test_without_wait_a_batch_does_not_stop_at_a_missing_point(one: Local) -> None:
+    batch = _batch(
+        _Op(set_payload=_Op.SetPayload(payload=payload({"b": 1}), points_selector=ids(9))),
+        _Op(upsert=_Op.PointStructList(points=[point(1)])),
+    )
+    batch.wait = False
+    answer = one.do(r.UPDATE_BATCH, batch)
+    assert [result.status for result in answer.result] == [pb.UpdateStatus.Acknowledged] * 2
+    assert one.payloads() == {1: {}}
 
 
 def test_preparing_changes_nothing(one: Local) -> None:

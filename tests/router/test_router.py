@@ -68,6 +68,7 @@ class FakeReplica:
     refusal: control_pb.PrepareResponse = field(default_factory=control_pb.PrepareResponse)
     reads: list[Call] = field(default_factory=list)
     answer: Reply = field(default_factory=lambda: Reply(b"local", trailers=((rpc.COMPLETENESS, "complete"),)))
+    freshness: control_pb.Freshness = field(default_factory=control_pb.Freshness)
     hold: asyncio.Event | None = None
     marked: list[str] = field(default_factory=list)
 
@@ -81,7 +82,9 @@ class FakeReplica:
         if self.hold is not None:
             await self.hold.wait()
         self.applied.extend(request.entries)
-        results = [control_pb.Applied(seq=entry.seq, reply=b"applied") for entry in request.entries]
+        results = [
+            control_pb.Applied(seq=entry.seq, reply=b"applied", freshness=self.freshness) for entry in request.entries
+        ]
         return control_pb.ApplyResponse(results=results, applied_seq=request.entries[-1].seq)
 
     async def handle(self, call: Call) -> Reply:
@@ -372,6 +375,31 @@ async def test_what_the_replica_refuses_is_not_logged(make_rig: MakeRig) -> None
     reply = await rig.router.handle(upsert())
     assert (reply.code, reply.details) == (Code.INVALID_ARGUMENT, "Wrong input: Vector dimension error")
     assert await rig.entries() == [] and not rig.replica.applied
+
+
+async def test_what_is_done_of_a_batch_before_it_stops_is_logged(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    done = entry_pb2.Operation(method=UPSERT, request=upsert().body)
+    rig.replica.refusal = control_pb.PrepareResponse(code=5, details="Not found: x", resolved=[done])
+    batch = points_pb2.UpdateBatchPoints(collection_name="c", wait=True)
+    reply = await rig.router.handle(Call(rpc.UPDATE_BATCH, batch.SerializeToString()))
+    assert (reply.code, reply.details, reply.body) == (Code.NOT_FOUND, "Not found: x", b"")
+    [(state, entry)] = await rig.entries()
+    assert state is EntryState.PENDING and list(entry.resolved) == [done]
+    assert [one.entry for one in rig.replica.applied] == [entry]
+
+
+async def test_local_answers_to_writes_say_how_fresh_they_are(make_rig: MakeRig) -> None:
+    rig = make_rig(Settings.model_validate({"replica": {"local_reads": "complete_only"}}))
+    rig.replica.freshness = control_pb.Freshness(completeness=control_pb.COMPLETENESS_HYDRATING, as_of_seq=7)
+    reply = await rig.router.handle(upsert())
+    trailers = dict(reply.trailers)
+    # `complete_only` is about reads: this write is in the log.
+    assert reply.is_ok and (trailers[rpc.COMPLETENESS], trailers[rpc.AS_OF]) == ("hydrating", "7")
+    rig.replica.refusal = control_pb.PrepareResponse(code=3, details="no", freshness=rig.replica.freshness)
+    reply = await rig.router.handle(upsert())
+    trailers = dict(reply.trailers)
+    assert not reply.is_ok and (trailers[rpc.COMPLETENESS], trailers[rpc.AS_OF]) == ("hydrating", "7")
 
 
 @pytest.mark.parametrize("online", [True, False])

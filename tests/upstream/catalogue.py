@@ -186,13 +186,28 @@ def updated(config: collections.CollectionConfig, request: collections.UpdateCol
         config.strict_mode_config.MergeFrom(request.strict_mode_config)
     if request.HasField("quantization_config"):
         _quantization(config, request.quantization_config)
+    for name, diff in request.vectors_config.params_map.map.items():
+        _vector(config.params.vectors_config.params_map.map[name], diff)
+    if request.vectors_config.WhichOneof("config") == "params":
+        _vector(config.params.vectors_config.params, request.vectors_config.params)
     for name, sparse in request.sparse_vectors_config.map.items():
         config.params.sparse_vectors_config.map[name].MergeFrom(sparse)
     for key, value in request.metadata.items():
         config.metadata[key].CopyFrom(value)
 
 
-def _quantization(config: collections.CollectionConfig, diff: collections.QuantizationConfigDiff) -> None:
+def _vector(params: collections.VectorParams, diff: collections.VectorParamsDiff) -> None:
+    params.hnsw_config.MergeFrom(diff.hnsw_config)
+    if diff.HasField("quantization_config"):
+        _quantization(params, diff.quantization_config)
+    for name in ("on_disk", "memory"):
+        if diff.HasField(name):
+            setattr(params, name, getattr(diff, name))
+
+
+def _quantization(
+    config: collections.CollectionConfig | collections.VectorParams, diff: collections.QuantizationConfigDiff
+) -> None:
     kind = diff.WhichOneof("quantization")
     if kind == "disabled":
         config.ClearField("quantization_config")

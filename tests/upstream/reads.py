@@ -202,6 +202,9 @@ class ReadCalls:
             with_vectors=_vectors(request),
             score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
             with_lookup=lookup,
+            lookup_from=GrpcToRest.convert_lookup_location(request.lookup_from)
+            if request.HasField("lookup_from")
+            else None,
         )
         for group in groups.groups:
             group.hits = [_bare(hit) for hit in group.hits]

@@ -67,11 +67,10 @@ class WriteCalls:
         name = self._engine.resolve(request.collection_name)
         if not request.operations:
             raise invalid("Validation error in body: [operations: value [] invalid, must be at least 1 characters]")
-        operations = [_modern(operation) for operation in request.operations]
-        for operation in operations:
-            self._check(name, operation)
         results = []
-        for operation in operations:
+        for operation in map(_modern, request.operations):
+            # One after the other: a server stops at the first that it refuses, with those before it done.
+            self._check(name, operation)
             number = self._catalogue.next_operation(name)
             self._apply(name, [operation], wait=request.wait)
             results.append(_result(number, wait=request.wait))
@@ -137,6 +136,8 @@ class WriteCalls:
             sparse = config.params.sparse_vectors_config.map[request.vector_name]
             if request.sparse_config.HasField("modifier"):
                 sparse.modifier = request.sparse_config.modifier
+            if request.sparse_config.HasField("datatype"):
+                sparse.index.datatype = request.sparse_config.datatype
         else:
             params = config.params.vectors_config.params_map.map[request.vector_name]
             params.size, params.distance = request.dense_config.size, request.dense_config.distance

@@ -50,14 +50,24 @@ class PrepareRequest(_message.Message):
     def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ...) -> None: ...
 
 class PrepareResponse(_message.Message):
-    __slots__ = ("code", "details", "resolved")
+    __slots__ = ("code", "details", "resolved", "freshness")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
     code: int
     details: str
     resolved: _containers.RepeatedCompositeFieldContainer[_entry_pb2.Operation]
-    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., resolved: _Optional[_Iterable[_Union[_entry_pb2.Operation, _Mapping]]] = ...) -> None: ...
+    freshness: Freshness
+    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., resolved: _Optional[_Iterable[_Union[_entry_pb2.Operation, _Mapping]]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
+
+class Freshness(_message.Message):
+    __slots__ = ("completeness", "as_of_seq")
+    COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
+    completeness: Completeness
+    as_of_seq: int
+    def __init__(self, completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
     __slots__ = ("entries",)
@@ -84,16 +94,18 @@ class ApplyResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Applied, _Mapping]]] = ..., applied_seq: _Optional[int] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("seq", "code", "details", "reply")
+    __slots__ = ("seq", "code", "details", "reply", "freshness")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     code: int
     details: str
     reply: bytes
-    def __init__(self, seq: _Optional[int] = ..., code: _Optional[int] = ..., details: _Optional[str] = ..., reply: _Optional[bytes] = ...) -> None: ...
+    freshness: Freshness
+    def __init__(self, seq: _Optional[int] = ..., code: _Optional[int] = ..., details: _Optional[str] = ..., reply: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
 
 class ImportCatalogueRequest(_message.Message):
     __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole")
