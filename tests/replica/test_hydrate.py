@@ -131,6 +131,15 @@ class World:
         )
         return found
 
+    async def compare_page(self, request: control_pb.ComparePageRequest) -> control_pb.ComparePageResponse:
+        found: control_pb.ComparePageResponse = await self._in_turn(
+            request.since_seq, lambda: self.here.imports.compare(request)
+        )
+        return found
+
+    async def note_verified(self, request: control_pb.NoteVerifiedRequest) -> control_pb.NoteVerifiedResponse:
+        return self.here.imports.note_verified(request)
+
     async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
         return self.here.imports.set_completeness(request)
 
@@ -146,6 +155,7 @@ class World:
                     as_of_seq=each.as_of_seq,
                     resume_at=each.resume_at,
                     expected_points=each.expected_points,
+                    verified_unix_ns=self.here.store.verified_unix_ns(each.cid),
                 )
                 for each in self.here.store.collections()
             ],
