@@ -173,7 +173,7 @@ class Drift:
 
     async def _compare_one(self, state: control_pb.CollectionState, is_over: Callable[[], bool], tools: Tools) -> bool:
         name = state.name
-        progress = self._progress.setdefault(name, VerifyProgress(name, VerifyState.VERIFIED))
+        self._progress.setdefault(name, VerifyProgress(name, VerifyState.VERIFIED))
         try:
             if not self._is_due(state, tools):
                 self._spots[name], has_drifted = await spot(name, self._spots.get(name, b""), tools)
@@ -183,13 +183,14 @@ class Drift:
             return await self._go_on(state, is_over, tools)
         except (RemoteRefused, ReplicaRefused) as refusal:
             self._under_way.pop(name, None)
+            progress = self._progress[name]
             progress.state, progress.reason = VerifyState.FAILED, str(refusal)
             self._telemetry.log.warning(Message.HYDRATION_FAILED, collection=name, error=str(refusal))
             if isinstance(refusal, RemoteRefused) and refusal.wants_credential:
                 raise
             return False
         except Interrupted as interrupted:
-            progress.reason = str(interrupted)
+            self._progress[name].reason = str(interrupted)
             raise
 
     def _is_due(self, state: control_pb.CollectionState, tools: Tools) -> bool:

@@ -90,7 +90,9 @@ class Imports:
         else:
             collection = existing
         # It exists remotely, so what was made here is no longer only here.
-        collection = tx.save_collection(replace(collection, config=config, info=remote.info, created_here=False))
+        seen = replace(collection, config=config, info=remote.info, created_here=False)
+        # A look that shows nothing new leaves alone what readers keep in memory of the collection.
+        collection = seen if seen == existing else tx.save_collection(seen)
         self._import_schema(tx, collection, info)
         return [] if catalogue.is_whole(collection) else [remote.name]
 
@@ -99,7 +101,9 @@ class Imports:
             if field not in info.payload_schema:
                 tx.save_schema(collection.cid, field, None)
         for field, schema in info.payload_schema.items():
-            tx.save_schema(collection.cid, field, schema.SerializeToString(deterministic=True))
+            body = schema.SerializeToString(deterministic=True)
+            if collection.schema.get(field) != body:
+                tx.save_schema(collection.cid, field, body)
 
     def _drop_gone(self, tx: Transaction, remote_names: set[str], since: int) -> None:
         for collection in tx.collections():

@@ -100,12 +100,20 @@ def _agree_but_for_rounding(one: Record, other: Record, rounded: frozenset[str])
     )
 
 
-def _rows(vector: points.Vector) -> list[Floats]:
-    rows = [vector.dense] if vector.WhichOneof("vector") == "dense" else vector.multi_dense.vectors
-    return [floats_of(row) for row in rows]
+def _rows(vector: points.Vector) -> list[Floats] | None:
+    """The rows of a dense vector; None for a sparse one, which nobody normalises."""
+    match vector.WhichOneof("vector"):
+        case "dense":
+            return [floats_of(vector.dense)]
+        case "multi_dense":
+            return [floats_of(row) for row in vector.multi_dense.vectors]
+        case _:
+            return None
 
 
-def _are_near(first: list[Floats], second: list[Floats]) -> bool:
+def _are_near(first: list[Floats] | None, second: list[Floats] | None) -> bool:
+    if first is None or second is None:
+        return False
     return len(first) == len(second) and all(
         one.shape == other.shape and np.allclose(one, other, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
         for one, other in zip(first, second, strict=True)

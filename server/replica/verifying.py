@@ -118,13 +118,13 @@ class Verification:
 
 
 async def look_at(name: str, offset: bytes, pages: Pages, tools: Tools, limit: int = 0) -> tuple[Page, Look]:
-    """A range as Qdrant has it, and how the replica compares. Changes nothing."""
-    since = await tools.since()
+    """A range as Qdrant has it, and how the replica compares when it has taken in the log. Changes nothing."""
+    tools.check()
     page = await pages.read(offset, limit)
     tools.check()
     answer = await tools.control.compare_page(
         control_pb.ComparePageRequest(
-            collection=name, page=page.body, first=offset, after=page.next_offset, since_seq=since
+            collection=name, page=page.body, first=offset, after=page.next_offset, since_seq=tools.log.last_seq
         )
     )
     return page, Look(_digest(answer.remote), _digest(answer.local), answer.differing)
