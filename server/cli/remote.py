@@ -171,11 +171,12 @@ def show_status(document: dict[str, Any]) -> None:
     rows = document.get("collections") or []
     if rows:
         made = table("collection", "local copy", "points#", "expected#", "index", "verified", "repaired#")
+        copies = {row.get("collection"): row for row in document.get("hydration") or []}
         compared = {row.get("collection"): row for row in document.get("verification") or []}
         for row in rows:
             made.add_row(
                 escape(str(row.get("name"))),
-                str(row.get("completeness")),
+                escape(_copy_state(row, copies.get(row.get("name"), {}))),
                 str(row.get("points", 0)),
                 str(row.get("expected_points", 0)),
                 str(row.get("index_state", "")),
@@ -184,6 +185,16 @@ def show_status(document: dict[str, Any]) -> None:
             )
         console.print()
         console.print(made)
+
+
+def _copy_state(row: dict[str, Any], copy: dict[str, Any]) -> str:
+    """How much is here, and what the copy under way does or why there is none."""
+    words = [str(row.get("completeness"))]
+    if copy.get("state") == "copying":
+        words.append(f"{copy.get('points_per_second') or 0:,.0f} points/s")
+    elif copy.get("state") not in (None, "complete"):
+        words.append(str(copy["state"]))
+    return ", ".join(words)
 
 
 def _replay(replay: dict[str, Any]) -> str:
