@@ -25,6 +25,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 
 COLLECTION = "bulk"
 DISTINCT = 1024
+DISTINCT_BYTES = 16 * 1024 * 1024
 KEPT_BYTES = 512 * 1024 * 1024
 TEXT = """the river keeps its course between meadows and a small town where people trade wool salt paper and news
 every week a boat brings letters for the school and the mill its keeper writes down who came and what they paid"""
@@ -34,16 +35,19 @@ WORDS = TEXT.split()
 class Points:
     """Points as the bytes of a ScrollResponse; only their numbers are put in when they are asked for."""
 
-    def __init__(self, count: int, size: int, payload_bytes: int) -> None:
+    def __init__(self, count: int, size: int, payload_bytes: int, version: str = "1.18.3") -> None:
         self.count = count
         self.size = size
+        self.version = version
+        has_oneof = tuple(map(int, version.split(".")[:2])) >= (1, 17)
         random_state = np.random.default_rng(7)
         words = random.Random(7)
         self._bodies: list[tuple[bytes, bytes]] = []
-        for _ in range(DISTINCT):
+        for _ in range(min(DISTINCT, DISTINCT_BYTES // (4 * size + payload_bytes) + 1, count)):
             vector = random_state.standard_normal(size).astype("<f4")
             point = points_pb2.RetrievedPoint()
-            point.vectors.vector.dense.data.extend(vector)
+            output = point.vectors.vector
+            (output.dense if has_oneof else output).data.extend(vector)
             point.payload["text"].string_value = _text(words, payload_bytes)
             body = point.SerializeToString(deterministic=True)
             at = body.index(vector.tobytes())
@@ -72,7 +76,7 @@ class Points:
         return b"".join(self._point(1, number) for number in numbers if number < self.count)
 
     def _point(self, field: int, number: int) -> bytes:
-        before, behind = self._bodies[number % DISTINCT]
+        before, behind = self._bodies[number % len(self._bodies)]
         own = points_pb2.RetrievedPoint(id=common.PointId(num=number))
         own.payload["n"].integer_value = number
         body = b"".join((own.SerializeToString(), before, struct.pack("<f", number), behind))
@@ -80,10 +84,7 @@ class Points:
 
 
 def _text(words: random.Random, length: int) -> str:
-    text = ""
-    while len(text) < length:
-        text += words.choice(WORDS) + " "
-    return text[:length]
+    return " ".join(words.choices(WORDS, k=length // 3 + 1))[:length]
 
 
 def _varint(number: int) -> bytes:
@@ -110,7 +111,7 @@ class Handler(grpc.GenericRpcHandler):
         ready: dict[str, Message | bytes] = {
             "/qdrant.Points/Query": ready_answer(),
             "/qdrant.Points/Count": points_pb2.CountResponse(result=points_pb2.CountResult(count=points.count)),
-            "/qdrant.Qdrant/HealthCheck": qdrant_pb2.HealthCheckReply(title="scroll", version="1.18.3"),
+            "/qdrant.Qdrant/HealthCheck": qdrant_pb2.HealthCheckReply(title="scroll", version=points.version),
             "/grpc.health.v1.Health/Check": b"\x08\x01",
             "/qdrant.Collections/List": listed,
             "/qdrant.Collections/Get": collections_pb2.GetCollectionInfoResponse(result=info),
@@ -160,5 +161,7 @@ if __name__ == "__main__":
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=384, help="numbers in a vector")
     parser.add_argument("--payload-bytes", type=int, default=1024)
+    parser.add_argument("--version", default="1.18.3", help="below 1.17 vectors come in the deprecated fields")
     chosen = parser.parse_args()
-    asyncio.run(serve(chosen.listen, Points(chosen.points, chosen.size, chosen.payload_bytes)))
+    held = Points(chosen.points, chosen.size, chosen.payload_bytes, chosen.version)
+    asyncio.run(serve(chosen.listen, held))

@@ -48,11 +48,9 @@ class Copy:
         self._known = known
         self._progress = progress
         self._ = tools
+        self._was_whole = known.completeness in (control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE)
         # A collection that was whole once stays STALE while it is copied again: old is better than partial.
-        whole_once = (control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE)
-        self._meanwhile = (
-            control_pb.COMPLETENESS_STALE if known.completeness in whole_once else control_pb.COMPLETENESS_HYDRATING
-        )
+        self._meanwhile = control_pb.COMPLETENESS_STALE if self._was_whole else control_pb.COMPLETENESS_HYDRATING
         self._pages = Pages(name, tools, tools.settings.points_per_second)
         self._saved = b""
         self._saved_at = float("-inf")
@@ -88,11 +86,14 @@ class Copy:
 
     async def _copy_pages(self, offset: bytes) -> None:
         pages, progress = self._pages, self._progress
-        began, before = self._.clock.monotonic(), progress.points
+        began, before, changed = self._.clock.monotonic(), progress.points, 0
         while True:
             page = await pages.copy(offset)
             now = self._.clock.monotonic()
             progress.points += page.points
+            if self._was_whole:
+                self._.repaired(pages.changed - changed)
+                changed = pages.changed
             progress.points_per_second = (progress.points - before) / max(now - began, 1e-6)
             self._.report(progress)
             await pages.settle(once=True)
