@@ -3,7 +3,8 @@
 Promises: a page never replaces what an acknowledged later write put there; a point that was written while it was on
 its way is owed, and fetched again until it holds still. Pages hold at most `page_points` and stay near `page_bytes`;
 one that is larger than the connection takes is asked for again with fewer points. Keeps to a rate. Works only while
-Qdrant is up and nothing is pending, else `Interrupted`.
+Qdrant is up and nothing is pending, else `Interrupted`. Gives way to clients: the rate is halved while the event loop
+runs late.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from server.replica.settled import Settled
 from server.rpc import Code
 
 _RETRY_PAUSE_SECONDS = 0.05
-_FIRST_POINTS = 32
+_FIRST_POINTS = 8
+# Woken up later than this, others want the processor.
+_LATE_SECONDS = 0.005
 _GROWTH = 4
 
 
@@ -232,3 +235,7 @@ class Pages:
             # The time that the page took counts; what a slow page leaves unused does not.
             self._next_at = max(self._next_at + points / self._rate, now)
             await self._.sleep(self._next_at - now)
+            if self._.clock.monotonic() - self._next_at > _LATE_SECONDS:
+                # Others keep the event loop busy: the next page comes a page later.
+                self._next_at += points / self._rate
+                await self._.sleep(points / self._rate)

@@ -304,7 +304,7 @@ async def test_large_pages_are_cut_by_their_bytes(make: Make) -> None:
         await world.until(world.is_complete)
         limits = [pb.ScrollPoints.FromString(call.body).limit for call in scrolls(flaky)]
     assert world.differences() == []
-    assert limits[0] == 32
+    assert limits[0] == 8
     assert all(limit <= 10 for limit in limits[1:-1]), limits
 
 

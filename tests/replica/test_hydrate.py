@@ -437,7 +437,22 @@ async def test_the_rate_is_kept(make: Make) -> None:
     start = world.clock.monotonic()
     async with world.running():
         await world.until(world.is_complete)
-    assert world.clock.monotonic() - start >= (100 - 10) / 20
+    assert (100 - 10) / 20 <= world.clock.monotonic() - start <= 100 / 20 + 1
+
+
+async def test_the_rate_is_halved_while_the_event_loop_runs_late(make: Make) -> None:
+    world = make(points_per_second=20)
+    fill(world, 100)
+    on_time = world.clock.sleep
+
+    async def late(seconds: float) -> None:
+        await on_time(seconds + 0.02)
+
+    world.clock.sleep = late  # type: ignore[method-assign]
+    start = world.clock.monotonic()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert 2 * (100 - 10) / 20 <= world.clock.monotonic() - start <= 2 * 100 / 20 + 2
 
 
 async def test_a_replica_that_forgot_what_came_later_gets_the_page_again(make: Make) -> None:
