@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -109,29 +110,32 @@ def test_a_million_points_are_copied_and_answered(tmp_path: Path, capsys: pytest
     settings = {**QUICK_COPY, "UNDERSTUDY_REPLICA_RESIDENT_BYTES": str(resident)}
     with Understudy(tmp_path / "understudy", None, **settings) as understudy:
         understudy.stop()
-        with bulk_upstream(points) as upstream:
+        with ExitStack() as stack:
+            upstream_stack = stack.enter_context(ExitStack())
+            upstream = upstream_stack.enter_context(bulk_upstream(points))
             understudy.upstream = upstream
             understudy.start()
-            with Scales(proxy=understudy.pid, replica=understudy.replica_pid()) as scales:
-                until(lambda: copied(understudy).get("points", 0) > 0, 60, "the copy begins")
-                first, began = copied(understudy)["points"], time.perf_counter()
-                understudy.wait_hydrated(COLLECTION, 120 + points / 1000)
-                rate = (points - first) / (time.perf_counter() - began)
+            scales = stack.enter_context(Scales(proxy=understudy.pid, replica=understudy.replica_pid()))
+            until(lambda: copied(understudy).get("points", 0) > 0, 60, "the copy begins")
+            first, began = copied(understudy)["points"], time.perf_counter()
+            understudy.wait_hydrated(COLLECTION, 120 + points / 1000)
+            rate = (points - first) / (time.perf_counter() - began)
             places = [0, points // 2, points - 50]
             there = {place: list(page(upstream, place, 50)) for place in places}
             # The first number of a vector is its id, so the nearest of a point lie within some dozens of it.
             middle = points // 2
             around = {point.id.num: vector_of(point) for point in page(upstream, middle - 500, 1000)}
-        understudy.wait_state("local")
-        assert {place: list(page(understudy.address, place, 50)) for place in places} == there
-        count = ask(understudy.address, "Count", pb.CountPoints(collection_name=COLLECTION), pb.CountResponse)
-        assert count.result.count == points
-        wanted = sorted(around, key=lambda number: float(np.linalg.norm(around[number] - around[middle])))[:10]
-        seconds = []
-        for _ in range(5):
-            began = time.perf_counter()
-            assert nearest(understudy.address, around[middle]) == wanted
-            seconds.append(time.perf_counter() - began)
+            upstream_stack.close()
+            understudy.wait_state("local")
+            assert {place: list(page(understudy.address, place, 50)) for place in places} == there
+            count = ask(understudy.address, "Count", pb.CountPoints(collection_name=COLLECTION), pb.CountResponse)
+            assert count.result.count == points
+            wanted = sorted(around, key=lambda number: float(np.linalg.norm(around[number] - around[middle])))[:10]
+            seconds = []
+            for _ in range(5):
+                began = time.perf_counter()
+                assert nearest(understudy.address, around[middle]) == wanted
+                seconds.append(time.perf_counter() - began)
     with capsys.disabled():
         peaks = {name: f"{peak / MIB:.0f} MiB" for name, peak in scales.peaks.items()}
         print(f"\n{points:,} points: {rate:,.0f} points/s; peaks {peaks}")
