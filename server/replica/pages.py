@@ -27,6 +27,8 @@ _FIRST_POINTS = 8
 # Woken up later than this, others want the processor.
 _LATE_SECONDS = 0.005
 _GROWTH = 4
+# After so many pages that fitted, larger ones are tried again.
+_GOOD_PAGES = 16
 
 
 class Interrupted(UnderstudyError):
@@ -122,19 +124,26 @@ class PageSize:
     """PURE. How many points to ask for: few at first, then as many as fit, never more than `limit_points`."""
 
     def __init__(self, limit_points: int, limit_bytes: int) -> None:
-        self._limit_points = limit_points
+        self._limit_points = self._cap_points = limit_points
         self._limit_bytes = limit_bytes
+        self._good_pages = 0
         self.points = min(_FIRST_POINTS, limit_points)
 
     def saw(self, points: int, size_bytes: int) -> None:
         """A page of `points` took so many bytes; the next ones are likely to be alike."""
-        if points:
-            fitting = self._limit_bytes * points // max(size_bytes, 1)
-            self.points = max(1, min(self._limit_points, fitting, _GROWTH * max(self.points, points)))
+        if not points:
+            return
+        self._good_pages += 1
+        if self._good_pages >= _GOOD_PAGES:
+            self._good_pages = 0
+            self._cap_points = min(self._limit_points, 2 * self._cap_points)
+        fitting = self._limit_bytes * points // max(size_bytes, 1)
+        self.points = max(1, min(self._cap_points, fitting, _GROWTH * max(self.points, points)))
 
     def halve(self) -> bool:
-        """The last page was too large; False when it was a single point."""
+        """The last page was too large; False when it was a single point. The next ones stay as small for a while."""
         was, self.points = self.points, max(1, self.points // 2)
+        self._cap_points, self._good_pages = self.points, 0
         return was > 1
 
 

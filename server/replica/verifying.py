@@ -20,7 +20,7 @@ from server.replica.remote import Page
 
 # So many ranges in a row that differ: it is quicker, and more honest, to copy the collection again.
 _HOPELESS_RANGES = 8
-_SPOT_POINTS = 32
+_SPOT_POINTS = 8
 
 
 class VerifyState(Enum):

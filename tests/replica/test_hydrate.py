@@ -442,6 +442,22 @@ async def test_the_rate_is_kept(make: Make) -> None:
     assert (100 - 10) / 20 <= world.clock.monotonic() - start <= 100 / 20 + 1
 
 
+async def test_the_time_that_a_page_takes_counts(make: Make) -> None:
+    world = make(points_per_second=20)
+    fill(world, 100)
+    plain = world.import_page
+
+    async def slow(request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
+        world.clock.advance(0.3)
+        return await plain(request)
+
+    world.import_page = slow  # type: ignore[method-assign]
+    start = world.clock.monotonic()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert world.clock.monotonic() - start <= 100 / 20 + 1
+
+
 async def test_the_rate_is_halved_while_the_event_loop_runs_late(make: Make) -> None:
     world = make(points_per_second=20)
     fill(world, 100)

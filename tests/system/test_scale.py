@@ -63,14 +63,17 @@ def test_memory_is_bounded_whatever_the_payloads_weigh(tmp_path: Path) -> None:
     assert scales.grown("replica") < 128 * MIB, scales.peaks
 
 
-def test_pages_past_the_limit_of_the_connection_are_made_smaller(tmp_path: Path) -> None:
-    settings = {**QUICK_COPY, "UNDERSTUDY_HYDRATE_PAGE_BYTES_MAX": "2000000"}
+@pytest.mark.parametrize(("limit_bytes", "state"), [(2_000_000, "complete"), (300_000, "failed")])
+def test_no_page_past_the_limit_is_taken_in(tmp_path: Path, limit_bytes: int, state: str) -> None:
+    """The first page would have 3 MB: fewer points are asked for. One point alone past the limit fails, and says so."""
+    settings = {**QUICK_COPY, "UNDERSTUDY_HYDRATE_PAGE_BYTES_MAX": str(limit_bytes)}
     with (
         bulk_upstream(60, size=8, payload_bytes=400_000) as upstream,
         Understudy(tmp_path / "understudy", upstream, **settings) as understudy,
     ):
-        understudy.wait_hydrated(COLLECTION)
-        assert copied(understudy)["points"] == 60
+        until(lambda: copied(understudy).get("state") == state, 60, f"the copy is {state}")
+        assert (copied(understudy)["points"] == 60) == (state == "complete")
+        assert ("message larger than max" in copied(understudy)["reason"]) == (state == "failed")
 
 
 @pytest.mark.parametrize(("version", "field"), [("1.16.3", "data"), ("1.17.0", "dense")])
