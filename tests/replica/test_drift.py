@@ -272,12 +272,12 @@ async def test_a_comparison_that_a_few_points_set_off_goes_on_to_its_end(make: M
     fill(world, MANY)
     async with world.running() as hydrator:
         await at_rest(world)
-        world.remote.local.do(r.UPSERT, upsert(moved(40), moved(94)))
+        world.remote.local.do(r.UPSERT, upsert(moved(40)))
         await world.until(lambda: row(hydrator)["state"] == "verifying")
         began = world.clock.monotonic()
         await world.until(lambda: row(hydrator)["state"] == "verified")
     assert world.clock.monotonic() - began < 1.5 * MANY
-    assert (row(hydrator)["points"], row(hydrator)["points_repaired"]) == (MANY, 2)
+    assert (row(hydrator)["points"], row(hydrator)["points_repaired"]) == (MANY, 1)
 
 
 async def test_the_pace_of_a_comparison_is_kept(make: Make) -> None:
