@@ -144,9 +144,10 @@ def _cpu(understudy: Copying) -> tuple[float, float]:
     return cpu_seconds(understudy.pid), cpu_seconds(understudy.replica_pid)
 
 
-def copy_under_calls(upstream: str, work: Path, body: Path, rate: float, seconds: float) -> dict[str, dict[str, float]]:
-    """Calls while a copy runs at the default pace, then the same calls after it."""
-    with copying(upstream, work) as understudy:
+def copy_under_calls(upstream: str, work: Path, body: Path, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Calls while a copy runs at its pace, then the same calls after it."""
+    rate, seconds = chosen.rate, chosen.seconds
+    with copying(upstream, work, chosen.copy_rate) as understudy:
         load(understudy.address, body, rate, 0.5)
         understudy.until_begun()
         first, begun = understudy.points()[0], time.perf_counter()
@@ -165,7 +166,7 @@ def run_round(upstream: str, work: Path, chosen: argparse.Namespace) -> dict[str
     result: dict[str, Any] = {"bare_scroll_points_per_second": round(asyncio.run(scroll_all(upstream)), 1)}
     result["alone"] = copy_alone(upstream, work / "alone", chosen.points, 0)
     shutil.rmtree(work / "alone")
-    result |= copy_under_calls(upstream, work / "called", body, chosen.rate, chosen.seconds)
+    result |= copy_under_calls(upstream, work / "called", body, chosen)
     shutil.rmtree(work / "called")
     result["direct"] = load(upstream, body, chosen.rate, chosen.seconds)
     return result
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=200.0, help="calls a second")
+    parser.add_argument("--copy-rate", type=int, help="points a second while clients call; not given: the default")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/performance.md alone")
     chosen = parser.parse_args()

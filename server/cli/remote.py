@@ -241,7 +241,7 @@ def _tell_verified(rows: Rows, names: list[str]) -> bool:
         said = f"{row.get('points')} points in {row.get('ranges')} ranges compared"
         repaired = row.get("points_repaired")
         said += f", {repaired} points in {row.get('ranges_repaired')} ranges repaired" if repaired else ", all equal"
-        if row.get("reason"):
+        if row.get("state") == "copied again":
             said += f"; {row['reason']}: it is copied again"
         console.print(escape(f"{name}: {said}"))
     return _tell_bad(rows, [name for name in names or sorted(rows) if name not in good])

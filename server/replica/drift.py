@@ -18,8 +18,8 @@ from typing import Any
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.errors import ReplicaRefused
 from server.logs import Message
+from server.replica.looks import Verdict
 from server.replica.pages import Interrupted, Tools
-from server.replica.ranges import Verdict
 from server.replica.remote import RemoteRefused
 from server.replica.verifying import Verification, VerifyProgress, VerifyState, spot
 from server.rpc import Code
@@ -146,6 +146,7 @@ class Drift:
         if self._asked_all:
             self._asked.update(known)
             self._asked_all = False
+        self._answer_for_others(known)
         allowed = set(chosen)
         whole = [
             state
@@ -171,6 +172,15 @@ class Drift:
             if known[name].completeness != control_pb.COMPLETENESS_COMPLETE:
                 del self._under_way[name]
 
+    def _answer_for_others(self, known: States) -> None:
+        """What was asked for and is not whole here, although copies are done: there is nothing to compare."""
+        for name in list(self._asked):
+            if known[name].completeness != control_pb.COMPLETENESS_COMPLETE:
+                self._asked.discard(name)
+                self._progress[name] = VerifyProgress(
+                    name, VerifyState.FAILED, reason="it is not whole here, see its copy: nothing was compared"
+                )
+
     async def _compare_one(self, state: control_pb.CollectionState, is_over: Callable[[], bool], tools: Tools) -> bool:
         name = state.name
         self._progress.setdefault(name, VerifyProgress(name, VerifyState.VERIFIED))
@@ -190,7 +200,8 @@ class Drift:
                 raise
             return False
         except Interrupted as interrupted:
-            self._progress[name].reason = str(interrupted)
+            if name in self._under_way:
+                self._progress[name].reason = str(interrupted)
             raise
 
     def _is_due(self, state: control_pb.CollectionState, tools: Tools) -> bool:

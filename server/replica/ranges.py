@@ -1,26 +1,19 @@
 """PURE. Whether an id range of the replica holds what the same range of Qdrant holds.
 
 Promises: `look` compares point by point, so it finds any difference of ids, payloads and vectors; values that both
-sides computed by themselves (Cosine vectors, normalised on either side) may differ by rounding. The digests of both
-sides tell whether a range held still between two looks, and `judge` calls a difference drift only when it did: what
-clients are writing at the moment is not drift.
-
-    differing points    digests as at the look before    verdict
-    none                any                              EQUAL
-    some                no, or no look before            MOVING
-    some                yes                              DRIFTED
+sides computed by themselves (Cosine vectors, normalised on either side) may differ by rounding. What follows from a
+look is in `looks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from hashlib import blake2b
 
 import numpy as np
 
 from generated.qdrant import points_pb2 as points
+from server.replica.looks import Digest, Look
 from server.replica.records import Key, Record
 from server.replica.vector_forms import Floats, floats_of
 
@@ -29,40 +22,6 @@ _LENGTH_BYTES = 8
 # Two ways to normalise a float32 vector of some thousand numbers differ by less; a vector that moved differs by more.
 _RELATIVE = 1e-5
 _ABSOLUTE = 1e-6
-
-
-class Verdict(Enum):
-    """What two looks at a range say."""
-
-    EQUAL = "equal"
-    MOVING = "moving"
-    DRIFTED = "drifted"
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """A range in short: how many points, and 16 bytes that stand for all their content."""
-
-    points: int
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Both sides of a range at one moment; `differing` counts points beyond rounding."""
-
-    remote: Digest
-    local: Digest
-    differing: int
-
-
-def judge(before: Look | None, now: Look) -> Verdict:
-    """See the table in the module."""
-    if not now.differing:
-        return Verdict.EQUAL
-    if before is None or (before.remote, before.local) != (now.remote, now.local):
-        return Verdict.MOVING
-    return Verdict.DRIFTED
 
 
 def look(there: Mapping[Key, Record], here: Iterable[Record], rounded: frozenset[str]) -> Look:

@@ -1,7 +1,7 @@
 """One comparison of a whole collection with Qdrant, range by range, and the repair of what differs.
 
 Promises: every id of either side lies in a range that was looked at; a range that differs is looked at again after a
-pause, and brought in anew when it held still and still differs (`ranges.judge`), so what clients are writing is not
+pause, and brought in anew when it held still and still differs (`looks.judge`), so what clients are writing is not
 called drift, and concurrent writes win as they do in a copy. Takes nothing for granted about others: points that they
 changed, removed or added at equal counts are found. Keeps to `verify_points_per_second` and goes on where it was
 stopped. A collection that differs in many ranges in a row is another one by now: `Verdict.DRIFTED` for the whole of it.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.replica.looks import Digest, Look, Verdict, judge
 from server.replica.pages import Pages, Tools
-from server.replica.ranges import Digest, Look, Verdict, judge
 from server.replica.remote import Page
 
 # So many ranges in a row that differ: it is quicker, and more honest, to copy the collection again.

@@ -370,3 +370,15 @@ async def test_a_restart_knows_when_a_collection_was_compared(make: Make) -> Non
     assert world.verified() == 0
     kept = world.here.store.connection().execute("SELECT name FROM meta WHERE name LIKE 'verified%'").fetchall()
     assert kept == []
+
+
+async def test_what_is_not_whole_here_cannot_be_compared_and_says_so(make: Make) -> None:
+    world = make(refresh_seconds=1e6, max_points=50)
+    fill(world, MANY)
+    async with world.running() as hydrator:
+        await at_rest(world)
+        found = await compare(world, hydrator)
+        assert found["state"] == "failed"
+        assert "not whole here" in found["reason"]
+        hydrator.request_verification(["nobody"])
+        await world.until(lambda: not row(hydrator, "nobody"))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generated.qdrant import points_pb2 as pb
-from server.replica.ranges import Digest, Look, Verdict, agree, judge, look
+from server.replica.looks import Digest, Look, Verdict, judge
+from server.replica.ranges import agree, look
 from server.replica.records import Record
 from server.replica.vector_forms import dense_of, named, normalised
 
