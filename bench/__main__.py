@@ -1,4 +1,5 @@
-"""`make bench`: measure the log and the proxy, print the tables, put them into docs/performance.md."""
+"""`make bench`: measure the log, the proxy and the copying of collections; print the tables, put them into
+docs/performance.md."""
 
 from __future__ import annotations
 
@@ -6,5 +7,5 @@ import subprocess
 import sys
 
 if __name__ == "__main__":
-    for part in ("bench.wal", "bench.proxy"):
+    for part in ("bench.wal", "bench.proxy", "bench.hydration"):
         subprocess.run([sys.executable, "-m", part, *sys.argv[1:]], check=True)

@@ -5,7 +5,7 @@ send, and on a loopback address any request must name a loopback host, so that n
 Answers are JSON but for `/metrics` (Prometheus text) and the status page, which loads nothing from elsewhere.
 Does not promise authentication: it listens on the loopback unless told otherwise, and then a network must guard it.
 
-    GET  /           the status page            POST /hydrate   {"collections": [...]}
+    GET  /           the status page            POST /hydrate   {"collections": [...], "verify": false}
     GET  /status     what it shows, as JSON     POST /sync
     GET  /metrics    Prometheus text            GET  /livez     200 while the event loop turns
     GET  /wal        entries of the log         GET  /readyz    200 when clients are answered
@@ -46,13 +46,13 @@ class Desk:
     """What the port can ask and do. An UnderstudyError of an act becomes 409 with its text.
 
     `ready` gives "" or why clients are not answered; `wal_entries` lists entries after a sequence number, at most so
-    many.
+    many; `hydrate` copies collections again, with True it only compares them and repairs.
     """
 
     status: Callable[[], Awaitable[Document]]
     metrics: Callable[[], bytes]
     ready: Callable[[], str]
-    hydrate: Callable[[list[str]], Awaitable[Document]]
+    hydrate: Callable[[list[str], bool], Awaitable[Document]]
     sync: Callable[[], Awaitable[Document]]
     wal_entries: Callable[[int, int], Awaitable[list[Document]]]
 
@@ -149,7 +149,10 @@ class Admin:
         names = body.get("collections", []) if isinstance(body, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return _refuse(400, 'the body is {"collections": ["name", ...]}, empty for all')
-        return _json(await self._desk.hydrate(names))
+        verify = body.get("verify", False)
+        if not isinstance(verify, bool):
+            return _refuse(400, "`verify` is true or false")
+        return _json(await self._desk.hydrate(names, verify))
 
     async def _sync(self, _request: web.Request) -> web.Response:
         return _json(await self._desk.sync())

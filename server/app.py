@@ -85,6 +85,7 @@ class Understudy:
         self._breaker: Breaker | None = None
         self._replayer: Replayer | None = None
         self._hydrator: Hydrator | None = None
+        self._bulk: Upstream | None = None
 
     async def __aenter__(self) -> Understudy:
         """Start; returns when clients can call."""
@@ -135,7 +136,7 @@ class Understudy:
         stack.push_async_callback(log.close)
         if not fallback.enabled:
             _check_plain_proxy(settings, log.pending_count)
-        self._upstream = upstream = await self._connect()
+        self._upstream = upstream = await self._connect(settings.edge.max_message_bytes)
         mode = Mode(
             has_upstream=upstream is not None,
             sync_on_connect=fallback.sync_on_connect,
@@ -226,8 +227,8 @@ class Understudy:
             )
         return log
 
-    async def _connect(self) -> Upstream | None:
-        """The channel to Qdrant, None when no Qdrant is configured."""
+    async def _connect(self, max_message_bytes: int) -> Upstream | None:
+        """A channel to Qdrant, None when no Qdrant is configured."""
         store = self.settings.vectorstore
         if store.url is None:
             return None
@@ -242,7 +243,7 @@ class Understudy:
             api_key=_upstream_key(self.settings),
             tls_roots=roots,
             secure=secure,
-            max_message_bytes=self.settings.edge.max_message_bytes,
+            max_message_bytes=max_message_bytes,
             max_backoff_seconds=self.settings.health.backoff_max_seconds,
             name="Qdrant",
         )
@@ -300,9 +301,11 @@ class Understudy:
             barrier_seconds=replay.barrier_seconds,
             telemetry=telemetry,
         )
+        # Pages have a connection of their own: they do not stand before answers to clients, and have a limit.
+        self._bulk = await self._connect(settings.hydrate.page_bytes_max) or upstream
         hydrator = Hydrator(
             parts.log,
-            witnessed,
+            Witness(self._bulk, parts.credentials),
             Sieve(self._process.control, parts.scrubber, telemetry),
             settings.hydrate,
             clock,
@@ -381,8 +384,10 @@ class Understudy:
         parts = self._parts
         parts.mode.upstream_changed(verdict, pending=parts.log.pending_count)
         self._telemetry.metrics.upstream_up(verdict.up)
-        if not verdict.up and self._upstream is not None:
-            self._upstream.abort_in_flight(verdict.reason)
+        if not verdict.up:
+            for connection in (self._upstream, self._bulk):
+                if connection is not None:
+                    connection.abort_in_flight(verdict.reason)
 
     def _mode_changed(self, change: Change) -> None:
         replayer, hydrator = self._replayer, self._hydrator
@@ -419,10 +424,11 @@ class Understudy:
         """Qdrant's version as last told, to this process or to an earlier one; None when no Qdrant is configured."""
         return None if self._monitor is None else self._monitor.version or self._version_before
 
-    async def _hydrate_now(self, collections: list[str]) -> dict[str, Any]:
+    async def _hydrate_now(self, collections: list[str], verify: bool) -> dict[str, Any]:
         if self._hydrator is None:
             raise ConfigError("there is no Qdrant to copy from", hint="Set vectorstore.url or --upstream")
-        self._hydrator.request(collections or None)
+        ask = self._hydrator.request_verification if verify else self._hydrator.request
+        ask(collections or None)
         return {"requested": collections or "all"}
 
     async def _sync_now(self) -> dict[str, Any]:

@@ -219,13 +219,25 @@ class Hydrate(Section):
     enabled: bool = Field(True, description="Copy in the background")
     collections: tuple[str, ...] = Field((), description="Only these; empty = all")
     max_points: int = Field(5_000_000, ge=0, description="Collections with more points are left out and say so")
-    page_points: PositiveInt = Field(256, le=10_000, description="Points per page")
-    points_per_second: int = Field(5000, ge=0, description="Rate limit; 0 = none")
+    page_points: PositiveInt = Field(256, le=10_000, description="Most points per page")
+    page_bytes: PositiveInt = Field(
+        MIB // 4, description="Pages of large points hold fewer points, to stay near this size"
+    )
+    page_bytes_max: PositiveInt = Field(
+        64 * MIB, description="A page past this size is not taken in: fewer points are asked for; bounds the memory"
+    )
+    points_per_second: int = Field(
+        5000, ge=0, description="Rate limit, halved while clients' calls keep the event loop busy; 0 = none"
+    )
     refresh_seconds: Seconds = Field(60.0, gt=0, description="Time between looks at Qdrant's list of collections")
     retry_seconds: Seconds = Field(5.0, gt=0, description="Pause after a copy failed")
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One page may take this long")
     settle_seconds: Seconds = Field(1.0, description="Time for writes without wait to take effect at Qdrant")
     settle_rounds: PositiveInt = Field(5, description="Waits for a point that is written all the time")
+    verify_seconds: Seconds = Field(
+        86_400.0, description="Time between comparisons of whole collections with Qdrant; 0 = only when asked for"
+    )
+    verify_points_per_second: int = Field(1000, ge=0, description="Pace of such a comparison; 0 = no limit")
 
 
 class Tenancy(Section):

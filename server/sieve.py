@@ -10,7 +10,7 @@ import asyncio
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
-from server.replica.copying import ImportControl
+from server.replica.pages import ImportControl
 from server.scrub import Scrubber
 from server.telemetry import Telemetry
 
@@ -38,6 +38,19 @@ class Sieve:
             request.page = page
             self._telemetry.metrics.redactions(redactions)
         return await self._inner.import_page(request)
+
+    async def compare_page(self, request: control_pb.ComparePageRequest) -> control_pb.ComparePageResponse:
+        """See ImportControl: what is compared is what would be stored. Nothing is, so nothing is counted."""
+        page, redactions = await asyncio.to_thread(
+            self._scrubber.scrub_message, points_pb2.ScrollResponse, request.page
+        )
+        if redactions:
+            request.page = page
+        return await self._inner.compare_page(request)
+
+    async def note_verified(self, request: control_pb.NoteVerifiedRequest) -> control_pb.NoteVerifiedResponse:
+        """See ImportControl."""
+        return await self._inner.note_verified(request)
 
     async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
         """See ImportControl."""

@@ -78,6 +78,7 @@ async def status_document(sources: Sources) -> dict[str, Any]:
         "quarantine": len(log.quarantined()),
         "collections": [_collection(one) for one in replica.collections],
         "hydration": sources.hydrator.status() if sources.hydrator else [],
+        "verification": sources.hydrator.verification() if sources.hydrator else [],
         "replica": {"pid": sources.replica.pid, "restarts": sources.replica.restarts},
         "wal": {
             "path": sources.wal_path,
@@ -109,6 +110,7 @@ def _collection(state: control_pb.CollectionState) -> dict[str, Any]:
         "points": state.points,
         "expected_points": state.expected_points,
         "as_of_seq": state.as_of_seq,
+        "verified_at": moment(state.verified_unix_ns) if state.verified_unix_ns else None,
         "index_state": state.index_state,
         "index_lag": state.index_lag,
     }

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.markup import escape
@@ -25,7 +25,10 @@ TIMEOUT_SECONDS = 10.0
 GUARD_HEADER = "x-understudy-admin"
 POLL_SECONDS = 0.5
 SETTLE_POLLS = 2
-_UNDER_WAY = ("waiting", "copying")
+_UNDER_WAY = ("waiting", "copying", "verifying")
+_EQUAL = ("verified", "copied again")
+
+Rows: TypeAlias = dict[str, dict[str, Any]]
 
 _STATES = {
     "remote": "[bold green]REMOTE[/bold green]  Qdrant answers",
@@ -39,7 +42,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n\b\nunderstudy status\nunderstudy status --admin 127.0.0.1:6335 --json | jq .pending"
     )(status)
-    app.command(epilog="Examples:\n\n\b\nunderstudy hydrate\nunderstudy hydrate documents memories")(hydrate)
+    app.command(
+        epilog="Examples:\n\n\b\nunderstudy hydrate\nunderstudy hydrate documents memories\nunderstudy hydrate --verify"
+    )(hydrate)
     app.command(epilog="Example:\n\n\b\nunderstudy sync")(sync)
 
 
@@ -57,17 +62,23 @@ def hydrate(
         list[str] | None, typer.Argument(metavar="[COLLECTION]...", help="Which ones; none named: all.")
     ] = None,
     admin: AdminAddress = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with Qdrant instead, and repair only what differs.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Show progress until it is done.")] = True,
     config: ConfigFile = None,
 ) -> None:
     """Copy collections from Qdrant into the replica again, now."""
     port = Port.of(admin, config)
     names = list(collections or [])
-    port.post("/hydrate", {"collections": names})
+    port.post("/hydrate", {"collections": names, "verify": verify})
     if not wait:
         console.print("asked for; `understudy status` shows how far it is")
         return
-    if not _follow(port.get, names):
+    rows = _follow(port.get, names, "verification" if verify else "hydration")
+    if rows is None:
+        console.print("Qdrant is away or still behind: it is done when everything pending is there")
+    elif not (_tell_verified(rows, names) if verify else _tell_copied(rows, names)):
         raise typer.Exit(1)
 
 
@@ -159,17 +170,31 @@ def show_status(document: dict[str, Any]) -> None:
     )
     rows = document.get("collections") or []
     if rows:
-        made = table("collection", "local copy", "points#", "expected#", "index")
+        made = table("collection", "local copy", "points#", "expected#", "index", "verified", "repaired#")
+        copies = {row.get("collection"): row for row in document.get("hydration") or []}
+        compared = {row.get("collection"): row for row in document.get("verification") or []}
         for row in rows:
             made.add_row(
                 escape(str(row.get("name"))),
-                str(row.get("completeness")),
+                escape(_copy_state(row, copies.get(row.get("name"), {}))),
                 str(row.get("points", 0)),
                 str(row.get("expected_points", 0)),
                 str(row.get("index_state", "")),
+                str(row.get("verified_at") or "never"),
+                str(compared.get(row.get("name"), {}).get("points_repaired", 0)),
             )
         console.print()
         console.print(made)
+
+
+def _copy_state(row: dict[str, Any], copy: dict[str, Any]) -> str:
+    """How much is here, and what the copy under way does or why there is none."""
+    words = [str(row.get("completeness"))]
+    if copy.get("state") == "copying":
+        words.append(f"{copy.get('points_per_second') or 0:,.0f} points/s")
+    elif copy.get("state") not in (None, "complete"):
+        words.append(str(copy["state"]))
+    return ", ".join(words)
 
 
 def _replay(replay: dict[str, Any]) -> str:
@@ -183,27 +208,46 @@ def _count(value: Any) -> int:
     return len(value) if isinstance(value, list) else int(value or 0)
 
 
-def _follow(get: Callable[[str], dict[str, Any]], names: list[str]) -> bool:
-    """Show progress until every copy that was asked for has ended; False when one did not end well."""
-    rows: dict[str, dict[str, Any]] = {}
+def _follow(get: Callable[[str], dict[str, Any]], names: list[str], part: str) -> Rows | None:
+    """Show progress until all that was asked for has ended; the rows by collection, None when Qdrant is away."""
     bars: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for poll in itertools.count():
             document = get("/status")
             if document.get("state") != "remote":
-                progress.stop()
-                console.print("Qdrant is away or still behind: it is copied when everything pending is there")
-                return True
-            rows = {row["collection"]: row for row in document.get("hydration") or [] if row.get("collection")}
+                return None
+            rows: Rows = {row["collection"]: row for row in document.get(part) or [] if row.get("collection")}
             wanted = names or sorted(rows)
             for name in wanted:
                 _show_progress(progress, bars, name, rows.get(name, {}))
             # The server takes the request up between two polls; before that, states are of the last copy.
             if poll >= SETTLE_POLLS and all(rows.get(name, {}).get("state") not in _UNDER_WAY for name in wanted):
-                break
+                return rows
             time.sleep(POLL_SECONDS)
-    bad = [name for name in names or sorted(rows) if rows.get(name, {}).get("state") != "complete"]
+    raise AssertionError("polling does not end by itself")
+
+
+def _tell_copied(rows: Rows, names: list[str]) -> bool:
+    """Say what did not end well; whether everything did."""
+    return _tell_bad(rows, [name for name in names or sorted(rows) if rows.get(name, {}).get("state") != "complete"])
+
+
+def _tell_verified(rows: Rows, names: list[str]) -> bool:
+    """Say what was compared and repaired; whether everything is equal now."""
+    good = [name for name in names or sorted(rows) if rows.get(name, {}).get("state") in _EQUAL]
+    for name in good:
+        row = rows[name]
+        said = f"{row.get('points')} points in {row.get('ranges')} ranges compared"
+        repaired = row.get("points_repaired")
+        said += f", {repaired} points in {row.get('ranges_repaired')} ranges repaired" if repaired else ", all equal"
+        if row.get("state") == "copied again":
+            said += f"; {row['reason']}: it is copied again"
+        console.print(escape(f"{name}: {said}"))
+    return _tell_bad(rows, [name for name in names or sorted(rows) if name not in good])
+
+
+def _tell_bad(rows: Rows, bad: list[str]) -> bool:
     for name in bad:
         row = rows.get(name)
         why = f"{row.get('state')}, {row.get('reason') or 'see the log'}" if row else "Qdrant does not have it"

@@ -2,10 +2,10 @@
 
 Promises: runs only while `upstream_up` (calls go to Qdrant and nothing is pending). Looks at Qdrant's catalogue when
 Qdrant comes up, on request and every `refresh_seconds`; what is new, changed or incomplete is copied, one collection
-after the other, and goes on where it stopped. A collection that fails does not hold up the others. After a drain,
-and after a start, exact counts are compared; a difference makes the collection STALE and copies it again.
+after the other, and goes on where it stopped. A collection that fails does not hold up the others. What is COMPLETE is
+compared with Qdrant as `drift` says, and repaired.
 
-Does not promise to notice every change that others made to Qdrant while a collection was COMPLETE: equal counts pass.
+Does not promise to notice at once what others change in Qdrant while a collection is COMPLETE.
 """
 
 from __future__ import annotations
@@ -19,22 +19,14 @@ from server import config
 from server.clock import Clock
 from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamUnreachable
 from server.logs import Message
-from server.replica.copying import (
-    Copy,
-    CopyProgress,
-    CopyState,
-    ImportControl,
-    Interrupted,
-    LogPosition,
-    Tools,
-)
+from server.replica.copying import Copy, CopyProgress, CopyState
+from server.replica.drift import Drift
+from server.replica.pages import ImportControl, Interrupted, LogPosition, Progress, Tools
 from server.replica.remote import Remote, RemoteRefused
 from server.replica.settled import Settled
-from server.rpc import Backend, Code, Metadata
+from server.rpc import Backend, Metadata
 from server.telemetry import Telemetry
 from server.wal.record import Record
-
-_COMPARE_TRIES = 3
 
 
 class HydrationLog(LogPosition, Protocol):
@@ -66,14 +58,25 @@ class Hydrator:
         self._clock = clock
         self._telemetry = telemetry
         self._sleep = sleep
-        self._remote = Remote(upstream, clock, settings.call_timeout_seconds, credential)
         self._up = asyncio.Event()
         self._work = asyncio.Event()
         self._asked_all = False
         self._asked: set[str] = set()
-        self._must_compare = True
         self._progress: dict[str, CopyProgress] = {}
         self._settled = Settled(settings.settle_seconds)
+        self._drift = Drift(telemetry)
+        self._tools = Tools(
+            log,
+            Remote(upstream, clock, settings.call_timeout_seconds, credential),
+            control,
+            settings,
+            clock,
+            sleep,
+            self._settled,
+            self._up.is_set,
+            self._report,
+            telemetry.metrics.repaired,
+        )
         # Awaited after each look at Qdrant; True when everything wanted is there.
         self.on_round: Callable[[bool], Awaitable[None]] | None = None
 
@@ -102,8 +105,17 @@ class Hydrator:
 
     def request_reconcile(self) -> None:
         """Compare counts with Qdrant at the next opportunity."""
-        self._must_compare = True
+        self._drift.request_counts()
         self._work.set()
+
+    def request_verification(self, collections: Sequence[str] | None) -> None:
+        """Compare every point of these collections with Qdrant, and repair what differs; None = all."""
+        self._drift.request(collections)
+        self._work.set()
+
+    def verification(self) -> list[dict[str, Any]]:
+        """The comparisons as JSON."""
+        return self._drift.status()
 
     @property
     def progress(self) -> list[CopyProgress]:
@@ -137,7 +149,7 @@ class Hydrator:
                 if self.on_round is not None:
                     await self.on_round(is_whole)
                 if is_whole:
-                    pause = self._settings.refresh_seconds
+                    pause = 0.0 if self._drift.is_busy else self._settings.refresh_seconds
             except Interrupted:
                 pause = 0.0 if not self.upstream_up else pause
             except (UpstreamUnreachable, RemoteRefused, ReplicaUnavailable, ReplicaRefused) as failure:
@@ -161,21 +173,11 @@ class Hydrator:
 
     async def _round(self) -> bool:
         """Catalogue, comparison, copies. True when everything wanted is there."""
-        tools = Tools(
-            self._log,
-            self._remote,
-            self._control,
-            self._settings,
-            self._clock,
-            self._sleep,
-            self._settled,
-            self._up.is_set,
-            self._report,
-        )
         await self._observe_log()
-        wanted = await self._import_catalogue(tools)
+        wanted, rough_counts = await self._import_catalogue()
         known = await self._known()
-        wanted += [name for name in await self._compare(known, tools) if name not in wanted]
+        differing = await self._drift.differing(known, rough_counts, self._tools)
+        wanted += [name for name in differing if name not in wanted]
         if self._asked_all:
             self._asked, self._asked_all = set(known), False
         self._asked &= known.keys()
@@ -184,8 +186,10 @@ class Hydrator:
         done = True
         for name in wanted:
             if name in known and (name in self._asked or self._is_chosen(name)):
-                done = await self._copy(name, known[name], tools) and done
-        return done
+                done = await self._copy(name, known[name]) and done
+        known = await self._known()
+        chosen = [name for name in known if self._is_chosen(name)]
+        return await self._drift.compare(known, chosen, self._tools, self._work.is_set) and done
 
     def _bring_progress_up_to_date(self, known: dict[str, control_pb.CollectionState], wanted: Sequence[str]) -> None:
         for name, progress in list(self._progress.items()):
@@ -205,14 +209,14 @@ class Hydrator:
         if self._log.last_seq == last_seq:
             self._settled.observe(self._clock.monotonic(), last_seq, min(age, self._settings.settle_seconds))
 
-    async def _import_catalogue(self, tools: Tools) -> list[str]:
-        """Collections that must be copied."""
-        tools.check()
+    async def _import_catalogue(self) -> tuple[list[str], dict[str, int]]:
+        """Collections that must be copied, and how many points Qdrant roughly has of each."""
+        self._tools.check()
         since = self._log.last_seq
-        request = await self._remote.catalogue()
-        tools.check()
-        request.since_seq = since
-        return list((await self._control.import_catalogue(request)).wanted)
+        found = await self._tools.remote.catalogue()
+        self._tools.check()
+        found.request.since_seq = since
+        return list((await self._control.import_catalogue(found.request)).wanted), found.points
 
     async def _known(self) -> dict[str, control_pb.CollectionState]:
         return {each.name: each for each in (await self._control.status()).collections}
@@ -220,7 +224,7 @@ class Hydrator:
     def _is_chosen(self, name: str) -> bool:
         return self._settings.enabled and (not self._settings.collections or name in self._settings.collections)
 
-    async def _copy(self, name: str, known: control_pb.CollectionState, tools: Tools) -> bool:
+    async def _copy(self, name: str, known: control_pb.CollectionState) -> bool:
         """One collection; False when it must be tried again."""
         before = self._progress.get(name)
         progress = self._progress[name] = CopyProgress(name)
@@ -229,7 +233,7 @@ class Hydrator:
         if before is None or before.state is not CopyState.LEFT_OUT:
             self._telemetry.log.info(Message.HYDRATION_STARTED, collection=name, resumed=bool(known.resume_at))
         try:
-            await Copy(name, known, progress, tools).run()
+            await Copy(name, known, progress, self._tools).run()
         except Interrupted as interrupted:
             progress.state, progress.reason = CopyState.WAITING, str(interrupted)
             raise
@@ -251,55 +255,5 @@ class Hydrator:
             self._telemetry.log.warning("hydration leaves a collection out", collection=name, reason=progress.reason)
         return True
 
-    def _report(self, progress: CopyProgress) -> None:
+    def _report(self, progress: Progress) -> None:
         self._telemetry.metrics.hydration(progress.collection, progress.points, progress.expected_points)
-
-    # --- comparison --------------------------------------------------------------------------------------------------
-
-    async def _compare(self, known: dict[str, control_pb.CollectionState], tools: Tools) -> list[str]:
-        """When asked to: complete collections whose count differs from Qdrant's. They are STALE from here on."""
-        if not self._must_compare:
-            return []
-        self._must_compare = False
-        try:
-            return await self._differing(known, tools)
-        except BaseException:
-            self._must_compare = True
-            raise
-
-    async def _differing(self, known: dict[str, control_pb.CollectionState], tools: Tools) -> list[str]:
-        differing = []
-        for name, state in known.items():
-            if state.completeness == control_pb.COMPLETENESS_COMPLETE and not await self._agrees(name, tools):
-                self._telemetry.log.warning("the replica differs from Qdrant, copying again", collection=name)
-                await self._control.set_completeness(
-                    control_pb.SetCompletenessRequest(
-                        collection=name, completeness=control_pb.COMPLETENESS_STALE, as_of_seq=state.as_of_seq
-                    )
-                )
-                state.completeness = control_pb.COMPLETENESS_STALE
-                state.resume_at = b""
-                differing.append(name)
-        return differing
-
-    async def _agrees(self, name: str, tools: Tools) -> bool:
-        """Whether both hold as many points, at one moment without writes; True when there is no such moment."""
-        for _ in range(_COMPARE_TRIES):
-            since = await tools.since()
-            if since != self._log.last_seq:
-                await self._sleep(self._settings.settle_seconds)
-                continue
-            try:
-                there = await self._remote.count(name)
-            except RemoteRefused as refusal:
-                if refusal.code is Code.NOT_FOUND:
-                    return True
-                raise
-            status = await self._control.status()
-            tools.check()
-            if status.applied_seq < since or self._log.last_seq != since:
-                await self._sleep(self._settings.settle_seconds)
-                continue
-            here = next((each.points for each in status.collections if each.name == name), there)
-            return here == there
-        return True

@@ -2,7 +2,8 @@
 
 Promises: nothing that a log entry later than the page touched is overwritten or removed; ids left alone for that
 reason are given back. A page asked for before the replica can tell what came later is refused with
-FAILED_PRECONDITION: ask for it again. Each import is one transaction. Only one thread may call it at a time.
+FAILED_PRECONDITION: ask for it again. Each import is one transaction. A point that is here already as it came is not
+written again. Only one thread may call it at a time, but for `compare`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import catalogue
+from server.replica import catalogue, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
 from server.replica.records import Collection, Record
 from server.replica.refusal import Refusal, no_collection
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
-from server.replica.vector_forms import from_output, named
+from server.replica.vector_forms import fields_of, from_output, named
 from server.rpc import Code
 
 _LOG_ID = "log_id"
@@ -89,7 +90,9 @@ class Imports:
         else:
             collection = existing
         # It exists remotely, so what was made here is no longer only here.
-        collection = tx.save_collection(replace(collection, config=config, info=remote.info, created_here=False))
+        seen = replace(collection, config=config, info=remote.info, created_here=False)
+        # A look that shows nothing new leaves alone what readers keep in memory of the collection.
+        collection = seen if seen == existing else tx.save_collection(seen)
         self._import_schema(tx, collection, info)
         return [] if catalogue.is_whole(collection) else [remote.name]
 
@@ -98,7 +101,9 @@ class Imports:
             if field not in info.payload_schema:
                 tx.save_schema(collection.cid, field, None)
         for field, schema in info.payload_schema.items():
-            tx.save_schema(collection.cid, field, schema.SerializeToString(deterministic=True))
+            body = schema.SerializeToString(deterministic=True)
+            if collection.schema.get(field) != body:
+                tx.save_schema(collection.cid, field, body)
 
     def _drop_gone(self, tx: Transaction, remote_names: set[str], since: int) -> None:
         for collection in tx.collections():
@@ -133,14 +138,45 @@ class Imports:
                 )
             gone = self._gone_keys(tx, collection, request, records.keys())
             skipped = {key for key in [*records, *gone] if self._touched.is_point_later(collection.cid, key, since)}
-            imported = [record for key, record in records.items() if key not in skipped]
-            tx.put(collection.cid, imported)
+            imported = {key: record for key, record in records.items() if key not in skipped}
+            here = tx.fetch(collection.cid, imported)
+            # What is here already is left alone: the index and what is kept in memory stay as they are.
+            fresh = [record for key, record in imported.items() if here.get(key) != record]
+            rounded = _rounded(collection)
+            changed = sum(1 for record in fresh if not ranges.agree(here.get(record.key), record, rounded))
+            tx.put(collection.cid, fresh)
             removed = tx.remove(collection.cid, [key for key in gone if key not in skipped])
         return control.ImportPageResponse(
             imported=len(imported),
             removed=removed,
             skipped=[id_of(key).SerializeToString() for key in sorted(skipped)],
+            changed=changed,
         )
+
+    def compare(self, request: control.ComparePageRequest) -> control.ComparePageResponse:
+        """Compare a page with the same range here, both as they would be stored. Thread-safe."""
+        there = {record.key: record for record in map(_record_of, r.parse(pb.ScrollResponse, request.page).result)}
+        first = _key_in(request.first) if request.first else None
+        after = _key_in(request.after) if request.after else None
+        with self._store.snapshot():
+            collection = self._store.collection(request.collection)
+            if collection is None:
+                raise no_collection(request.collection)
+            here = self._store.range_records(collection.cid, first, after)
+            look = ranges.look(there, here, _rounded(collection))
+        return control.ComparePageResponse(
+            remote=control.RangeDigest(points=look.remote.points, content=look.remote.content),
+            local=control.RangeDigest(points=look.local.points, content=look.local.content),
+            differing=look.differing,
+        )
+
+    def note_verified(self, request: control.NoteVerifiedRequest) -> control.NoteVerifiedResponse:
+        """Note when a collection was compared. One that is gone meanwhile, or in doubt, is passed over."""
+        with self._store.transaction() as tx:
+            collection = tx.collection(request.collection)
+            if collection is not None and catalogue.is_whole(collection):
+                tx.set_verified(collection.cid, request.verified_unix_ns)
+        return control.NoteVerifiedResponse()
 
     def _gone_keys(
         self, tx: Transaction, collection: Collection, request: control.ImportPageRequest, present: Iterable[Key]
@@ -170,6 +206,8 @@ class Imports:
                     resume_at=request.resume_at,
                     expected_points=request.expected_points,
                 )
+                if request.verified_unix_ns:
+                    tx.set_verified(collection.cid, request.verified_unix_ns)
         return control.SetCompletenessResponse()
 
     def _demand_memory(self, since_seq: int) -> int:
@@ -179,6 +217,12 @@ class Imports:
                 f"what came after entry {since_seq} is not known, only after {self._touched.floor_seq}: read it again",
             )
         return since_seq
+
+
+def _rounded(collection: Collection) -> frozenset[str]:
+    """Vectors that Qdrant and the replica each normalise by themselves: their last bits may differ."""
+    fields = fields_of(catalogue.config_of(collection).params)
+    return frozenset(name for name, field in fields.items() if field.is_cosine)
 
 
 def _have_same_vectors(collection: Collection, remote: collections.CollectionConfig) -> bool:

@@ -269,6 +269,14 @@ class ReplicaControl:
         """Bring in points. FAILED_PRECONDITION: read the page again. NOT_FOUND: the collection is gone."""
         return await self._call("ImportPage", request, control.ImportPageResponse)
 
+    async def compare_page(self, request: control.ComparePageRequest) -> control.ComparePageResponse:
+        """Compare an id range with a page of Qdrant's. NOT_FOUND: the collection is gone."""
+        return await self._call("ComparePage", request, control.ComparePageResponse)
+
+    async def note_verified(self, request: control.NoteVerifiedRequest) -> control.NoteVerifiedResponse:
+        """Note that a collection was compared as a whole."""
+        return await self._call("NoteVerified", request, control.NoteVerifiedResponse)
+
     async def set_completeness(self, request: control.SetCompletenessRequest) -> control.SetCompletenessResponse:
         """Say how much of a collection the replica holds."""
         return await self._call("SetCompleteness", request, control.SetCompletenessResponse)

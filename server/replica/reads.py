@@ -28,6 +28,11 @@ def batches(keys: Iterable[Key]) -> Iterator[list[Key]]:
         yield batch
 
 
+def verified_name(cid: int) -> str:
+    """Under which name `meta` keeps when a collection was verified."""
+    return f"verified_unix_ns {cid}"
+
+
 def marks(count: int) -> str:
     """The question marks of an IN list."""
     return ",".join("?" * count)
@@ -145,6 +150,22 @@ class Reads:
             statement = f"SELECT key FROM points WHERE cid = ? AND key IN ({marks(len(batch))})"  # noqa: S608
             found.update(row[0] for row in self.connection().execute(statement, (cid, *batch)))
         return found
+
+    def range_records(self, cid: int, first: Key | None, after: Key | None, *, page: int = 256) -> Iterator[Record]:
+        """Points in [first, after), in order, read page by page; None = open end."""
+        found = self.scan(cid, start=first, limit=page)
+        while found:
+            for record in found:
+                if after is not None and record.key >= after:
+                    return
+                yield record
+            if len(found) < page:
+                return
+            found = self.scan(cid, found[-1].key, page)
+
+    def verified_unix_ns(self, cid: int) -> int:
+        """When the whole collection was last copied from the remote or compared with it; 0 = never."""
+        return int(self.meta(verified_name(cid)) or 0)
 
     def range_keys(self, cid: int, first: Key | None, after: Key | None) -> list[Key]:
         """Keys in [first, after), in order; None = open end."""

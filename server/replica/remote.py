@@ -28,6 +28,12 @@ class RemoteRefused(UnderstudyError):
     def __init__(self, method: str, code: Code, details: str) -> None:
         super().__init__(f"Qdrant: {method}: {code.name} {details}")
         self.code = code
+        self._details = details
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the answer was larger than the connection takes; gRPC says so with a status of Qdrant's."""
+        return self.code is Code.RESOURCE_EXHAUSTED and "message larger than max" in self._details
 
     @property
     def is_gone(self) -> bool:
@@ -38,6 +44,14 @@ class RemoteRefused(UnderstudyError):
     def wants_credential(self) -> bool:
         """Whether another credential may help."""
         return self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What Qdrant holds: the request that brings it into the replica, and the (rough) points of each collection."""
+
+    request: control_pb.ImportCatalogueRequest
+    points: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class Remote:
         self._timeout_seconds = timeout_seconds
         self._credential = credential
 
-    async def catalogue(self) -> control_pb.ImportCatalogueRequest:
+    async def catalogue(self) -> Catalogue:
         """Collections with their infos, aliases and version; `since_seq` is left to the caller."""
         version = await self._ask(HEALTH_CHECK, qdrant_pb2.HealthCheckRequest(), qdrant_pb2.HealthCheckReply)
         listed = await self._ask(
@@ -68,17 +82,18 @@ class Remote:
             collections_pb2.ListCollectionsRequest(),
             collections_pb2.ListCollectionsResponse,
         )
-        collections = []
+        collections, points = [], {}
         for each in listed.collections:
             info = await self._info(each.name)
             if info is not None:
-                collections.append(control_pb.RemoteCollection(name=each.name, info=info))
+                collections.append(control_pb.RemoteCollection(name=each.name, info=info.SerializeToString()))
+                points[each.name] = info.points_count
         aliases = await self._ask(
             COLLECTIONS + "ListAliases",
             collections_pb2.ListAliasesRequest(),
             collections_pb2.ListAliasesResponse,
         )
-        return control_pb.ImportCatalogueRequest(
+        request = control_pb.ImportCatalogueRequest(
             collections=collections,
             aliases=[
                 control_pb.RemoteAlias(alias=each.alias_name, collection=each.collection_name)
@@ -87,9 +102,10 @@ class Remote:
             remote_version=version.version,
             whole=True,
         )
+        return Catalogue(request, points)
 
-    async def _info(self, name: str) -> bytes | None:
-        """A CollectionInfo; None when the collection went since it was listed."""
+    async def _info(self, name: str) -> collections_pb2.CollectionInfo | None:
+        """What Qdrant says of a collection; None when the collection went since it was listed."""
         question = collections_pb2.GetCollectionInfoRequest(collection_name=name)
         try:
             answer = await self._ask(COLLECTIONS + "Get", question, collections_pb2.GetCollectionInfoResponse)
@@ -97,7 +113,7 @@ class Remote:
             if refusal.is_gone:
                 return None
             raise
-        return answer.result.SerializeToString()
+        return answer.result
 
     async def count(self, name: str) -> int:
         """How many points a collection holds, exactly."""

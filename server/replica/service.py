@@ -121,6 +121,8 @@ class Service:
             "Apply": self._apply,
             "ImportCatalogue": self._import_catalogue,
             "ImportPage": self._import_page,
+            "ComparePage": self._compare_page,
+            "NoteVerified": self._note_verified,
             "SetCompleteness": self._set_completeness,
             "Status": self._status,
         }
@@ -240,6 +242,15 @@ class Service:
         await self._applied(request.since_seq)
         return await self._write(lambda: self._imports.page(request))
 
+    async def _compare_page(self, body: bytes) -> Message:
+        request = r.parse(control.ComparePageRequest, body)
+        await self._applied(request.since_seq)
+        return await self._read(lambda: self._imports.compare(request))
+
+    async def _note_verified(self, body: bytes) -> Message:
+        request = r.parse(control.NoteVerifiedRequest, body)
+        return await self._write(lambda: self._imports.note_verified(request))
+
     async def _set_completeness(self, body: bytes) -> Message:
         request = r.parse(control.SetCompletenessRequest, body)
         return await self._write(lambda: self._imports.set_completeness(request))
@@ -262,6 +273,7 @@ class Service:
                         resume_at=collection.resume_at,
                         expected_points=collection.expected_points,
                         index_state=self._index.state(collection.cid),
+                        verified_unix_ns=self._store.verified_unix_ns(collection.cid),
                     )
                     for collection in self._store.collections()
                 ],

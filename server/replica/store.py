@@ -22,7 +22,7 @@ from pathlib import Path
 
 from server.clock import Clock
 from server.errors import DataDirUnusable
-from server.replica.reads import Reads, batches, marks
+from server.replica.reads import Reads, batches, marks, verified_name
 from server.replica.records import Changes, Collection, Key, Record
 
 __all__ = ["Changes", "Collection", "Key", "Reads", "Record", "Store", "Transaction"]
@@ -145,6 +145,7 @@ class Transaction(Reads):
         execute = self._connection.execute
         execute("DELETE FROM aliases WHERE collection = (SELECT name FROM collections WHERE cid = ?)", (cid,))
         execute("DELETE FROM schemas WHERE cid = ?", (cid,))
+        execute("DELETE FROM meta WHERE name = ?", (verified_name(cid),))
         execute("DELETE FROM collections WHERE cid = ?", (cid,))
         execute("INSERT OR IGNORE INTO dropped (cid) VALUES (?)", (cid,))
         self._touched.pop(cid, None)
@@ -178,6 +179,10 @@ class Transaction(Reads):
             "UPDATE collections SET completeness = ?, as_of_seq = ?, resume_at = ?, expected_points = ? WHERE cid = ?",
             (completeness, as_of_seq, resume_at, expected_points, cid),
         )
+
+    def set_verified(self, cid: int, unix_ns: int) -> None:
+        """The whole collection was equal to the remote's at that time."""
+        self.set_meta(verified_name(cid), str(unix_ns))
 
     def set_meta(self, name: str, value: str) -> None:
         """Set a named value."""

@@ -84,12 +84,13 @@ function collections(status) {
     const done = element("td");
     const whole = state === "complete" ? one.points : Math.max(one.expected_points ?? 0, one.points ?? 0);
     done.append(bar(one.points ?? 0, whole));
-    row.append(element("td", one.name), tag, element("td", count(one.points), "number"), done, element("td", one.index_state ?? ""));
+    const compared = one.verified_at ? `${span(Math.max(0, (Date.now() - new Date(one.verified_at)) / 1000))} ago` : "never";
+    row.append(element("td", one.name), tag, element("td", count(one.points), "number"), done, element("td", one.index_state ?? ""), element("td", compared, "quiet"));
     return row;
   });
   if (rows.length) return rows;
   const none = element("tr"), cell = element("td", "none yet", "quiet");
-  cell.colSpan = 5;
+  cell.colSpan = 6;
   none.append(cell);
   return [none];
 }

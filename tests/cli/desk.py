@@ -20,6 +20,7 @@ class FakeDesk:
         self.status: dict[str, Any] = {**STATUS, **status}
         self.later: list[dict[str, Any]] = []
         self.hydrated: list[list[str]] = []
+        self.verified: list[list[str]] = []
         self.synced = 0
         self.listed: list[tuple[int, int]] = []
         self.entries: list[dict[str, Any]] = []
@@ -44,10 +45,10 @@ class FakeDesk:
             self.status = {**self.status, **self.later.pop(0)}
         return self.status
 
-    async def _hydrate(self, names: list[str]) -> dict[str, Any]:
+    async def _hydrate(self, names: list[str], verify: bool) -> dict[str, Any]:
         if not self.has_upstream:
             raise ConfigError("there is no Qdrant to copy from", hint="Set one")
-        self.hydrated.append(names)
+        (self.verified if verify else self.hydrated).append(names)
         return {"requested": names or "all"}
 
     async def _sync(self) -> dict[str, Any]:
@@ -78,6 +79,7 @@ STATUS: dict[str, Any] = {
         {"name": "[docs]", "completeness": "complete", "points": 7, "expected_points": 7, "index_state": "ready"}
     ],
     "hydration": [],
+    "verification": [],
     "replica": {"pid": 7, "restarts": 0},
     "wal": {"bytes": 2048, "latched": None},
 }

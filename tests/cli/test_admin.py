@@ -90,13 +90,16 @@ async def test_acts(port: Port) -> None:
     async with port.session.post("/hydrate", headers=ACT, json={"collections": ["a", "b"]}) as answer:
         assert answer.status == 200
     assert (port.fake.synced, port.fake.hydrated) == (1, [[], ["a", "b"]])
+    async with port.session.post("/hydrate", headers=ACT, json={"collections": ["a"], "verify": True}) as answer:
+        assert answer.status == 200
+    assert (port.fake.hydrated, port.fake.verified) == ([[], ["a", "b"]], [["a"]])
 
 
-@pytest.mark.parametrize("body", ["{", "[]", '{"collections": "a"}', '{"collections": [1]}'])
+@pytest.mark.parametrize("body", ["{", "[]", '{"collections": "a"}', '{"collections": [1]}', '{"verify": 1}'])
 async def test_a_bad_body_is_refused(port: Port, body: str) -> None:
     async with port.session.post("/hydrate", headers=ACT, data=body) as answer:
         assert answer.status == 400
-    assert port.fake.hydrated == []
+    assert port.fake.hydrated == port.fake.verified == []
 
 
 async def test_a_huge_body_is_refused(port: Port) -> None:

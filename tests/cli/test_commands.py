@@ -333,6 +333,50 @@ def test_hydrate_says_what_did_not_go_well() -> None:
     assert "b: Qdrant does not have it" in result.output
 
 
+def test_verify_follows_and_says_what_was_repaired() -> None:
+    def row(state: str, **more: Any) -> dict[str, Any]:
+        one = {"collection": "[a]", "state": state, "points": 9, "expected_points": 9, "ranges": 3, **more}
+        return {"verification": [one]}
+
+    fake = FakeDesk()
+    fake.later = [row("waiting"), row("verifying"), row("verifying")]
+    fake.later += [row("verified", points_repaired=2, ranges_repaired=1)]
+    with serving(fake) as address:
+        said = run("hydrate", "[a]", "--verify", "--admin", address).stdout
+        assert "[a]: 9 points in 3 ranges compared, 2 points in 1 ranges repaired" in said
+    assert (fake.hydrated, fake.verified, fake.later) == ([], [["[a]"]], [])
+    with serving(FakeDesk(**row("verified", points_repaired=0))) as address:
+        assert "all equal" in run("hydrate", "--verify", "--admin", address).stdout
+    again = row("copied again", points_repaired=8, ranges_repaired=2, reason="one range after the other differed")
+    with serving(FakeDesk(**again)) as address:
+        assert "it is copied again" in run("hydrate", "--verify", "--admin", address).stdout
+    with serving(FakeDesk(**row("failed", reason="no key"))) as address:
+        result = CliRunner().invoke(app, ["hydrate", "--verify", "--admin", address], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "[a]: failed, no key" in result.output
+
+
+def test_status_tells_of_copies_and_comparisons() -> None:
+    collections = [
+        {"name": "a", "completeness": "hydrating", "points": 5, "expected_points": 9, "verified_at": None},
+        {"name": "b", "completeness": "complete", "points": 9, "expected_points": 9, "verified_at": "2026-01-02T03:04"},
+        {"name": "c", "completeness": "empty", "points": 0, "expected_points": 99, "verified_at": None},
+    ]
+    hydration = [
+        {"collection": "a", "state": "copying", "points": 5, "points_per_second": 1234.0},
+        {"collection": "b", "state": "complete", "points": 9},
+        {"collection": "c", "state": "left out", "points": 0, "reason": "99 points, more than 10"},
+    ]
+    verification = [{"collection": "b", "state": "verified", "points_repaired": 7}]
+    fake = FakeDesk(collections=collections, hydration=hydration, verification=verification)
+    with serving(fake) as address:
+        rows = {line.split()[0]: line for line in run("status", "--admin", address).stdout.splitlines() if line.split()}
+    assert "hydrating, 1,234 points/s" in rows["a"]
+    assert "2026-01-02T03:04" in rows["b"]
+    assert rows["b"].split()[-1] == "7"
+    assert "left out" in rows["c"]
+
+
 def test_hydrate_while_qdrant_is_away() -> None:
     with serving(FakeDesk(state="local")) as address:
         assert "Qdrant is away" in run("hydrate", "--admin", address).stdout

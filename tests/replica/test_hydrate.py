@@ -1,13 +1,10 @@
-"""Hydration between two stores: one plays Qdrant, the other is the replica, a log in memory lies between them."""
+"""Hydration between two stores, see `hydration_world`."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,232 +14,32 @@ from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
-from generated.qdrant import qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server import config
 from server.errors import ReplicaRefused, UpstreamUnreachable
-from server.replica import catalogue
 from server.replica import requests as r
 from server.replica.copying import CopyState
-from server.replica.hydrate import Hydrator
 from server.replica.points import key_of
 from server.replica.refusal import Refusal
-from server.replica.search import Searcher
 from server.replica.settled import Settled
-from server.rpc import HEALTH_CHECK, Backend, Call, Code, Metadata, Reply
-from server.telemetry import Telemetry
-from server.wal.record import EntryState, Record
+from server.rpc import HEALTH_CHECK, Call, Code, Reply
 from tests.faults.backends import FlakyBackend, Pass, Refused, Stall, says
 from tests.faults.clock import ManualClock
 
-from .local_store import ALIASES, CREATE, DROP, Local, create, entry, ids, payload, point, point_id, upsert
-
-EMPTY, HYDRATING = control_pb.COMPLETENESS_EMPTY, control_pb.COMPLETENESS_HYDRATING
-COMPLETE, STALE = control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE
-SCROLL = r.POINTS + "Scroll"
-
-
-class RemoteStore:
-    """A store that plays Qdrant."""
-
-    def __init__(self, directory: Path) -> None:
-        self.local = Local(directory)
-        self.searcher = Searcher(self.local.store, config.Replica())
-
-    async def handle(self, call: Call) -> Reply:
-        """See rpc.Backend."""
-        await asyncio.sleep(0)
-        if call.method == HEALTH_CHECK:
-            return Reply(qdrant_pb2.HealthCheckReply(title="q", version="1.18.3").SerializeToString())
-        try:
-            if call.method.startswith(r.COLLECTIONS):
-                return Reply(catalogue.answer(self.local.store, call.method, call.body, lambda: 0.0))
-            return Reply(self.searcher.answer(call.method, call.body))
-        except Refusal as refusal:
-            return Reply(code=refusal.code, details=refusal.details)
-
-
-@dataclass
-class World:
-    """Qdrant, log and replica, with the mirror between them."""
-
-    remote: RemoteStore
-    here: Local
-    clock: ManualClock
-    settings: config.Hydrate
-
-    def __post_init__(self) -> None:
-        self.records: list[Record] = []
-        self.writes: list[tuple[str, Message]] = []
-        self.pending_count = 0
-        self.mirrored = 0
-        self.key: Metadata | None = None
-        self.upstream: Backend = self.remote
-        self.lines: list[str] = []
-        self.here.imports.attach(control_pb.AttachRequest(log_id="L"))
-
-    # The log.
-
-    @property
-    def last_seq(self) -> int:
-        return len(self.records)
-
-    async def read(self, after_seq: int, limit_entries: int, limit_bytes: int) -> list[Record]:
-        await asyncio.sleep(0)
-        return self.records[after_seq : after_seq + limit_entries]
-
-    # A client writes.
-
-    def write(self, method: str, request: Message) -> None:
-        """Qdrant first, then the log; the replica hears of it later."""
-        self.remote.local.do(method, request)
-        self.acknowledged(method, request)
-
-    def acknowledged(self, method: str, request: Message) -> None:
-        self.records.append(Record(self.last_seq + 1, 1, EntryState.SYNCED, self.clock.wall_ns(), b"", "", b"", 0))
-        self.writes.append((method, request))
-
-    def mirror(self, upto: int | None = None) -> None:
-        """The replica applies the log."""
-        while self.mirrored < (self.last_seq if upto is None else upto):
-            method, request = self.writes[self.mirrored]
-            self.mirrored += 1
-            self.here.writes.apply([entry(self.mirrored, method, request)])
-
-    # The replica's control.
-
-    async def _in_turn(self, since: int, work: Callable[[], Any]) -> Any:
-        await asyncio.sleep(0)
-        self.mirror(max(since, self.mirrored))
-        try:
-            return work()
-        except Refusal as refusal:
-            raise ReplicaRefused(str(refusal), code=refusal.code, details=refusal.details) from refusal
-
-    async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
-        found: control_pb.ImportCatalogueResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.catalogue(request)
-        )
-        return found
-
-    async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
-        found: control_pb.ImportPageResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.page(request)
-        )
-        return found
-
-    async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
-        return self.here.imports.set_completeness(request)
-
-    async def status(self) -> control_pb.StatusResponse:
-        self.mirror()
-        return control_pb.StatusResponse(
-            applied_seq=self.mirrored,
-            collections=[
-                control_pb.CollectionState(
-                    name=each.name,
-                    completeness=each.completeness,  # type: ignore[arg-type]
-                    points=self.here.store.count(each.cid),
-                    as_of_seq=each.as_of_seq,
-                    resume_at=each.resume_at,
-                    expected_points=each.expected_points,
-                )
-                for each in self.here.store.collections()
-            ],
-        )
-
-    # Running.
-
-    def hydrator(self) -> Hydrator:
-        telemetry = Telemetry.silent()
-        telemetry.log = Lines(self.lines)  # type: ignore[assignment]
-        return Hydrator(
-            self,
-            self.upstream,
-            self,
-            self.settings,
-            self.clock,
-            telemetry,
-            credential=lambda: self.key,
-            sleep=self.clock.sleep,
-        )
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Hydrator]:
-        hydrator = self.hydrator()
-        hydrator.upstream_up = True
-        task = asyncio.create_task(hydrator.run())
-        try:
-            yield hydrator
-        finally:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    async def until(self, condition: Callable[[], bool], *, each: Callable[[], None] = lambda: None) -> None:
-        for _ in range(20_000):
-            assert "hydration stumbled" not in self.lines
-            if condition():
-                return
-            await asyncio.sleep(0)
-            each()
-            if not condition() and self.clock.sleeping:
-                self.clock.advance(self.clock.sleeping[0])
-        raise AssertionError(f"never came about: {self.lines[-5:]}")
-
-    def completeness(self, name: str = "c") -> int:
-        found = self.here.store.collection(name)
-        return found.completeness if found is not None else 0
-
-    def is_complete(self, name: str = "c") -> bool:
-        return self.completeness(name) == COMPLETE
-
-    def differences(self, name: str = "c") -> list[Any]:
-        self.mirror()
-        there, here = self.remote.local.points(name), self.here.points(name)
-        return [key for key in there.keys() | here.keys() if there.get(key) != here.get(key)]
-
-
-class Lines:
-    """A logger that keeps the events."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda event, **fields: self._lines.append(str(event))
-
-
-Make = Callable[..., World]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    made: list[World] = []
-
-    def world(**chosen: Any) -> World:
-        values = {"page_points": 10, "points_per_second": 0, **chosen}
-        at = tmp_path / str(len(made))
-        built = World(
-            RemoteStore(at / "remote"), Local(at / "here", known=False), ManualClock(), config.Hydrate(**values)
-        )
-        made.append(built)
-        return built
-
-    yield world
-    for each in made:
-        each.remote.local.close()
-        each.here.close()
-
-
-def fill(world: World, count: int, name: str = "c") -> None:
-    world.remote.local.do(CREATE, create(name))
-    if count:
-        world.remote.local.do(r.UPSERT, upsert(*(point(n, v=n) for n in range(count)), name=name))
-
-
-def uuid(number: int) -> str:
-    return f"00000000-0000-0000-0000-{number:012d}"
+from .hydration_world import (
+    COMPLETE,
+    EMPTY,
+    HYDRATING,
+    SCROLL,
+    STALE,
+    Make,
+    RemoteStore,
+    World,
+    fill,
+    scrolls,
+    uuid,
+)
+from .local_store import ALIASES, CREATE, DROP, Local, create, ids, payload, point, point_id, upsert
 
 
 async def test_everything_is_copied_and_says_so(make: Make) -> None:
@@ -283,7 +80,7 @@ async def test_it_goes_on_where_it_stopped(make: Make) -> None:
     flaky = FlakyBackend(world.remote)
     world.upstream = flaky
     async with world.running() as hydrator:
-        await world.until(lambda: len(_scrolls(flaky)) == 5, each=lambda: world.clock.advance(2))
+        await world.until(lambda: len(scrolls(flaky)) == 5, each=lambda: world.clock.advance(2))
         hydrator.upstream_up = False
         await world.until(lambda: hydrator.progress[0].state is CopyState.WAITING)
         assert world.completeness() == HYDRATING
@@ -291,12 +88,8 @@ async def test_it_goes_on_where_it_stopped(make: Make) -> None:
         assert found is not None and found.resume_at
         hydrator.upstream_up = True
         await world.until(world.is_complete)
-    assert len(_scrolls(flaky)) <= 12
+    assert len(scrolls(flaky)) <= 12
     assert world.differences() == []
-
-
-def _scrolls(flaky: FlakyBackend) -> list[Call]:
-    return [call for call in flaky.calls if call.method == SCROLL]
 
 
 async def test_a_restart_goes_on_too(make: Make) -> None:
@@ -305,11 +98,11 @@ async def test_a_restart_goes_on_too(make: Make) -> None:
     flaky = FlakyBackend(world.remote)
     world.upstream = flaky
     async with world.running():
-        await world.until(lambda: len(_scrolls(flaky)) == 6, each=lambda: world.clock.advance(2))
-    before = len(_scrolls(flaky))
+        await world.until(lambda: len(scrolls(flaky)) == 6, each=lambda: world.clock.advance(2))
+    before = len(scrolls(flaky))
     async with world.running():
         await world.until(world.is_complete)
-    assert len(_scrolls(flaky)) - before <= 6
+    assert len(scrolls(flaky)) - before <= 6
     assert world.differences() == []
 
 
@@ -399,9 +192,10 @@ async def test_what_the_proxy_created_is_complete_at_once(make: Make) -> None:
         world.write(r.UPSERT, upsert(*(point(n, v=n) for n in range(30))))
         world.mirror()
         assert world.is_complete()
-        seen = len(_scrolls(flaky))
         await world.until(lambda: bool(_info(world)))
-    assert len(_scrolls(flaky)) == seen
+        await world.until(lambda: world.verified() > 0)
+    assert world.lines.count("hydration started") == 1  # of the other
+    assert scrolls(flaky)
     assert world.is_complete()
     assert world.differences() == []
 
@@ -542,12 +336,15 @@ async def test_asked_again_it_copies_from_the_start_and_stays_whole(make: Make) 
             r.SET_PAYLOAD,
             pb.SetPayloadPoints(collection_name="c", payload=payload({"k": 1}), points_selector=ids(3), wait=True),
         )
-        before = len(_scrolls(flaky))
+        before = len(scrolls(flaky))
         seen: set[int] = set()
         hydrator.request(["c"])
-        await world.until(lambda: not world.differences(), each=lambda: seen.add(world.completeness()))
-        await world.until(world.is_complete)
-    assert len(_scrolls(flaky)) - before == 4
+        await world.until(
+            lambda: world.lines.count("hydration complete") == 2, each=lambda: seen.add(world.completeness())
+        )
+    assert world.differences() == []
+    # Looks at a few points come between, so the pages are told by where they begin.
+    assert {0, 8, 18, 28} <= {pb.ScrollPoints.FromString(call.body).offset.num for call in scrolls(flaky)[before:]}
     assert seen <= {STALE, COMPLETE}
 
 
@@ -594,13 +391,13 @@ async def test_an_interrupted_request_is_not_forgotten(make: Make) -> None:
     world.upstream = flaky
     async with world.running() as hydrator:
         await world.until(world.is_complete)
-        before = len(_scrolls(flaky))
+        before = len(scrolls(flaky))
         hydrator.request(["c"])
-        await world.until(lambda: len(_scrolls(flaky)) == before + 2)
+        await world.until(lambda: len(scrolls(flaky)) == before + 2)
         hydrator.upstream_up = False
         await world.until(lambda: hydrator.progress[0].state is CopyState.WAITING)
         hydrator.upstream_up = True
-        await world.until(lambda: len(_scrolls(flaky)) >= before + 6)
+        await world.until(lambda: len(scrolls(flaky)) >= before + 6)
         await world.until(world.is_complete)
 
 
@@ -643,7 +440,38 @@ async def test_the_rate_is_kept(make: Make) -> None:
     start = world.clock.monotonic()
     async with world.running():
         await world.until(world.is_complete)
-    assert world.clock.monotonic() - start >= (100 - 10) / 20
+    assert (100 - 10) / 20 <= world.clock.monotonic() - start <= 100 / 20 + 1
+
+
+async def test_the_time_that_a_page_takes_counts(make: Make) -> None:
+    world = make(points_per_second=20)
+    fill(world, 100)
+    plain = world.import_page
+
+    async def slow(request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
+        world.clock.advance(0.3)
+        return await plain(request)
+
+    world.import_page = slow  # type: ignore[method-assign]
+    start = world.clock.monotonic()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert world.clock.monotonic() - start <= 100 / 20 + 1
+
+
+async def test_the_rate_is_halved_while_the_event_loop_runs_late(make: Make) -> None:
+    world = make(points_per_second=20)
+    fill(world, 100)
+    on_time = world.clock.sleep
+
+    async def late(seconds: float) -> None:
+        await on_time(seconds + 0.02)
+
+    world.clock.sleep = late  # type: ignore[method-assign]
+    start = world.clock.monotonic()
+    async with world.running():
+        await world.until(world.is_complete)
+    assert 2 * (100 - 10) / 20 <= world.clock.monotonic() - start <= 2 * 100 / 20 + 2
 
 
 async def test_a_replica_that_forgot_what_came_later_gets_the_page_again(make: Make) -> None:

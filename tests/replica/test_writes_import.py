@@ -358,3 +358,40 @@ def test_forgetting_raises_the_floor_and_never_hides_a_touch() -> None:
                 assert touched.is_point_later(1, b"%d" % earlier, since)
     assert not touched.knows(0)
     assert touched.knows(99)
+
+
+def test_what_is_here_already_is_not_written_again(here: Local) -> None:
+    _import(here, _remote())
+    points = [_retrieved(number, v=number) for number in range(5)]
+    first = here.imports.page(_page(*points, since=0))
+    assert (first.imported, first.changed) == (5, 5)
+    touched: list[frozenset[bytes]] = []
+    here.store.on_commit(lambda changes: touched.extend(changes.touched.values()))
+    again = here.imports.page(_page(*points, since=0))
+    assert (again.imported, again.changed, again.removed) == (5, 0, 0)
+    assert touched == []
+    points[3] = _retrieved(3, v="other")
+    other = here.imports.page(_page(*points[:4], since=0))
+    assert (other.imported, other.changed, other.removed) == (4, 1, 1)
+    assert [sorted(each) for each in touched] == [[b"\x00" + n.to_bytes(8, "big") for n in (3, 4)]]
+    assert here.payloads() == {0: {"v": 0}, 1: {"v": 1}, 2: {"v": 2}, 3: {"v": "other"}}
+
+
+def test_a_range_without_an_end_and_one_far_larger_than_the_page(here: Local) -> None:
+    """Qdrant lost nearly everything: the replica's side of the range is read page by page."""
+    _import(here, _remote())
+    here.imports.page(_page(*(_retrieved(number) for number in range(1000)), since=0))
+
+    def compare(*points: pb.RetrievedPoint, after: int | None) -> control.ComparePageResponse:
+        page = _page(*points, since=0, first=0, after=after)
+        return here.imports.compare(
+            control.ComparePageRequest(collection="c", page=page.page, first=page.first, after=page.after)
+        )
+
+    seen = compare(_retrieved(0), _retrieved(999), after=None)
+    assert (seen.remote.points, seen.local.points, seen.differing) == (2, 1000, 998)
+    seen = compare(_retrieved(0), _retrieved(1), after=2)
+    assert (seen.remote, seen.differing) == (seen.local, 0)
+    with pytest.raises(Refusal) as refused:
+        here.imports.compare(control.ComparePageRequest(collection="nobody"))
+    assert refused.value.code is Code.NOT_FOUND

@@ -22,10 +22,20 @@ class Keeper:
 
     pages: list[control_pb.ImportPageRequest] = field(default_factory=list)
     catalogues: list[control_pb.ImportCatalogueRequest] = field(default_factory=list)
+    compared: list[control_pb.ComparePageRequest] = field(default_factory=list)
+    verified: list[control_pb.NoteVerifiedRequest] = field(default_factory=list)
 
     async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
         self.pages.append(request)
         return control_pb.ImportPageResponse(imported=1)
+
+    async def compare_page(self, request: control_pb.ComparePageRequest) -> control_pb.ComparePageResponse:
+        self.compared.append(request)
+        return control_pb.ComparePageResponse(differing=1)
+
+    async def note_verified(self, request: control_pb.NoteVerifiedRequest) -> control_pb.NoteVerifiedResponse:
+        self.verified.append(request)
+        return control_pb.NoteVerifiedResponse()
 
     async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
         self.catalogues.append(request)
@@ -76,3 +86,21 @@ async def test_collection_infos_and_the_rest() -> None:
     assert list(answer.wanted) == ["c"] and keeper.catalogues[0].whole
     assert SECRET.encode() not in keeper.catalogues[0].collections[0].info
     assert (await sieve.status()).applied_seq == 7
+
+
+async def test_what_is_compared_is_what_would_be_stored() -> None:
+    """Else every point with a secret would look like drift, for ever."""
+    keeper = Keeper()
+    sieve = Sieve(keeper, Scrubber.load(None), Telemetry.silent())
+    page = points_pb2.ScrollResponse(result=[point(f"the token {SECRET}")]).SerializeToString()
+    answer = await sieve.compare_page(control_pb.ComparePageRequest(collection="c", page=page, since_seq=3))
+    await sieve.import_page(control_pb.ImportPageRequest(collection="c", page=page))
+    assert answer.differing == 1
+    assert keeper.compared[0].since_seq == 3
+    assert keeper.compared[0].page == keeper.pages[0].page
+    assert SECRET.encode() not in keeper.compared[0].page
+    clean = points_pb2.ScrollResponse(result=[point("nothing")]).SerializeToString()
+    await sieve.compare_page(control_pb.ComparePageRequest(page=clean))
+    assert keeper.compared[1].page == clean
+    await sieve.note_verified(control_pb.NoteVerifiedRequest(collection="c", verified_unix_ns=5))
+    assert keeper.verified[0].verified_unix_ns == 5

@@ -162,28 +162,76 @@ class ImportPageRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ImportPageResponse(_message.Message):
-    __slots__ = ("imported", "removed", "skipped")
+    __slots__ = ("imported", "removed", "skipped", "changed")
     IMPORTED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     imported: int
     removed: int
     skipped: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, imported: _Optional[int] = ..., removed: _Optional[int] = ..., skipped: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    changed: int
+    def __init__(self, imported: _Optional[int] = ..., removed: _Optional[int] = ..., skipped: _Optional[_Iterable[bytes]] = ..., changed: _Optional[int] = ...) -> None: ...
+
+class ComparePageRequest(_message.Message):
+    __slots__ = ("collection", "page", "first", "after", "since_seq")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    page: bytes
+    first: bytes
+    after: bytes
+    since_seq: int
+    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ...) -> None: ...
+
+class RangeDigest(_message.Message):
+    __slots__ = ("points", "content")
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    points: int
+    content: bytes
+    def __init__(self, points: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class ComparePageResponse(_message.Message):
+    __slots__ = ("remote", "local", "differing")
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERING_FIELD_NUMBER: _ClassVar[int]
+    remote: RangeDigest
+    local: RangeDigest
+    differing: int
+    def __init__(self, remote: _Optional[_Union[RangeDigest, _Mapping]] = ..., local: _Optional[_Union[RangeDigest, _Mapping]] = ..., differing: _Optional[int] = ...) -> None: ...
+
+class NoteVerifiedRequest(_message.Message):
+    __slots__ = ("collection", "verified_unix_ns")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    verified_unix_ns: int
+    def __init__(self, collection: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
+
+class NoteVerifiedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SetCompletenessRequest(_message.Message):
-    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points")
+    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points", "verified_unix_ns")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     collection: str
     completeness: Completeness
     as_of_seq: int
     resume_at: bytes
     expected_points: int
-    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ...) -> None: ...
+    verified_unix_ns: int
+    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
 
 class SetCompletenessResponse(_message.Message):
     __slots__ = ()
@@ -208,7 +256,7 @@ class StatusResponse(_message.Message):
     def __init__(self, applied_seq: _Optional[int] = ..., collections: _Optional[_Iterable[_Union[CollectionState, _Mapping]]] = ..., catalogue_known: _Optional[bool] = ..., remote_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class CollectionState(_message.Message):
-    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state")
+    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state", "verified_unix_ns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +265,7 @@ class CollectionState(_message.Message):
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
     INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     name: str
     completeness: Completeness
     points: int
@@ -225,4 +274,5 @@ class CollectionState(_message.Message):
     resume_at: bytes
     expected_points: int
     index_state: str
-    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ...) -> None: ...
+    verified_unix_ns: int
+    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...

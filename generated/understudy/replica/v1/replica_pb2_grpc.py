@@ -60,6 +60,16 @@ class ReplicaServiceStub:
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageRequest.SerializeToString,
                 response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageResponse.FromString,
                 _registered_method=True)
+        self.ComparePage = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/ComparePage',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.FromString,
+                _registered_method=True)
+        self.NoteVerified = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/NoteVerified',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedResponse.FromString,
+                _registered_method=True)
         self.SetCompleteness = channel.unary_unary(
                 '/understudy.replica.v1.ReplicaService/SetCompleteness',
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SetCompletenessRequest.SerializeToString,
@@ -111,6 +121,20 @@ class ReplicaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ComparePage(self, request, context):
+        """Compares one id range of a collection with a page read from the remote. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteVerified(self, request, context):
+        """Notes that the whole of a collection was compared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetCompleteness(self, request, context):
         """Sets the completeness of collections.
         """
@@ -152,6 +176,16 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.ImportPage,
                     request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageRequest.FromString,
                     response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageResponse.SerializeToString,
+            ),
+            'ComparePage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComparePage,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.SerializeToString,
+            ),
+            'NoteVerified': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteVerified,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedResponse.SerializeToString,
             ),
             'SetCompleteness': grpc.unary_unary_rpc_method_handler(
                     servicer.SetCompleteness,
@@ -300,6 +334,60 @@ class ReplicaService:
             '/understudy.replica.v1.ReplicaService/ImportPage',
             understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageRequest.SerializeToString,
             understudy_dot_replica_dot_v1_dot_replica__pb2.ImportPageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComparePage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/ComparePage',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteVerified(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/NoteVerified',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedResponse.FromString,
             options,
             channel_credentials,
             insecure,
