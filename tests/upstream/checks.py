@@ -95,11 +95,11 @@ def vectors(given: points.Vectors, sizes: Mapping[str, int | None], place: str) 
         one_vector("", given.vector, sizes, f"{place}.vector")
         return
     for name, vector in given.vectors.vectors.items():
-        one_vector(name, vector, sizes, f"{place}.{name}")
+        one_vector(name, vector, sizes, f"{place}.{name}", f" for vector '{name}'")
 
 
-def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None], place: str) -> None:
-    """One vector: a known name, not empty, of the right size."""
+def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None], place: str, of: str = "") -> None:
+    """One vector: a known name, not empty, of the right size. `of` ends the text: a server names what was named."""
     kind = given.WhichOneof("vector")
     if kind in ("document", "image", "object"):
         raise wrong_input(
@@ -114,7 +114,7 @@ def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None],
     if size is None or rows is None:
         return
     for row in rows:
-        dimension(size, len(row))
+        dimension(size, len(row), of)
 
 
 def dense_rows(given: points.Vector) -> list[Any] | None:
@@ -132,10 +132,10 @@ def dense_rows(given: points.Vector) -> list[Any] | None:
     return [given.data]
 
 
-def dimension(expected: int, got: int) -> None:
+def dimension(expected: int, got: int, of: str = "") -> None:
     """Sizes agree."""
     if expected != got:
-        raise wrong_input(f"Vector dimension error: expected dim: {expected}, got {got}")
+        raise wrong_input(f"Vector dimension error: expected dim: {expected}, got {got}{of}")
 
 
 def query_input(given: points.VectorInput, name: str, sizes: Mapping[str, int | None]) -> None:
