@@ -7,6 +7,7 @@ next one; ordered scrolls have no offset.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -14,14 +15,17 @@ import numpy as np
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from server.replica import ordering, outputs, paths
-from server.replica.fields import Scalar
+from server.replica.fields import Index, Scalar
+from server.replica.paths import Path, Values, selector
 from server.replica.points import id_of, key_of, keys_of
 from server.replica.records import Record
 from server.replica.refusal import NotServed, bad_body, wrong_input
-from server.replica.session import Session
+from server.replica.session import EVERYTHING, Session
 
 DEFAULT_SCROLL_LIMIT = 10
 DEFAULT_FACET_LIMIT = 10
+# Collections that are too small for columns in memory.
+_COUNT_WALKED_MOST = 500
 
 
 def get(session: Session, request: points.GetPoints) -> points.GetResponse:
@@ -116,3 +120,38 @@ def facet(session: Session, request: points.FacetCounts) -> points.FacetResponse
         else:
             hit.value.string_value = str(value)
     return response
+
+
+def indexed_points(session: Session) -> dict[str, int]:
+    """By field, of how many points a payload index holds a value.
+
+    Without fields whose columns are not kept in memory, when the points are too many to walk: clients ask for a
+    collection's description before almost any other call, and it must not cost a scan.
+    """
+    counts: dict[str, int] = {}
+    walked: dict[str, tuple[Path, Index]] = {}
+    for text in session.collection.schema:
+        try:
+            path = paths.parse(text)
+        except paths.BadPath:
+            continue
+        index = session.fields.indexes[path]
+        coded = session.codes(path)
+        if coded is not None:
+            dictionary, codes = coded
+            held = dictionary.derived(("holds", index.kind), partial(_holds, index))
+            counts[text] = int(np.count_nonzero(np.array(held, dtype=np.bool_)[codes]))
+        elif session.collection.points <= _COUNT_WALKED_MOST:
+            walked[text] = (path, index)
+    if walked:
+        counts.update(dict.fromkeys(walked, 0))
+        select = {text: selector(path) for text, (path, _) in walked.items()}
+        for record in session.records(EVERYTHING, payload=True):
+            payload = points.PointStruct.FromString(record.payload).payload
+            for text, (_, index) in walked.items():
+                counts[text] += _holds(index, select[text](payload))
+    return counts
+
+
+def _holds(index: Index, values: Values) -> bool:
+    return bool(index.held_of(values))

@@ -80,6 +80,10 @@ class Reader(Protocol):
         """The serialized response. Raises Refusal. Thread-safe."""
         ...
 
+    def indexed_points(self, name: str) -> Mapping[str, int]:
+        """By field, of how many points of a collection a payload index holds a value; as far as that is cheap."""
+        ...
+
 
 class IndexStates(Protocol):
     """Tells how the vector index of a collection is."""
@@ -185,9 +189,12 @@ class Service:
         trailers = self._freshness(collection_named_in(row, body))
         if not row.path.startswith(r.COLLECTIONS):
             return self._reader.answer(row.path, body), trailers
+        indexed: Mapping[str, int] = {}
+        if row.path == catalogue.GET:
+            indexed = self._reader.indexed_points(collection_named_in(row, body))
         with self._store.snapshot():
             return (
-                catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started),
+                catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started, indexed),
                 trailers,
             )
 

@@ -11,10 +11,12 @@ os.environ["LANGSMITH_TRACING"] = "false"
 
 import pytest
 
+from .haystack_app import Haystack
 from .langchain_app import LangChain
+from .llama_index_app import LlamaIndex
 from .ways import WAYS, Kinds, Told
 
-KINDS: Kinds = (LangChain,)
+KINDS: Kinds = (LangChain, LlamaIndex, Haystack)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,11 @@ DIMENSION = 24
 _SPACE = uuid.UUID("5f0f6d4e-6a39-4a4e-9a83-3f2a5f0c1a77")
 
 _SUBJECTS = {
-    "ships": ("harbour pilots guide ships past the sandbanks", "sails and hulls of old ships", "a lighthouse warns ships"),
+    "ships": (
+        "harbour pilots guide ships past the sandbanks",
+        "sails and hulls of old ships",
+        "a lighthouse warns ships",
+    ),
     "bread": ("rye bread needs a sour dough", "the baker lets bread rise at night", "salt and flour make bread"),
     "stars": ("a telescope gathers the light of stars", "stars fade at dawn", "sailors steer by the stars at night"),
     "bees": ("bees dance to show the way", "honey of the bees in spring", "a hive of bees in an old lighthouse"),
@@ -52,6 +56,7 @@ def library() -> list[Text]:
             "open": number % 3 == 0,
             "tags": [subject, _CITIES[number % 4].lower()][: number % 3],
             "author": {"name": f"author {number % 7}", "born": 1900 + number % 7},
+            "loans": [{"reader": f"reader {number % 3}", "days": number % 5}, {"reader": "nobody", "days": 9}],
             "printed": f"2024-{1 + number % 12:02}-{1 + number % 28:02}T10:00:00+00:00",
         }
         if number % 4:

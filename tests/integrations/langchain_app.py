@@ -201,7 +201,10 @@ class LangChain(Application):
         ask("float equality", where(rating=models.Range(gte=2.5, lte=2.5)))
         ask("dates", where(printed=models.DatetimeRange(gte="2024-03-01T00:00:00Z", lt="2024-07-01T00:00:00Z")))
         ask("dotted twice", where(**{"author.born": models.MatchAny(any=[1902, 1903])}))
-        ask("text", models.Filter(must=[models.FieldCondition(key="page_content", match=models.MatchText(text="night"))]))
+        ask(
+            "text",
+            models.Filter(must=[models.FieldCondition(key="page_content", match=models.MatchText(text="night"))]),
+        )
         ask("two", where(subject=models.MatchValue(value="bees"), open=models.MatchValue(value=False)))
         empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="metadata.city"))
         ask("tenant or none", models.Filter(should=[*where(city=models.MatchValue(value="Turku")).must, empty]))
@@ -210,7 +213,8 @@ class LangChain(Application):
         ids = [corpus.text_id(f"text {number}") for number in range(4)]
         ask("ids", models.Filter(must=[models.HasIdCondition(has_id=ids)]))
         least = models.MinShould(
-            conditions=[where(open=models.MatchValue(value=True)), where(year=models.Range(lt=2005)), empty], min_count=2
+            conditions=[where(open=models.MatchValue(value=True)), where(year=models.Range(lt=2005)), empty],
+            min_count=2,
         )
         ask("at least two", models.Filter(min_should=least), 40)
         ask("no condition", models.Filter(), 40)
@@ -253,7 +257,9 @@ class LangChain(Application):
 
     def _refusals(self, told: Transcript) -> None:
         words = HashedWords()
-        told.refused("a vector name that is not there", lambda: self._existing(HYBRID, embedding=words, vector_name="x"))
+        told.refused(
+            "a vector name that is not there", lambda: self._existing(HYBRID, embedding=words, vector_name="x")
+        )
         told.refused("a name for the unnamed", lambda: self._existing(DENSE, embedding=words, vector_name="dense"))
         told.refused("another size", lambda: self._existing(DENSE, embedding=ShortWords()))
         euclid = models.Distance.EUCLID

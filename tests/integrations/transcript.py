@@ -35,7 +35,7 @@ class Transcript:
     def say(self, step: str, answer: Any) -> None:
         """Keep an answer that has something in it."""
         value = plain(answer)
-        if value in (None, [], {}, 0, False):
+        if is_nothing(value):
             raise AssertionError(f"{step}: {value!r} shows nothing")
         self._keep(step, value)
 
@@ -54,7 +54,7 @@ class Transcript:
     def say_nothing(self, step: str, answer: Any) -> None:
         """Keep an answer that has nothing in it."""
         value = plain(answer)
-        if value not in (None, [], {}, 0, False):
+        if not is_nothing(value):
             raise AssertionError(f"{step}: {value!r} is not nothing")
         self._keep(step, value)
 
@@ -71,6 +71,13 @@ class Transcript:
         if step in self.steps:
             raise AssertionError(f"two steps are called {step}")
         self.steps[step] = value
+
+
+def is_nothing(value: Any) -> bool:
+    """Empty, or a dict of nothing but empty values such as `{"documents": []}`."""
+    if isinstance(value, dict):
+        return all(is_nothing(one) for one in value.values())
+    return value in (None, [], 0, False)
 
 
 def _text(value: Any) -> str:
@@ -91,7 +98,7 @@ def raised(error: BaseException) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Lists, dicts and scalars for what the packages answer with."""
-    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, enum.Enum):
         return value.name
