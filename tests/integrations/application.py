@@ -57,11 +57,8 @@ class Application(ABC):
     def async_client(self) -> AsyncQdrantClient:
         """A client of the program's own loop."""
         if self._async_client is None:
-
-            async def make() -> AsyncQdrantClient:
-                return AsyncQdrantClient(**self.options())
-
-            self._async_client = self.wait(make())
+            asyncio.set_event_loop(self._loop.get_loop())
+            self._async_client = AsyncQdrantClient(**self.options())
         return self._async_client
 
     def wait(self, call: Coroutine[Any, Any, Any]) -> Any:
