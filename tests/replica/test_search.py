@@ -261,6 +261,29 @@ def test_order_by(reads: Reads) -> None:
     assert [(point.id.num, point.order_value.int, point.score) for point in found] == [(1, 1, 1.0), (2, 2, 1.0)]
 
 
+@pytest.mark.parametrize("more", [0, 700], ids=["walked", "columns"])
+def test_how_many_points_an_index_holds(reads: Reads, more: int) -> None:
+    """Few points are walked, more are counted by their columns; the numbers follow the writes."""
+    reads.local.do(r.UPSERT, make.upsert(make.point(50, n=1.5, k=None), make.point(51, k=["even", 3], n="x")))
+    if more:
+        reads.local.do(r.UPSERT, make.upsert(*[make.point(number, k="odd") for number in range(100, 100 + more)]))
+    reads.index("k", pb.FieldTypeKeyword)
+    reads.index("n", pb.FieldTypeInteger)
+    reads.index("none.of[].them", pb.FieldTypeFloat)
+    assert reads.searcher.indexed_points("c") == {"k": 7 + more, "n": 6, "none.of[].them": 0}
+    gone = pb.DeletePoints(collection_name="c", points=make.ids(1, 2, 50, 100), wait=True)
+    reads.local.do(r.DELETE, gone)
+    assert reads.searcher.indexed_points("c") == {"k": 5 + max(0, more - 1), "n": 4, "none.of[].them": 0}
+    assert reads.searcher.indexed_points("x") == {}
+
+
+def test_points_of_an_index_are_not_counted_at_any_cost(reads: Reads) -> None:
+    reads.local.do(r.UPSERT, make.upsert(*[make.point(number, k="odd") for number in range(100, 800)]))
+    reads.index("k", pb.FieldTypeKeyword)
+    without = Searcher(reads.store, config.Replica(resident_bytes=0))
+    assert without.indexed_points("c") == {}
+
+
 def test_facet(reads: Reads) -> None:
     request = pb.FacetCounts(collection_name="c", key="k")
     code, details = refused(lambda: reads.ask("Facet", request))

@@ -78,24 +78,27 @@ def selector(given: points.PointsSelector) -> None:
         some_points(given.points.ids)
 
 
-def upserted(given: Iterable[points.PointStruct], sizes: Mapping[str, int | None]) -> None:
-    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps names to dimensions, sparse None."""
+def upserted(given: Iterable[points.PointStruct], sizes: Mapping[str, int | None], *, early: bool = True) -> None:
+    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps names to dimensions, sparse None.
+
+    `early`: a server checks what is upserted before all else and then tells the name of the vector.
+    """
     for index, point in enumerate(given):
         if not point.HasField("id"):
             raise invalid("Empty ID is not allowed")
         point_id(point.id)
         if not point.HasField("vectors") or point.vectors.WhichOneof("vectors_options") is None:
             raise invalid("Expected some vectors")
-        vectors(point.vectors, sizes, f"points[{index}].vector")
+        vectors(point.vectors, sizes, f"points[{index}].vector", early)
 
 
-def vectors(given: points.Vectors, sizes: Mapping[str, int | None], place: str) -> None:
+def vectors(given: points.Vectors, sizes: Mapping[str, int | None], place: str, early: bool) -> None:
     """The vectors of one point, by name."""
     if given.WhichOneof("vectors_options") == "vector":
         one_vector("", given.vector, sizes, f"{place}.vector")
         return
     for name, vector in given.vectors.vectors.items():
-        one_vector(name, vector, sizes, f"{place}.{name}", f" for vector '{name}'")
+        one_vector(name, vector, sizes, f"{place}.{name}", f" for vector '{name}'" if early else "")
 
 
 def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None], place: str, of: str = "") -> None:
