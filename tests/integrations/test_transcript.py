@@ -21,7 +21,7 @@ from .transcript import Transcript, differences, plain, raised
         (None, []),
         (0.5, 0.5002),
         ("a", "b"),
-        ([1, 2], [2, 1]),
+        ([1, 2], [1, 3]),
         ([1, 2], [1]),
         ([1], [1, 2]),
         ({"a": 1}, {}),
@@ -32,6 +32,10 @@ from .transcript import Transcript, differences, plain, raised
 )
 def test_a_difference_is_seen(wanted: Any, seen: Any) -> None:
     assert len(differences(wanted, seen)) == 1
+
+
+def test_order_counts() -> None:
+    assert differences([1, 2], [2, 1])
 
 
 @pytest.mark.parametrize(
