@@ -7,6 +7,7 @@ next one; ordered scrolls have no offset.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
@@ -24,8 +25,10 @@ from server.replica.session import EVERYTHING, Session
 
 DEFAULT_SCROLL_LIMIT = 10
 DEFAULT_FACET_LIMIT = 10
-# Collections that are too small for columns in memory.
+# Descriptions of collections: up to so many points are walked, and up to so many are loaded to count them.
 _COUNT_WALKED_MOST = 500
+_COUNT_LOADED_MOST = 5000
+_WARMED_AT_ONCE_MOST = 1000
 
 
 def get(session: Session, request: points.GetPoints) -> points.GetResponse:
@@ -125,21 +128,16 @@ def facet(session: Session, request: points.FacetCounts) -> points.FacetResponse
 def indexed_points(session: Session) -> dict[str, int]:
     """By field, of how many points a payload index holds a value.
 
-    Without fields whose columns are not kept in memory, when the points are too many to walk: clients ask for a
-    collection's description before almost any other call, and it must not cost a scan.
+    Without fields for which too much is not in memory (yet): clients ask for a collection's description before almost
+    any other call, and it must not cost a scan.
     """
     counts: dict[str, int] = {}
     walked: dict[str, tuple[Path, Index]] = {}
-    for text in session.collection.schema:
-        try:
-            path = paths.parse(text)
-        except paths.BadPath:
-            continue
-        index = session.fields.indexes[path]
-        coded = session.codes(path)
+    for text, path, index in _indexes(session):
+        coded = session.codes(path) if _is_cheap(session, path, index) else None
         if coded is not None:
             dictionary, codes = coded
-            held = dictionary.derived(("holds", index.kind), partial(_holds, index))
+            held = dictionary.derived(_holding(index), partial(_holds, index))
             counts[text] = int(np.count_nonzero(np.array(held, dtype=np.bool_)[codes]))
         elif session.collection.points <= _COUNT_WALKED_MOST:
             walked[text] = (path, index)
@@ -151,6 +149,34 @@ def indexed_points(session: Session) -> dict[str, int]:
             for text, (_, index) in walked.items():
                 counts[text] += _holds(index, select[text](payload))
     return counts
+
+
+def warm_indexed_points(session: Session) -> None:
+    """Look at what columns in memory hold, a little at a time: readers wait for the same dictionary."""
+    for _, path, index in _indexes(session):
+        dictionary = session.kept(path)
+        while dictionary is not None and dictionary.lacking(_holding(index)):
+            dictionary.derived(_holding(index), partial(_holds, index), _WARMED_AT_ONCE_MOST)
+
+
+def _indexes(session: Session) -> Iterator[tuple[str, Path, Index]]:
+    for text in session.collection.schema:
+        try:
+            path = paths.parse(text)
+        except paths.BadPath:
+            continue
+        yield text, path, session.fields.indexes[path]
+
+
+def _is_cheap(session: Session, path: Path, index: Index) -> bool:
+    if session.collection.points <= _COUNT_LOADED_MOST:
+        return True
+    dictionary = session.kept(path)
+    return dictionary is not None and dictionary.lacking(_holding(index)) <= _COUNT_LOADED_MOST
+
+
+def _holding(index: Index) -> tuple[str, int]:
+    return ("holds", index.kind)
 
 
 def _holds(index: Index, values: Values) -> bool:

@@ -323,6 +323,8 @@ class Searcher:
                 with self._store.snapshot():
                     collection = self._store.collection(name)
                     if collection is not None and catalogue.is_whole(collection) and collection.points:
-                        Session(self._store, collection, self._aids).warm()
+                        session = Session(self._store, collection, self._aids)
+                        session.warm()
+                        listing.warm_indexed_points(session)
             except SnapshotPassed:
                 continue

@@ -12,7 +12,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from server import config
-from server.replica import catalogue, tables
+from server.replica import catalogue, listing, tables
 from server.replica import requests as r
 from server.replica.refusal import NotServed, Refusal
 from server.replica.search import METHODS, Searcher, matching_keys
@@ -277,11 +277,15 @@ def test_how_many_points_an_index_holds(reads: Reads, more: int) -> None:
     assert reads.searcher.indexed_points("x") == {}
 
 
-def test_points_of_an_index_are_not_counted_at_any_cost(reads: Reads) -> None:
+def test_points_of_an_index_are_not_counted_at_any_cost(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
     reads.local.do(r.UPSERT, make.upsert(*[make.point(number, k="odd") for number in range(100, 800)]))
     reads.index("k", pb.FieldTypeKeyword)
     without = Searcher(reads.store, config.Replica(resident_bytes=0))
     assert without.indexed_points("c") == {}
+    monkeypatch.setattr(listing, "_COUNT_LOADED_MOST", 600)
+    assert reads.searcher.indexed_points("c") == {}
+    reads.searcher.warm()
+    assert reads.searcher.indexed_points("c") == {"k": 706}
 
 
 def test_facet(reads: Reads) -> None:
