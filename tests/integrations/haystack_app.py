@@ -171,6 +171,7 @@ class Haystack(Application):
         fused("hybrid: filter", "old lighthouse", filters=FILTERS["or"])
         fused("hybrid: threshold", "old lighthouse", score_threshold=0.2)
         fused("hybrid: k and weights", "trains at night", rrf_k=7, rrf_weights=[2.0, 1.0])
+        fused("hybrid: groups", "bread and salt", group_by="meta.subject", group_size=1, top_k=5)
         counted = QdrantSparseEmbeddingRetriever(self.hybrid, top_k=8)
         told.say("sparse", counted.run(sparse("stars fade at dawn")))
         told.say("sparse: filter", counted.run(sparse("stars fade at dawn"), filters=FILTERS["greater"]))

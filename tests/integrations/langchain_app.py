@@ -174,6 +174,8 @@ class LangChain(Application):
         told.say("search: by vector", store.similarity_search_by_vector(corpus.dense("coal and water"), k=3))
         exact = models.SearchParams(exact=True, hnsw_ef=64)
         told.say("search: parameters", store.similarity_search("a hive", search_params=exact))
+        most = models.ReadConsistencyType.MAJORITY
+        told.say("search: consistency", store.similarity_search("a hive", consistency=most))
         told.say("mmr", store.max_marginal_relevance_search("ships at night", k=6, fetch_k=20))
         told.say("mmr: much diversity", store.max_marginal_relevance_search("bread", k=6, fetch_k=30, lambda_mult=0.9))
         vector = corpus.dense("night trains")
@@ -287,6 +289,7 @@ class LangChain(Application):
         told.say("delete: filter", store.client.delete(DENSE, by_filter).status)
         told.say("add: async", self.wait(store.aadd_texts(["asynchronous ships"], ids=[300])))
         told.say("delete: async", self.wait(store.adelete([ids[5]])))
+        told.say("add: async, documents", self.wait(self._begin_asynchronously()))
         told.say("hybrid: overwrites", self.hybrid.add_texts(["bees in a lighthouse of stars"], ids=[ids[0]]))
         told.say("hybrid: delete", self.hybrid.delete([ids[3], ids[4]]))
         told.say("sparse: add", self.sparse.add_texts(["an old lighthouse at night"], ids=[50]))
@@ -303,6 +306,22 @@ class LangChain(Application):
         told.say("a collection made anew", again.similarity_search_with_score("anew twice"))
         told.say("and deleted", again.client.delete_collection("langchain-anew"))
         told.say_nothing("and gone", again.client.collection_exists("langchain-anew"))
+
+    async def _begin_asynchronously(self) -> list[Any]:
+        """A collection made by the asynchronous methods, and asked before it is deleted."""
+        store = await QdrantVectorStore.afrom_texts(
+            ["first asynchronous", "second asynchronous"],
+            HashedWords(),
+            [{"n": 1}, {"n": 2}],
+            ids=[1, 2],
+            collection_name="langchain-async",
+            **self.options(),
+        )
+        self._opened.append(store)
+        added = await store.aadd_documents([Document(page_content="third asynchronous", metadata={"n": 3})])
+        found = await store.asimilarity_search_with_score("second", filter=where(n=models.Range(gte=2)))
+        store.client.delete_collection("langchain-async")
+        return [added, found]
 
     def close(self) -> None:
         """The package makes a client for each store."""

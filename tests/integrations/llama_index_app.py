@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import BaseEmbedding
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -251,7 +252,18 @@ class LlamaIndex(Application):
         self.hybrid.add([node(ids[7], "stars of bees at night", "document 2", {"subject": "stars"})])
         self.wait(self._write_asynchronously(told))
         made = QdrantVectorStore("llama-anew", client=self.client, **self._sparse())
-        told.say("a collection made anew", made.add(nodes()[:3]))
+        storage = StorageContext.from_defaults(vector_store=made)
+        documents = [
+            Document(doc_id=text.id, text=f"{text.words}. " * 3, metadata={"n": number})
+            for number, text in enumerate(corpus.library()[:3])
+        ]
+        splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0)
+        anew = VectorStoreIndex.from_documents(
+            documents, storage_context=storage, embed_model=HashedWords(), transformations=[splitter]
+        )
+        told.say("a collection made anew", anew.as_retriever(similarity_top_k=9).retrieve("ships"))
+        anew.update_ref_doc(Document(doc_id=documents[0].doc_id, text="ships, told anew", metadata={"n": 7}))
+        told.say("a document updated", anew.as_retriever(similarity_top_k=9).retrieve("ships"))
         told.say("and asked", self._found(ask("ships", mode=VectorStoreQueryMode.HYBRID), made))
         made.clear()
         told.say_nothing("and gone", self.client.collection_exists("llama-anew"))
