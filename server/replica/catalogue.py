@@ -303,8 +303,10 @@ def _demand_known(reads: Reads) -> None:
         raise NotServed("Qdrant's list of collections was never read")
 
 
+GET = "/qdrant.Collections/Get"
+
 _ANSWERS: Mapping[str, Callable[[Reads, bytes, Callable[[], float]], Message]] = {
-    "/qdrant.Collections/Get": _get,
+    GET: _get,
     "/qdrant.Collections/List": _list,
     "/qdrant.Collections/CollectionExists": _exists,
     "/qdrant.Collections/ListAliases": _list_aliases,
@@ -312,9 +314,21 @@ _ANSWERS: Mapping[str, Callable[[Reads, bytes, Callable[[], float]], Message]] =
 }
 
 
-def answer(reads: Reads, method: str, body: bytes, elapsed: Callable[[], float]) -> bytes:
-    """The answer to a read of qdrant.Collections. `elapsed` gives the seconds since the call came. Raises Refusal."""
+def answer(
+    reads: Reads, method: str, body: bytes, elapsed: Callable[[], float], indexed: Mapping[str, int] | None = None
+) -> bytes:
+    """The answer to a read of qdrant.Collections. `elapsed` gives the seconds since the call came. Raises Refusal.
+
+    `indexed`: by field, of how many points a payload index holds a value; for other fields the last known number stays.
+    """
     handler = _ANSWERS.get(method)
     if handler is None:
         raise Refusal(Code.UNIMPLEMENTED, f"{method} is not a method of the replica")
-    return handler(reads, body, elapsed).SerializeToString()
+    response = handler(reads, body, elapsed)
+    if isinstance(response, pb.GetCollectionInfoResponse):
+        schema = response.result.payload_schema
+        for field, number in (indexed or {}).items():
+            # An index may have gone since they were counted.
+            if field in schema:
+                schema[field].points = number
+    return response.SerializeToString()

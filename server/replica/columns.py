@@ -98,11 +98,16 @@ class Dictionary:
             self._indexed = len(self.contents)
             return [code for value in values for code in self._holders.get(value, ())]
 
-    def derived(self, what: Hashable, derive: Callable[[Values], Any]) -> Sequence[Any]:
-        """`derive` of each content, by code; made once for each content and `what`."""
+    def lacking(self, what: Hashable) -> int:
+        """Of how many contents `what` is not derived yet."""
+        return len(self.contents) - len(self._derived.get(what, ()))
+
+    def derived(self, what: Hashable, derive: Callable[[Values], Any], most: int | None = None) -> Sequence[Any]:
+        """`derive` of each content, by code; made once for each content and `what`, now for `most` more at most."""
         with self._lock:
             made = self._derived.setdefault(what, [])
-            for code in range(len(made), len(self.contents)):
+            end = len(self.contents) if most is None else min(len(made) + most, len(self.contents))
+            for code in range(len(made), end):
                 made.append(derive(unpack(self.contents[code])))
                 self.byte_size += 100
             return made

@@ -101,6 +101,11 @@ class Slot(Generic[V]):
             return self._value
 
     @property
+    def last(self) -> V | None:
+        """The value as it was made last, for whatever snapshot; does not wait."""
+        return self._value
+
+    @property
     def byte_size(self) -> int:
         """Memory taken, about."""
         return 0 if self._value is None else self._value.byte_size

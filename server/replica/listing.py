@@ -7,6 +7,8 @@ next one; ordered scrolls have no offset.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -14,14 +16,19 @@ import numpy as np
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from server.replica import ordering, outputs, paths
-from server.replica.fields import Scalar
+from server.replica.fields import Index, Scalar
+from server.replica.paths import Path, Values, selector
 from server.replica.points import id_of, key_of, keys_of
 from server.replica.records import Record
 from server.replica.refusal import NotServed, bad_body, wrong_input
-from server.replica.session import Session
+from server.replica.session import EVERYTHING, Session
 
 DEFAULT_SCROLL_LIMIT = 10
 DEFAULT_FACET_LIMIT = 10
+# Descriptions of collections: up to so many points are walked, and up to so many are loaded to count them.
+_COUNT_WALKED_MOST = 500
+_COUNT_LOADED_MOST = 5000
+_WARMED_AT_ONCE_MOST = 1000
 
 
 def get(session: Session, request: points.GetPoints) -> points.GetResponse:
@@ -117,3 +124,61 @@ def facet(session: Session, request: points.FacetCounts) -> points.FacetResponse
         else:
             hit.value.string_value = str(value)
     return response
+
+
+def indexed_points(session: Session) -> dict[str, int]:
+    """By field, of how many points a payload index holds a value.
+
+    Without fields for which too much is not in memory (yet): clients ask for a collection's description before almost
+    any other call, and it must not cost a scan.
+    """
+    counts: dict[str, int] = {}
+    walked: dict[str, tuple[Path, Index]] = {}
+    for text, path, index in _indexes(session):
+        coded = session.codes(path) if _is_cheap(session, path, index) else None
+        if coded is not None:
+            dictionary, codes = coded
+            held = dictionary.derived(_holding(index), partial(_holds, index))
+            counts[text] = int(np.count_nonzero(np.array(held, dtype=np.bool_)[codes]))
+        elif session.collection.points <= _COUNT_WALKED_MOST:
+            walked[text] = (path, index)
+    if walked:
+        counts.update(dict.fromkeys(walked, 0))
+        select = {text: selector(path) for text, (path, _) in walked.items()}
+        for record in session.records(EVERYTHING, payload=True):
+            payload = points.PointStruct.FromString(record.payload).payload
+            for text, (_, index) in walked.items():
+                counts[text] += _holds(index, select[text](payload))
+    return counts
+
+
+def warm_indexed_points(session: Session) -> None:
+    """Look at what columns in memory hold, a little at a time: readers wait for the same dictionary."""
+    for _, path, index in _indexes(session):
+        dictionary = session.kept(path)
+        while dictionary is not None and dictionary.lacking(_holding(index)):
+            dictionary.derived(_holding(index), partial(_holds, index), _WARMED_AT_ONCE_MOST)
+
+
+def _indexes(session: Session) -> Iterator[tuple[str, Path, Index]]:
+    for text in session.collection.schema:
+        try:
+            path = paths.parse(text)
+        except paths.BadPath:
+            continue
+        yield text, path, session.fields.indexes[path]
+
+
+def _is_cheap(session: Session, path: Path, index: Index) -> bool:
+    if session.collection.points <= _COUNT_LOADED_MOST:
+        return True
+    dictionary = session.kept(path)
+    return dictionary is not None and dictionary.lacking(_holding(index)) <= _COUNT_LOADED_MOST
+
+
+def _holding(index: Index) -> tuple[str, int]:
+    return ("holds", index.kind)
+
+
+def _holds(index: Index, values: Values) -> bool:
+    return bool(index.held_of(values))

@@ -113,7 +113,7 @@ class Resolver:
             keys.append(key_of(point.id))
             if not point.HasField("vectors"):
                 raise invalid("vectors is expected")
-            checked_map(point.vectors, fields, f"points[{at}]")
+            checked_map(point.vectors, fields, f"points[{at}]", tells_names=False)
         if not catalogue.is_whole(collection):
             self._check_filter(collection, request)
             return None

@@ -292,6 +292,22 @@ class Searcher:
         plan.step("answer", bytes=len(reply))
         return reply
 
+    def indexed_points(self, name: str) -> dict[str, int]:
+        """For the description of a collection: by field, of how many points a payload index holds a value.
+
+        Without what cannot be told at little cost, and empty when there is no such collection.
+        """
+        for _ in range(_SNAPSHOT_TRIES):
+            try:
+                with self._store.snapshot():
+                    collection = self._store.collection(name)
+                    if collection is None or not collection.schema:
+                        return {}
+                    return listing.indexed_points(Session(self._store, collection, self._aids))
+            except SnapshotPassed:
+                continue
+        return {}
+
     def start(self) -> None:
         """Begin to keep vectors and columns warm, so that the first reads of an outage need not load them."""
         if self._settings.warm_seconds > 0:
@@ -320,6 +336,8 @@ class Searcher:
                 with self._store.snapshot():
                     collection = self._store.collection(name)
                     if collection is not None and catalogue.is_whole(collection) and collection.points:
-                        Session(self._store, collection, self._aids).warm()
+                        session = Session(self._store, collection, self._aids)
+                        session.warm()
+                        listing.warm_indexed_points(session)
             except SnapshotPassed:
                 continue

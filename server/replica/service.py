@@ -76,6 +76,10 @@ class Reader(Protocol):
         """The serialized response; `plan` takes down how it came about. Raises Refusal. Thread-safe."""
         ...
 
+    def indexed_points(self, name: str) -> Mapping[str, int]:
+        """By field, of how many points of a collection a payload index holds a value; as far as that is cheap."""
+        ...
+
 
 class IndexStates(Protocol):
     """Tells how the vector index of a collection is."""
@@ -188,8 +192,11 @@ class Service:
         try:
             if not row.path.startswith(r.COLLECTIONS):
                 return self._reader.answer(row.path, body, plan), trailers
+            indexed = self._reader.indexed_points(named) if row.path == catalogue.GET else {}
             with self._store.snapshot():
-                reply = catalogue.answer(self._store, row.path, body, lambda: self._clock.monotonic() - started)
+                reply = catalogue.answer(
+                    self._store, row.path, body, lambda: self._clock.monotonic() - started, indexed
+                )
                 return reply, trailers
         except Refusal as refusal:
             # Whether it says no for want of data is of interest too.

@@ -246,6 +246,18 @@ class Session:
         column = judged.table.columns[path]
         return Coded(column.dictionary, list(judged.table.keys_by_row(judged.maybe)), column.codes(judged.maybe))
 
+    def kept(self, path: Path) -> Dictionary | None:
+        """What points hold at a path, if that is in memory; does not wait."""
+        return self._tables.kept(self.collection.cid, path) if self._tables is not None else None
+
+    def codes(self, path: Path) -> tuple[Dictionary, Codes] | None:
+        """What all points hold at a path, without their keys; None when the points have to be walked."""
+        judged = self._judged(EVERYTHING, path)
+        if judged is None or path not in judged.table.columns:
+            return None
+        column = judged.table.columns[path]
+        return column.dictionary, column.codes(judged.maybe)
+
     def walked(self, selection: Selection, path: Path) -> Iterator[tuple[Key, Values]]:
         """The matching points and what they hold at a path, one by one."""
         select = selector(path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from server.replica.columns import Encoder, Source, Table, sources_of
+from server.replica.columns import Dictionary, Encoder, Source, Table, sources_of
 from server.replica.filters import Node
 from server.replica.following import Following
 from server.replica.records import Collection, Key, Record
@@ -58,6 +58,11 @@ class Tables:
             table = better
         self._following.trim(collection.cid, _WHAT)
         return table if any(source in table.columns for source in wanted) else None
+
+    def kept(self, cid: int, source: Source) -> Dictionary | None:
+        """The dictionary of a column that is in memory, as of whatever snapshot; does not wait."""
+        table: Table | None = self._following.slot(cid, _WHAT).last
+        return table.columns[source].dictionary if table is not None and source in table.columns else None
 
     def _bare(self, cid: int) -> Table:
         keys = list(self._store.keys(cid))

@@ -80,15 +80,19 @@ def canonical_map(vectors: points.Vectors, fields: Fields, place: str) -> Vector
     return {name: _stored(vector, fields[name]) for name, vector in checked_map(vectors, fields, place).items()}
 
 
-def checked_map(vectors: points.Vectors, fields: Fields, place: str) -> VectorMap:
-    """All vectors of one point with their oneof set, values as they came. Raises as `canonical_map` does."""
+def checked_map(vectors: points.Vectors, fields: Fields, place: str, *, tells_names: bool = True) -> VectorMap:
+    """All vectors of one point with their oneof set, values as they came. Raises as `canonical_map` does.
+
+    `tells_names`: a refused dimension comes with the name of the vector, as Qdrant's early check of upserts has it;
+    vectors that are updated meet only a later check, which does not know the name.
+    """
     form = vectors.WhichOneof("vectors_options")
     if form is None:
         raise invalid("Expected some vectors")
     if form == "vector":
         return {UNNAMED: _checked(vectors.vector, fields.get(UNNAMED), UNNAMED, f"{place}.vector.vector")}
     return {
-        name: _checked(vector, fields.get(name), name, f"{place}.vector.vectors.{name}", named=True)
+        name: _checked(vector, fields.get(name), name, f"{place}.vector.vectors.{name}", named=tells_names)
         for name, vector in sorted(vectors.vectors.vectors.items())
     }
 

@@ -112,6 +112,16 @@ def test_what_was_made_is_told(here: Local) -> None:
     assert config.metadata["made"].string_value == "here"
 
 
+def test_points_of_an_index_are_told_when_they_are_known(here: Local) -> None:
+    here.do(CREATE, create())
+    for field in ("a", "b"):
+        here.do(FIELD_INDEX, points.CreateFieldIndexCollection(collection_name="c", field_name=field, field_type=0))
+    body = pb.GetCollectionInfoRequest(collection_name="c").SerializeToString()
+    told = catalogue.answer(here.store, catalogue.GET, body, lambda: 0.25, {"a": 7, "gone": 3})
+    schema = pb.GetCollectionInfoResponse.FromString(told).result.payload_schema
+    assert {field: info.points for field, info in schema.items()} == {"a": 7, "b": 0}
+
+
 def test_the_official_client_can_read_what_is_told(here: Local) -> None:
     here.do(CREATE, create())
     told = GrpcToRest.convert_collection_info(_info(here))  # type: ignore[arg-type]

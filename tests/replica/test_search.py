@@ -12,7 +12,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from server import config
-from server.replica import catalogue, tables
+from server.replica import catalogue, listing, tables
 from server.replica import requests as r
 from server.replica.refusal import NotServed, Refusal
 from server.replica.search import METHODS, Searcher, matching_keys
@@ -290,6 +290,33 @@ def test_groups_of_an_ordered_query_hold_each_point_once(reads: Reads) -> None:
     request.group_size = 5
     [group] = reads.ask("QueryGroups", request).result.groups
     assert ids(group.hits) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("more", [0, 700], ids=["walked", "columns"])
+def test_how_many_points_an_index_holds(reads: Reads, more: int) -> None:
+    """Few points are walked, more are counted by their columns; the numbers follow the writes."""
+    reads.local.do(r.UPSERT, make.upsert(make.point(50, n=1.5, k=None), make.point(51, k=["even", 3], n="x")))
+    if more:
+        reads.local.do(r.UPSERT, make.upsert(*[make.point(number, k="odd") for number in range(100, 100 + more)]))
+    reads.index("k", pb.FieldTypeKeyword)
+    reads.index("n", pb.FieldTypeInteger)
+    reads.index("none.of[].them", pb.FieldTypeFloat)
+    assert reads.searcher.indexed_points("c") == {"k": 7 + more, "n": 6, "none.of[].them": 0}
+    gone = pb.DeletePoints(collection_name="c", points=make.ids(1, 2, 50, 100), wait=True)
+    reads.local.do(r.DELETE, gone)
+    assert reads.searcher.indexed_points("c") == {"k": 5 + max(0, more - 1), "n": 4, "none.of[].them": 0}
+    assert reads.searcher.indexed_points("x") == {}
+
+
+def test_points_of_an_index_are_not_counted_at_any_cost(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads.local.do(r.UPSERT, make.upsert(*[make.point(number, k="odd") for number in range(100, 800)]))
+    reads.index("k", pb.FieldTypeKeyword)
+    without = Searcher(reads.store, config.Replica(resident_bytes=0))
+    assert without.indexed_points("c") == {}
+    monkeypatch.setattr(listing, "_COUNT_LOADED_MOST", 600)
+    assert reads.searcher.indexed_points("c") == {}
+    reads.searcher.warm()
+    assert reads.searcher.indexed_points("c") == {"k": 706}
 
 
 def test_facet(reads: Reads) -> None:

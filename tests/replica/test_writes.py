@@ -138,6 +138,11 @@ def test_named_and_sparse_vectors(tmp_path: Path) -> None:
         wrong = upsert(point(3, named(b=[1])))
         text = "Wrong input: Vector dimension error: expected dim: 3, got 1 for vector 'b'"
         assert _refused(made, r.UPSERT, wrong) == (Code.INVALID_ARGUMENT, text)
+        # What is updated meets a check of Qdrant's that does not know the name.
+        wrong_update = pb.UpdatePointVectors(collection_name="c", wait=True)
+        wrong_update.points.add(id=point_id(2), vectors=named(b=[1]))
+        text = "Wrong input: Vector dimension error: expected dim: 3, got 1"
+        assert _refused(made, r.UPDATE_VECTORS, wrong_update) == (Code.INVALID_ARGUMENT, text)
 
 
 def test_insert_only_and_update_only(one: Local) -> None:

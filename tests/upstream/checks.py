@@ -78,28 +78,31 @@ def selector(given: points.PointsSelector) -> None:
         some_points(given.points.ids)
 
 
-def upserted(given: Iterable[points.PointStruct], sizes: Mapping[str, int | None]) -> None:
-    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps names to dimensions, sparse None."""
+def upserted(given: Iterable[points.PointStruct], sizes: Mapping[str, int | None], *, early: bool = True) -> None:
+    """Points to upsert: ids, vectors present, known names, sizes. `sizes` maps names to dimensions, sparse None.
+
+    `early`: a server checks what is upserted before all else and then tells the name of the vector.
+    """
     for index, point in enumerate(given):
         if not point.HasField("id"):
             raise invalid("Empty ID is not allowed")
         point_id(point.id)
         if not point.HasField("vectors") or point.vectors.WhichOneof("vectors_options") is None:
             raise invalid("Expected some vectors")
-        vectors(point.vectors, sizes, f"points[{index}].vector")
+        vectors(point.vectors, sizes, f"points[{index}].vector", early)
 
 
-def vectors(given: points.Vectors, sizes: Mapping[str, int | None], place: str) -> None:
+def vectors(given: points.Vectors, sizes: Mapping[str, int | None], place: str, early: bool) -> None:
     """The vectors of one point, by name."""
     if given.WhichOneof("vectors_options") == "vector":
         one_vector("", given.vector, sizes, f"{place}.vector")
         return
     for name, vector in given.vectors.vectors.items():
-        one_vector(name, vector, sizes, f"{place}.{name}")
+        one_vector(name, vector, sizes, f"{place}.{name}", f" for vector '{name}'" if early else "")
 
 
-def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None], place: str) -> None:
-    """One vector: a known name, not empty, of the right size."""
+def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None], place: str, of: str = "") -> None:
+    """One vector: a known name, not empty, of the right size. `of` ends the text: a server names what was named."""
     kind = given.WhichOneof("vector")
     if kind in ("document", "image", "object"):
         raise wrong_input(
@@ -114,7 +117,7 @@ def one_vector(name: str, given: points.Vector, sizes: Mapping[str, int | None],
     if size is None or rows is None:
         return
     for row in rows:
-        dimension(size, len(row))
+        dimension(size, len(row), of)
 
 
 def dense_rows(given: points.Vector) -> list[Any] | None:
@@ -132,10 +135,10 @@ def dense_rows(given: points.Vector) -> list[Any] | None:
     return [given.data]
 
 
-def dimension(expected: int, got: int) -> None:
+def dimension(expected: int, got: int, of: str = "") -> None:
     """Sizes agree."""
     if expected != got:
-        raise wrong_input(f"Vector dimension error: expected dim: {expected}, got {got}")
+        raise wrong_input(f"Vector dimension error: expected dim: {expected}, got {got}{of}")
 
 
 def query_input(given: points.VectorInput, name: str, sizes: Mapping[str, int | None]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import Message
 from grpc import StatusCode
 from qdrant_client.conversions.conversion import GrpcToRest
+from qdrant_client.local.local_collection import LocalCollection
+from qdrant_client.local.payload_value_extractor import value_by_key
 
 from generated.qdrant import collections_pb2 as pb
 
@@ -57,7 +59,7 @@ class CollectionCalls:
         info.config.CopyFrom(self._catalogue.config(name))
         for field, schema in self._catalogue.indexes(name).items():
             info.payload_schema[field].CopyFrom(schema)
-            info.payload_schema[field].points = sum(1 for payload in collection.payload if field in payload)
+            info.payload_schema[field].points = _indexed(collection, field, schema.data_type)
         return pb.GetCollectionInfoResponse(result=info)
 
     def _list(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
@@ -162,3 +164,33 @@ def _check_params(config: pb.VectorsConfig) -> None:
             )
         if params.distance == pb.UnknownDistance:
             raise invalid("Wrong input: Malformed distance")
+
+
+def _indexed(collection: LocalCollection, field: str, kind: pb.PayloadSchemaType) -> int:
+    """How many points have a value at the field that an index of the kind takes up."""
+    takes_up = _TAKES_UP[kind]
+    return sum(
+        any(map(takes_up, value_by_key(payload, field) or []))
+        for payload, is_deleted in zip(collection.payload, collection.deleted, strict=True)
+        if not is_deleted
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_TAKES_UP: dict[pb.PayloadSchemaType, Callable[[Any], bool]] = {
+    pb.Keyword: _is_text,
+    pb.Text: _is_text,
+    pb.Datetime: _is_text,
+    pb.Uuid: _is_text,
+    pb.Integer: lambda value: _is_number(value) and float(value).is_integer(),
+    pb.Float: _is_number,
+    pb.Bool: lambda value: isinstance(value, bool),
+    pb.Geo: lambda value: isinstance(value, dict) and "lon" in value and "lat" in value,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from qdrant_client import models
 from qdrant_client.local import local_collection, payload_filters
 from qdrant_client.local.payload_value_extractor import value_by_key
@@ -19,6 +20,8 @@ _check_condition = payload_filters.check_condition
 _check_match = payload_filters.check_match
 _check_values_count = payload_filters.check_values_count
 _validate_dense_vector = local_collection.validate_dense_vector
+_reciprocal_rank_fusion = local_collection.reciprocal_rank_fusion
+_load_vectors = local_collection.LocalCollection.load_vectors
 _indexes: Mapping[str, collections_pb2.PayloadSchemaInfo] = {}
 
 
@@ -91,11 +94,35 @@ def validate_dense_vector(vector: Any, vector_name: str) -> None:
             raise
 
 
+def reciprocal_rank_fusion(*arguments: Any, **options: Any) -> list[models.ScoredPoint]:
+    """A server adds up in float32: a score equal to a threshold from the wire passes it."""
+    fused = _reciprocal_rank_fusion(*arguments, **options)
+    for point in fused:
+        point.score = float(np.float32(point.score))
+    return fused
+
+
+def load_vectors(self: local_collection.LocalCollection) -> None:
+    """A server gives vectors of Cosine fields back normalised after a restart too; local mode's file has them raw."""
+    _load_vectors(self)
+    for name, rows in self.vectors.items():
+        if len(rows) and self.get_vector_params(name).distance == models.Distance.COSINE:
+            norms = np.linalg.norm(rows, axis=1, keepdims=True)
+            self.vectors[name] = (rows / np.where(norms > local_collection.EPSILON, norms, 1)).astype(np.float32)
+    for name, multis in self.multivectors.items():
+        if self.get_vector_params(name).distance == models.Distance.COSINE:
+            lengths = (np.linalg.norm(multi, axis=1, keepdims=True) for multi in multis)
+            pairs = zip(multis, lengths, strict=True)
+            self.multivectors[name] = [multi / np.where(norm != 0, norm, 1) for multi, norm in pairs]
+
+
 def uninstall() -> None:
     """Give local mode its own rules back, for tests that compare with it as it is."""
     payload_filters.check_values_count = _check_values_count
     payload_filters.check_condition = _check_condition
     local_collection.validate_dense_vector = _validate_dense_vector
+    local_collection.reciprocal_rank_fusion = _reciprocal_rank_fusion
+    local_collection.LocalCollection.load_vectors = _load_vectors
 
 
 def install() -> None:
@@ -103,3 +130,5 @@ def install() -> None:
     payload_filters.check_values_count = values_count
     payload_filters.check_condition = check_condition
     local_collection.validate_dense_vector = validate_dense_vector
+    local_collection.reciprocal_rank_fusion = reciprocal_rank_fusion
+    local_collection.LocalCollection.load_vectors = load_vectors

@@ -63,6 +63,11 @@ def num(value: int) -> q.PointId:
     return q.PointId(num=value)
 
 
+def named(name: str, *values: float) -> p.Vectors:
+    vector = p.Vector(dense=p.DenseVector(data=values))
+    return p.Vectors(vectors=p.NamedVectors(vectors={name: vector}))
+
+
 def dense(*values: float) -> p.Vectors:
     return p.Vectors(vector=p.Vector(dense=p.DenseVector(data=values)))
 
@@ -148,6 +153,18 @@ def refusals(name: str) -> dict[str, tuple[str, Any, str, str]]:
         "dimension": (
             "Upsert",
             p.UpsertPoints(collection_name=name, points=[p.PointStruct(id=num(1), vectors=dense(1, 2, 3))]),
+            invalid,
+            "Wrong input: Vector dimension error: expected dim: 2, got 3",
+        ),
+        "dimension of a named vector": (
+            "Upsert",
+            p.UpsertPoints(collection_name=name, points=[p.PointStruct(id=num(1), vectors=named("", 1, 2, 3))]),
+            invalid,
+            "Wrong input: Vector dimension error: expected dim: 2, got 3 for vector ''",
+        ),
+        "dimension of an updated vector": (
+            "UpdateVectors",
+            p.UpdatePointVectors(collection_name=name, points=[p.PointVectors(id=num(1), vectors=named("", 1, 2, 3))]),
             invalid,
             "Wrong input: Vector dimension error: expected dim: 2, got 3",
         ),

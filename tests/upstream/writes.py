@@ -85,7 +85,7 @@ class WriteCalls:
         sizes = self._engine.sizes(name)
         if kind in ("upsert", "update_vectors"):
             checks.some_points(given.points)
-            checks.upserted(given.points, sizes)
+            checks.upserted(given.points, sizes, early=kind == "upsert")
         elif kind in ("delete_points", "clear_payload"):
             checks.selector(given.points)
         else:
