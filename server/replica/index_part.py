@@ -21,6 +21,7 @@ class State(Enum):
     """Of the index of one space."""
 
     BUILDING = "building"
+    CHECKING = "checking"
     READY = "ready"
     OFF = "off"
 
@@ -56,8 +57,10 @@ class Part:
 
     def note(self, revision: int, keys: frozenset[Key]) -> None:
         """Points changed. Those that a build will still come to need no note."""
+        if self.state is State.OFF:
+            return
         for key in keys:
-            if self.state is State.READY or self.is_reading or key <= self.position:
+            if self.state is not State.BUILDING or self.is_reading or key <= self.position:
                 self.notes += 1
                 self.pending[key] = (revision, self.notes)
 
