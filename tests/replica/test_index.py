@@ -51,7 +51,12 @@ def until(condition: Callable[[], bool], what: str) -> None:
 class Bench:
     """A store with one collection, searched through the index and exactly."""
 
-    def __init__(self, directory: Path, distance: int = collections.Distance.Cosine) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        distance: int = collections.Distance.Cosine,
+        settings: config.Replica = EVERYTHING,
+    ) -> None:
         self.directory = directory
         self.numbers = np.random.default_rng(7)
         self.field = Field("", SIZE, is_cosine=distance == collections.Distance.Cosine)
@@ -63,8 +68,8 @@ class Bench:
             if self.store.collection("c") is None:
                 tx.save_collection(Collection("c", collections.CollectionConfig(params=shape).SerializeToString()))
         self.cid = self.store.collection("c").cid  # type: ignore[union-attr]
-        self.index = Index(self.store, directory / "index", EVERYTHING)
-        self.through = Searcher(self.store, EVERYTHING, self.index)
+        self.index = Index(self.store, directory / "index", settings)
+        self.through = Searcher(self.store, settings, self.index)
         self.exact = Searcher(self.store, EXACT)
         self.index.start()
 
