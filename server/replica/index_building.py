@@ -19,7 +19,7 @@ from server import config
 from server.replica import index_trial
 from server.replica.chunks import Block, block_of
 from server.replica.index_part import FRESH_MOST, Part, State
-from server.replica.packing import pack_keys, unpack_keys
+from server.replica.packing import pack_keys, unpack_found
 from server.replica.records import Key
 from server.replica.spaces import Floats, Metric
 from server.replica.store import Store
@@ -138,7 +138,8 @@ class Building:
 
     def _found(self, part: Part, vector: Floats) -> set[Key]:
         head = {"do": "query", "name": part.name, "wanted": index_trial.RESULTS}
-        return set(unpack_keys(self._ask(head, np.ascontiguousarray(vector, dtype="<f4").tobytes())[1]))
+        answer, found = self._ask(head, np.ascontiguousarray(vector, dtype="<f4").tobytes())
+        return set(unpack_found(found, answer["count"])[0])
 
     def _catch_up(self, part: Part) -> Step:
         with self._lock:

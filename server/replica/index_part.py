@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from server.replica.records import Key
-from server.replica.spaces import Space
+from server.replica.spaces import Floats, Space
 
 # Above this many changed points the index is behind and exact search is as fast.
 FRESH_MOST = 10_000
@@ -28,9 +28,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Likely nearest points, best first, and the points that the index may have out of date."""
+    """Likely nearest points, best first, how far the index takes them to be, and the points it may have out of date."""
 
     candidates: list[Key]
+    distances: Floats
     fresh: set[Key]
 
 

@@ -29,7 +29,7 @@ from server.replica.index_building import Building, Step
 from server.replica.index_files import IndexFiles
 from server.replica.index_part import Part, Proposal, State
 from server.replica.index_process import IndexBusy, IndexLost, IndexProcess
-from server.replica.packing import unpack_keys
+from server.replica.packing import unpack_found
 from server.replica.records import Changes, Collection
 from server.replica.spaces import Floats, Metric, Space, spaces_of
 from server.replica.store import Store
@@ -41,7 +41,6 @@ _QUERY_PATIENCE_SECONDS = 0.02
 _QUERY_TIMEOUT_SECONDS = 2.0
 _WRITE_TIMEOUT_SECONDS = 60.0
 _START_TIMEOUT_SECONDS = 120.0
-# How many candidates the graph keeps while it searches.
 _BREADTH_LEAST = 500
 _BREADTH_MOST = 2000
 _POINTS_PER_BREADTH = 25
@@ -58,6 +57,11 @@ _BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
 # Knocking is cheap.
 _SERVER_PAUSE_SECONDS = 5.0
 _OWNER = "index_owner"
+
+
+def breadth(points: int) -> int:
+    """How many candidates the graph keeps while it searches, for a collection of that size."""
+    return min(max(points // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST)
 
 
 class Index:
@@ -77,6 +81,7 @@ class Index:
         self._building = Building(store, settings, self._lock, self._halt, self._exchange)
         self._guarded = store.clock.monotonic()
         self._losses = 0
+        self._doubt = ""
         self._resumed = False
         self._next_name = 0
         store.before_commit(self._note)
@@ -102,7 +107,7 @@ class Index:
         head = {"do": "query", "name": part.name, "wanted": count}
         body = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         try:
-            _, keys = process.ask(
+            answer, found = process.ask(
                 head, body, timeout_seconds=_QUERY_TIMEOUT_SECONDS, patience_seconds=_QUERY_PATIENCE_SECONDS
             )
         except IndexBusy:
@@ -111,9 +116,18 @@ class Index:
             logger.warning("the vector index was lost while it was asked: %s", error)
             self._wake.set()
             return None
+        keys, distances = unpack_found(found, answer["count"])
+        if len(set(keys)) < len(keys):
+            self.doubt("it named a point twice")
+            return None
         with self._lock:
             after = part.fresh(collection.revision) if part.state is State.READY else None
-        return None if after is None else Proposal(unpack_keys(keys), before | after)
+        return None if after is None else Proposal(keys, distances, before | after)
+
+    def doubt(self, why: str) -> None:
+        """A proposal was seen to be wrong: the index is to be built again."""
+        self._doubt = why
+        self._wake.set()
 
     def lag(self, cid: int) -> int:
         """Points whose vectors wait for the index."""
@@ -203,6 +217,9 @@ class Index:
             return False
         if self._process is not None and not self._process.is_alive:
             raise IndexLost("the process ended")
+        if self._doubt:
+            doubt, self._doubt = self._doubt, ""
+            raise IndexLost(doubt)
         expected = sum(collections[cid].points * 4 * space.field.size for (cid, _), space in wanted.items())
         self._ensure_process(expected, collections)
         for key, space in wanted.items():
@@ -314,7 +331,7 @@ class Index:
             "do": "create",
             "name": name,
             "space": _CHROMA_SPACES[space.metric],
-            "breadth": min(max(points // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST),
+            "breadth": breadth(points),
             "flush": min(max(points // _FLUSHES_PER_BUILD, _FLUSH_POINTS_LEAST), _FLUSH_POINTS_MOST),
         }
         self._ask(head)

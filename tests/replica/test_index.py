@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import stat
 import threading
@@ -32,6 +33,8 @@ from server.replica.store import Collection, Record, Store
 from server.replica.vector_forms import Field, stored_values
 
 SIZE = 16
+# Chroma writes the vectors of a small collection to disk when it has so many more.
+FLUSHED = 1000
 PATIENCE_SECONDS = 60.0
 # No room in memory, so that the index is asked although an exact search would be faster.
 EVERYTHING = config.Replica(exact_below_bytes=0, index_batch_points=100, resident_bytes=0)
@@ -308,6 +311,57 @@ def test_no_file_grows_past_its_limit(tmp_path: Path) -> None:
             process.ask(head, body, timeout_seconds=PATIENCE_SECONDS)
     assert not process.is_alive
     assert all(path.stat().st_size <= 64 * 1024 for path in files.data.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("distance", [collections.Distance.Cosine, collections.Distance.Euclid])
+def test_an_index_that_holds_something_else_than_the_store_is_not_believed(distance: int, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store", distance)
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    bench.same()
+    assert bench.index.pid == pid
+    name = bench.index._parts[bench.cid, ""].name  # reached into: no damage on disk does just this for sure
+    keys = [key_of(common.PointId(num=number)) for number in range(300)]
+    others = bench.numbers.normal(size=(300, SIZE)).astype("<f4")
+    head = {"do": "put", "name": name, "count": 300, "size": SIZE, "replace": True}
+    bench.index._exchange(head, pack_keys(keys) + others.tobytes())
+    bench.same(3)
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    bench.ready()
+    assert bench.proposes()
+    bench.same()
+    bench.close()
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "gone"])
+def test_damage_done_before_a_clean_end_is_found_after_it(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sums taken at the end are those of the damaged files: only the store knows better."""
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(FLUSHED + 200))
+    bench.ready()
+    [vectors] = (tmp_path / "store" / "index" / "chroma").rglob("data_level0.bin")
+    # Once it has written them, Chroma does not look at its files again before it is started anew.
+    content = bytearray(vectors.read_bytes())
+    if how == "flipped":
+        # The lowest bit of one number of one vector; behind it lies the label of the point.
+        row = len(content) // FLUSHED
+        content[41 * row - 12] ^= 0x01
+        vectors.write_bytes(content)
+    elif how == "truncated":
+        vectors.write_bytes(content[: len(content) // 2])
+    else:
+        shutil.rmtree(vectors.parent)
+    bench.close()
+    bench = Bench(tmp_path / "store")
+    bench.same(3)
+    bench.ready()
+    bench.same()
+    assert bench.proposes()
+    bench.close()
+    assert "holds other vectors than the store" in caplog.text or "is wiped and built again" in caplog.text
 
 
 def test_keys_keep_their_form_on_the_way() -> None:
