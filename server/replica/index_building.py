@@ -27,6 +27,9 @@ from server.replica.store import Store
 logger = logging.getLogger("server.replica.index")
 
 _CATCH_UP_POINTS = 50
+# A few points take a fraction of a second; a process that hangs is not waited for longer than this.
+_CATCH_UP_TIMEOUT_SECONDS = 10.0
+_BUILD_TIMEOUT_SECONDS = 120.0
 _CHECK_POINTS = 1000
 _STALE_LEAST = 2000
 _LENGTH_SPREAD = 1.02
@@ -47,7 +50,9 @@ class Step(Enum):
 class Ask(Protocol):
     """One operation of the index process. Raises IndexLost."""
 
-    def __call__(self, head: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]: ...
+    def __call__(
+        self, head: dict[str, Any], body: bytes = b"", timeout: float = ...
+    ) -> tuple[dict[str, Any], bytes]: ...
 
 
 class Building:
@@ -152,7 +157,8 @@ class Building:
         present = set(block.keys)
         absent = [key for key in changes if key not in present]
         if absent:
-            self._ask({"do": "remove", "name": part.name, "count": len(absent)}, pack_keys(absent))
+            head = {"do": "remove", "name": part.name, "count": len(absent)}
+            self._ask(head, pack_keys(absent), _CATCH_UP_TIMEOUT_SECONDS)
         if len(block):
             self._put(part, block, replace=True)
         with self._lock:
@@ -182,6 +188,7 @@ class Building:
             "size": part.space.field.size,
             "replace": replace,
         }
-        self._ask(head, pack_keys(block.keys) + block.data.astype("<f4", copy=False).tobytes())
+        timeout = _CATCH_UP_TIMEOUT_SECONDS if replace else _BUILD_TIMEOUT_SECONDS
+        self._ask(head, pack_keys(block.keys) + block.data.astype("<f4", copy=False).tobytes(), timeout)
         if not replace:
             part.points += len(block)
