@@ -214,7 +214,7 @@ class Replica(Section):
     chroma: Annotated[str | None, BeforeValidator(_chroma_url)] = Field(
         None, description="A Chroma server that holds the index, as http://HOST:PORT; none = one of its own"
     )
-    index_batch_points: PositiveInt = Field(200, le=5000, description="Points per write into the index")
+    index_batch_points: PositiveInt = Field(1000, le=5000, description="Points per write while the index is built")
     restart_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause between restarts of the process")
     mirror_queue_entries: PositiveInt = Field(10_000, description="Entries the replica may lag behind the log")
     apply_batch_entries: PositiveInt = Field(256, description="Entries applied in one transaction")

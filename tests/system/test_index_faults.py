@@ -192,9 +192,7 @@ async def killed_at_a_flush(victim: Victim, rng: random.Random) -> None:
     os.kill(pid, signal.SIGKILL)
     await another(victim, pid)
     new = victim.pid()
-    await asyncio.to_thread(
-        until, lambda: any(path.suffix == ".bin" for path in victim.files()) or victim.is_ready(), 90, "a flush"
-    )
+    await becomes(lambda: any(path.suffix == ".bin" for path in victim.files()) or victim.is_ready(), 90, "a flush")
     with contextlib.suppress(ProcessLookupError):
         os.kill(new, signal.SIGKILL)
 
