@@ -1,4 +1,4 @@
-"""`make bench`: measure the log and the proxy, print the tables, put them into docs/performance.md."""
+"""`make bench`: measure log, proxy and vector index, print the tables, put them into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import subprocess
 import sys
 
 if __name__ == "__main__":
-    for part in ("bench.wal", "bench.proxy"):
+    for part in ("bench.wal", "bench.proxy", "bench.index"):
         subprocess.run([sys.executable, "-m", part, *sys.argv[1:]], check=True)

@@ -287,6 +287,45 @@ def test_a_hung_process_is_not_waited_for(bench: Bench) -> None:
     bench.same(3)
 
 
+def test_stopped_while_it_takes_in_a_few_changes_it_is_soon_replaced(bench: Bench) -> None:
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    bench.put(1, 2, 3)
+    clock = SystemClock()
+    began = clock.monotonic()
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    assert clock.monotonic() - began < PATIENCE_SECONDS / 2
+    bench.ready()
+    bench.same(3)
+
+
+def test_a_removed_directory_is_noticed_and_does_not_hinder_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    shutil.rmtree(tmp_path / "store" / "index")
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    bench.ready()
+    assert bench.proposes()
+    bench.same(3)
+    shutil.rmtree(tmp_path / "store" / "index")
+    bench.close()
+    assert not (tmp_path / "store" / "index" / "manifest.json").exists()
+
+
+def test_changes_are_not_noted_for_an_index_that_is_off(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store", collections.Distance.Dot)
+    bench.put(*range(300))
+    until(lambda: bench.index.state(bench.cid) == "off", "the index sees that it cannot serve")
+    bench.put(*range(100))
+    assert bench.index._parts[bench.cid, ""].pending == {}  # reached into: memory does not show otherwise
+    bench.close()
+
+
 def test_a_dropped_collection_leaves_the_index(bench: Bench) -> None:
     bench.put(*range(200))
     bench.ready()
