@@ -101,6 +101,12 @@ class Bench:
     def ready(self) -> None:
         until(lambda: self.index.state(self.cid) == "ready" and self.index.lag(self.cid) == 0, "the index gets ready")
 
+    def given_up(self) -> None:
+        """Wait until the index was begun and found to be of no use; before it begins, it is off too."""
+        until(
+            lambda: [part.state for part in self.index._parts.values()] == [State.OFF], "it sees that it cannot serve"
+        )
+
     def same(self, count: int = 20, field: str | None = None) -> None:
         """Queries give the same through the index and exactly."""
         for _ in range(count):
@@ -176,7 +182,7 @@ def test_writes_while_it_is_built(bench: Bench) -> None:
 def test_products_of_vectors_of_many_lengths_stay_exact(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "store", collections.Distance.Dot)
     bench.put(*range(300))
-    until(lambda: bench.index.state(bench.cid) == "off", "the index sees that it cannot serve")
+    bench.given_up()
     bench.same()
     assert not bench.proposes()
     bench.close()
@@ -320,7 +326,7 @@ def test_a_removed_directory_is_noticed_and_does_not_hinder_the_end(tmp_path: Pa
 def test_changes_are_not_noted_for_an_index_that_is_off(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "store", collections.Distance.Dot)
     bench.put(*range(300))
-    until(lambda: bench.index.state(bench.cid) == "off", "the index sees that it cannot serve")
+    bench.given_up()
     bench.put(*range(100))
     assert bench.index._parts[bench.cid, ""].pending == {}  # reached into: memory does not show otherwise
     bench.close()
