@@ -59,6 +59,10 @@ _SERVER_PAUSE_SECONDS = 5.0
 _OWNER = "index_owner"
 
 
+class ServerAway(IndexLost):
+    """Nobody was asked yet, so what the last run left behind may still be good."""
+
+
 def breadth(points: int) -> int:
     """How many candidates the graph keeps while it searches, for a collection of that size."""
     return min(max(points // _POINTS_PER_BREADTH, _BREADTH_LEAST), _BREADTH_MOST)
@@ -190,18 +194,22 @@ class Index:
         if self._server is not None:
             pause = min(pause, _SERVER_PAUSE_SECONDS)
         self._losses += 1
-        logger.warning("the vector index is wiped and built again in %s s: %s", pause, error)
+        logger.warning("there is no vector index for at least %s s: %s", pause, error)
         process, self._process = self._process, None
         if process is not None:
             process.kill()
         with self._lock:
             self._parts.clear()
+        if not isinstance(error, ServerAway):
+            self._wipe()
+        self._wake.clear()
+        return pause
+
+    def _wipe(self) -> None:
         try:
             self._files.wipe()
         except OSError as failure:
             logger.warning("the directory of the vector index cannot be wiped: %s", failure)
-        self._wake.clear()
-        return pause
 
     def _round(self) -> bool:
         """One step of work; False when there is none."""
@@ -266,6 +274,7 @@ class Index:
             process, self._process = self._process, None
             if not process.close():
                 raise IndexLost("the process did not end cleanly")
+        self._knock()
         known: list[dict[str, Any]] = []
         if not self._resumed:
             self._resumed = True
@@ -273,7 +282,6 @@ class Index:
             if found is None:
                 self._files.wipe()
             known = found or []
-        self._knock()
         self._file_limit_bytes = 2 * needed
         process = IndexProcess(
             self._files.data, self._file_limit_bytes, self._store.clock.monotonic, self._settings.chroma
@@ -291,7 +299,7 @@ class Index:
             try:
                 self._server.knock()
             except OSError as error:
-                raise IndexLost(f"nobody answers at {self._settings.chroma}: {error}") from error
+                raise ServerAway(f"nobody answers at {self._settings.chroma}: {error}") from error
 
     def _prefix(self) -> str:
         """How the names of this store's collections begin: others may share the server."""

@@ -109,7 +109,7 @@ def stuff(collection: Any, server: ChromaRun) -> None:
     collection.add(ids=["f" * 34], embeddings=np.zeros((1, SIZE)))
 
 
-@pytest.mark.parametrize("meddle", [empty, thin_out, stuff])
+@pytest.mark.parametrize("meddle", [empty, thin_out, pytest.param(stuff, marks=pytest.mark.soak)])
 def test_what_others_did_to_it_is_seen_at_the_first_answer(server: ChromaRun, tmp_path: Path, meddle: Any) -> None:
     bench = bench_on(server, tmp_path)
     bench.put(*range(POINTS))
@@ -136,7 +136,9 @@ def test_a_frozen_server_is_not_waited_for(server: ChromaRun, tmp_path: Path) ->
     bench.close()
 
 
-@pytest.mark.parametrize("changed", ["nothing", "a vector", "the number of points"])
+@pytest.mark.parametrize(
+    "changed", ["nothing", "a vector", pytest.param("the number of points", marks=pytest.mark.soak)]
+)
 def test_a_clean_end_is_taken_over_unless_it_was_meddled_with(server: ChromaRun, tmp_path: Path, changed: str) -> None:
     bench = bench_on(server, tmp_path)
     bench.put(*range(POINTS))
@@ -153,6 +155,21 @@ def test_a_clean_end_is_taken_over_unless_it_was_meddled_with(server: ChromaRun,
     assert (after.name == before.name) == (changed == "nothing")
     assert bench.proposes()
     bench.same()
+    bench.close()
+
+
+def test_a_clean_end_is_taken_over_when_the_server_comes_later(server: ChromaRun, tmp_path: Path) -> None:
+    bench = bench_on(server, tmp_path)
+    bench.put(*range(POINTS))
+    before = settled(bench, server)
+    bench.close()
+    server.kill()
+    bench = bench_on(server, tmp_path)
+    bench.same(3)
+    assert not bench.proposes()
+    server.start()
+    assert settled(bench, server).name == before.name
+    bench.same(3)
     bench.close()
 
 
