@@ -208,7 +208,9 @@ class Replica(Section):
 
     local_reads: LocalReads = Field(LocalReads.BEST_EFFORT, description="Answers from an incomplete collection")
     exact_below_bytes: int = Field(10_000_000, ge=0, description="Vectors of a collection below this: exact search")
-    resident_bytes: int = Field(1024 * MIB, ge=0, description="Vectors kept in memory for exact search")
+    resident_bytes: int | None = Field(
+        None, ge=0, description="Vectors kept in memory for exact search; unset = a quarter of the memory there is"
+    )
     warm_seconds: Seconds = Field(5.0, description="Pause between updates of what is kept in memory; 0 = on demand")
     index: bool = Field(True, description="Keep a Chroma index for larger collections")
     chroma: Annotated[str | None, BeforeValidator(_chroma_url)] = Field(

@@ -68,6 +68,9 @@ def replica(
     data_dir: DataDir = None,
 ) -> None:
     """Run the local stand-in alone: a Qdrant-compatible store without log or upstream."""
+    from server.replica import BLAS_ENVIRONMENT
+
+    os.environ.update(BLAS_ENVIRONMENT)
     from server.replica import __main__ as process
 
     settings = settings_from(config, data_dir=data_dir, listen=listen).settings

@@ -21,3 +21,8 @@ and a read: `search` answers, `session` is one consistent view, `filters` and `c
 is the only place that knows Chroma. `store` holds the truth (`reads`, `records`), `refusal` what Qdrant would say
 instead.
 """
+
+from collections.abc import Mapping
+
+# For the environment of a process that scans vectors (`scan`); it counts only when it is there before numpy is loaded.
+BLAS_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -6,10 +6,10 @@ the vector are not in it. Rows keep the order of the records. Nothing is copied 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,34 @@ class Sparse:
 
 QueryVector: TypeAlias = "Floats | Sparse"
 """Dense (d), multi (m by d) or sparse."""
+
+
+class Picked(Sequence[Key]):
+    """Some of a sequence of keys: of thousands of rows only the keys of the best few are ever looked at."""
+
+    def __init__(self, keys: Sequence[Key], rows: npt.NDArray[np.intp]) -> None:
+        self._keys = keys
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Number of keys."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Key: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Key]: ...
+
+    def __getitem__(self, at: int | slice) -> Key | list[Key]:
+        """The key of one row, or a list of several."""
+        if isinstance(at, slice):
+            return [self._keys[row] for row in self._rows[at].tolist()]
+        return self._keys[int(self._rows[at])]
+
+    def __iter__(self) -> Iterator[Key]:
+        """All of them."""
+        return map(self._keys.__getitem__, self._rows.tolist())
 
 
 @dataclass(frozen=True)
@@ -146,9 +174,9 @@ def block_of(space: Space, records: Sequence[Record]) -> Block:
 
 def take(block: Block, rows: npt.NDArray[np.intp]) -> Block:
     """Some rows of a block, in the order given."""
-    keys = [block.keys[row] for row in rows]
+    keys = Picked(block.keys, rows)
     if not len(block.starts):
-        return Block(block.space, keys, block.data[rows], _NO_INTEGERS, _NO_INDICES)
+        return Block(block.space, keys, np.take(block.data, rows, axis=0), _NO_INTEGERS, _NO_INDICES)
     lengths = np.diff(block.starts)[rows]
     starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths)))
     positions = np.repeat(block.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])

@@ -31,6 +31,7 @@ Codes: TypeAlias = npt.NDArray[np.int32]
 
 _MERGE_LEAST = 1024
 _LENGTH_BYTES = 4
+_FIRST_STRETCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +330,20 @@ class Table:
         """The ids of the rows in a mask, in order, from `start` on."""
         size = len(self.keys)
         first = bisect_left(self.keys, start) if start is not None else 0
-        base = (self.keys[row] for row in (np.flatnonzero(mask[first:size]) + first).tolist())
+        base = map(self.keys.__getitem__, _rows_of(mask[:size], first))
         if not len(self.recent):
             return base
         recent = (self.recent[at] for at in np.flatnonzero(mask[size:]).tolist())
         return merge(base, (key for key in recent if start is None or key >= start))
+
+
+def _rows_of(mask: Mask, first: int) -> Iterator[int]:
+    """The rows in a mask from `first` on; whoever wants a few does not wait for all."""
+    stretch = _FIRST_STRETCH
+    while first < len(mask):
+        yield from (np.flatnonzero(mask[first : first + stretch]) + first).tolist()
+        first += stretch
+        stretch *= 4
 
 
 def sources_of(node: Node) -> list[Source]:

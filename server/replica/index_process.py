@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.replica import frames
+from server.replica import BLAS_ENVIRONMENT, frames
 
 _GRACE_SECONDS = 5.0
 
@@ -47,7 +47,7 @@ class IndexProcess:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            env={**os.environ, **BLAS_ENVIRONMENT, "PYTHONHASHSEED": "0"},
         )
 
     @property

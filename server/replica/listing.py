@@ -61,8 +61,9 @@ def scroll(session: Session, request: points.ScrollPoints, most_points: int) -> 
             target.order_value.CopyFrom(ordering.order_value(value))
         return response
     start = key_of(request.offset) if request.HasField("offset") else None
-    matching = session.records(selection, start=start, payload=parts.payload, vectors=parts.vectors)
-    page: list[Record] = list(islice(matching, min(limit, most_points) + 1))
+    taken = min(limit, most_points) + 1
+    matching = session.records(selection, start=start, payload=parts.payload, vectors=parts.vectors, expected=taken)
+    page: list[Record] = list(islice(matching, taken))
     if len(page) > limit:
         response.next_page_offset.CopyFrom(id_of(page.pop().key))
     _refuse_huge(len(page), most_points)

@@ -24,6 +24,7 @@ from server import config, logs
 from server.clock import Clock
 from server.directories import socket_directory
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
+from server.replica import BLAS_ENVIRONMENT
 from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
 from server.upstream import Upstream
@@ -317,4 +318,4 @@ def _environment() -> dict[str, str]:
     before = os.environ.get("PYTHONPATH", "")
     secrets = config.secret_variables() | {"CREDENTIALS_DIRECTORY"}
     plain = {name: value for name, value in os.environ.items() if name not in secrets}
-    return {**plain, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}
+    return {**plain, **BLAS_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(part for part in (root, before) if part)}

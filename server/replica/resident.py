@@ -7,19 +7,37 @@ does not fit is not kept (`view` returns None) and the caller walks the store in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from server.replica.chunks import Block, block_of, join, take
+from server.replica.columns import Mask, Table
 from server.replica.following import Following
 from server.replica.records import Collection, Key
 from server.replica.spaces import Space
 
 _LOAD_PAGE = 8192
 _MERGE_LEAST = 1024
+# Past this share of the points, looking at all of them is cheaper than gathering the wanted ones.
+_SHARE_SCANNED_WHOLE = 0.25
+
+
+class Alignment:
+    """Where the points of a table stand in the large block of a view: kept as long as both bases are the same."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Sequence[Key], npt.NDArray[np.int32]] | None = None
+
+    def rows(self, keys: Sequence[Key], base_rows: Mapping[Key, int]) -> npt.NDArray[np.int32]:
+        """For each of `keys` its row, -1 = not there."""
+        known = self._known
+        if known is None or known[0] is not keys:
+            found = np.fromiter((base_rows.get(key, -1) for key in keys), dtype=np.int32, count=len(keys))
+            self._known = known = (keys, found)
+        return known[1]
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class View:
     recent: Block
     base_rows: dict[Key, int]
     recent_rows: dict[Key, int] = field(default_factory=dict)
+    alignment: Alignment = field(default_factory=Alignment)
 
     def __len__(self) -> int:
         """Number of points that have the vector."""
@@ -39,7 +58,7 @@ class View:
     @property
     def byte_size(self) -> int:
         """Memory taken, about."""
-        return 2 * self.base.byte_size + self.recent.byte_size
+        return 2 * self.base.byte_size + self.recent.byte_size + 4 * len(self.base)
 
     def blocks(self) -> list[tuple[Block, npt.NDArray[np.bool_] | None]]:
         """Everything, as blocks with a mask of rows that do not count."""
@@ -63,6 +82,25 @@ class View:
         picked = ((self.base, old), (self.recent, new))
         return [(take(block, np.array(rows, dtype=np.intp)), None) for block, rows in picked if rows]
 
+    def among(self, table: Table, mask: Mask) -> list[tuple[Block, Mask | None]]:
+        """Only the points in a mask over a table of the same snapshot; those that lack the vector are left out."""
+        size = len(table.keys)
+        rows = self.alignment.rows(table.keys, self.base_rows)[mask[:size]]
+        is_here = rows >= 0
+        is_here[is_here] = ~self.gone[rows[is_here]]
+        lost = np.flatnonzero(mask[:size])[~is_here].tolist() if self.recent_rows and not is_here.all() else []
+        others = [table.keys[row] for row in lost]
+        others += [table.recent[at] for at in np.flatnonzero(mask[size:]).tolist()]
+        found: npt.NDArray[np.intp] = rows[is_here].astype(np.intp)
+        blocks: list[tuple[Block, Mask | None]] = []
+        if self.base.space.field.is_sparse or len(found) > len(self.base) * _SHARE_SCANNED_WHOLE:
+            unwanted = np.ones(len(self.base), dtype=np.bool_)
+            unwanted[found] = False
+            blocks.append((self.base, unwanted))
+        elif len(found):
+            blocks.append((take(self.base, found), None))
+        return blocks + self.pick(others)
+
     def changed(self, keys: set[Key], replacement: Block) -> View:
         """The view after `keys` were touched; `replacement` holds the vectors they have now."""
         gone = self.gone.copy()
@@ -72,7 +110,7 @@ class View:
         recent = join(self.base.space, [take(self.recent, np.array(kept, dtype=np.intp)), replacement])
         if len(recent) + int(np.count_nonzero(gone)) <= max(_MERGE_LEAST, len(self.base) // 8):
             rows = {key: row for row, key in enumerate(recent.keys)}
-            return View(self.base, gone, recent, self.base_rows, rows)
+            return View(self.base, gone, recent, self.base_rows, rows, self.alignment)
         return fresh_view(join(self.base.space, [take(self.base, np.flatnonzero(~gone)), recent]))
 
 

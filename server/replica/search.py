@@ -19,6 +19,7 @@ from server import config
 from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs
 from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
+from server.replica.memory import default_resident_bytes
 from server.replica.outputs import Wanted
 from server.replica.pace import Pace
 from server.replica.records import Key, Record
@@ -253,7 +254,8 @@ class Searcher:
     def __init__(self, store: Store, settings: config.Replica, index: Index | None = None) -> None:
         self._store = store
         self._settings = settings
-        following = Following(store, settings.resident_bytes)
+        limit_bytes = settings.resident_bytes if settings.resident_bytes is not None else default_resident_bytes()
+        following = Following(store, limit_bytes)
         self._aids = Aids(Resident(following), Tables(following), Pace(), store.clock.monotonic, index)
         self._halt = threading.Event()
         self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)

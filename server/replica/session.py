@@ -145,13 +145,23 @@ class Session:
         return Selection(matcher, None if only is None else tuple(sorted(only)))
 
     def records(
-        self, selection: Selection, *, start: Key | None = None, payload: bool = False, vectors: bool = False
+        self,
+        selection: Selection,
+        *,
+        start: Key | None = None,
+        payload: bool = False,
+        vectors: bool = False,
+        expected: int = _FIRST_PAGE,
     ) -> Iterator[Record]:
-        """Matching points in id order from `start` on; `payload` and `vectors`: parts wanted beside what is tested."""
+        """Matching points in id order from `start` on; `payload` and `vectors`: parts wanted beside what is tested.
+
+        About `expected` of them will be taken: so many are read at first.
+        """
+        first = min(max(expected, 1), _PAGE)
         matcher = selection.matcher
         judged = self._judged(selection)
         if judged is not None and judged.is_exact:
-            yield from self._fetched(judged.table.keys_of(judged.maybe, start), payload, vectors)
+            yield from self._fetched(judged.table.keys_of(judged.maybe, start), payload, vectors, first)
             return
         payload = payload or (matcher is not None and matcher.needs_payload)
         vectors = vectors or (matcher is not None and matcher.needs_vectors)
@@ -162,21 +172,21 @@ class Session:
                 (key for key in selection.only if start is None or key >= start), payload, vectors
             )
         else:
-            candidates = chain.from_iterable(self._pages(start, payload, vectors))
+            candidates = chain.from_iterable(
+                self._pages(start, payload, vectors, first if matcher is None else _FIRST_PAGE)
+            )
         yield from candidates if matcher is None else filter(matcher.matches, candidates)
 
-    def _fetched(self, keys: Iterable[Key], payload: bool, vectors: bool) -> Iterator[Record]:
-        """Records of these keys, in their order, read a page at a time."""
+    def _fetched(self, keys: Iterable[Key], payload: bool, vectors: bool, size: int = _FIRST_PAGE) -> Iterator[Record]:
+        """Records of these keys, in their order, read a page at a time; the first page has `size`."""
         remaining = iter(keys)
-        size = _FIRST_PAGE
         while batch := list(islice(remaining, size)):
             found = self.reads.fetch(self.collection.cid, batch, payload=payload, vectors=vectors)
             yield from (found[key] for key in batch if key in found)
             size = _PAGE
 
-    def _pages(self, start: Key | None, payload: bool, vectors: bool) -> Iterator[list[Record]]:
+    def _pages(self, start: Key | None, payload: bool, vectors: bool, size: int) -> Iterator[list[Record]]:
         cid = self.collection.cid
-        size = _FIRST_PAGE
         page = self.reads.scan(cid, limit=size, start=start, payload=payload, vectors=vectors)
         while page:
             yield page
@@ -233,7 +243,11 @@ class Session:
         elif selection.is_everything:
             yield from view.blocks()
         else:
-            yield from view.pick(self.keys(selection))
+            judged = self._judged(selection)
+            if judged is not None and judged.is_exact:
+                yield from view.among(judged.table, judged.maybe)
+            else:
+                yield from view.pick(self.keys(selection))
 
     def _streamed(self, space: Space, selection: Selection) -> Iterator[Masked]:
         batch: list[Record] = []

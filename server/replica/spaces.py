@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from generated.qdrant import collections_pb2 as collections
+from server.replica import scan
 from server.replica.refusal import no_vector_name
 from server.replica.vector_forms import Field, fields_of
 
@@ -36,8 +37,8 @@ _METRICS = {
     collections.Distance.Manhattan: Metric.MANHATTAN,
 }
 
-# Rows compared at once where the comparison needs a temporary as large as its input.
-_ROWS_AT_ONCE = 4096
+# Rows compared at once where the comparison needs a temporary as large as its input, which should stay in the cache.
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,16 @@ def space_of(config: bytes, name: str) -> Space:
 def similarities(metric: Metric, rows: Floats, query: Floats) -> Floats:
     """Of each row (n by d) to one vector (d): n values, larger is better."""
     if metric in (Metric.DOT, Metric.COSINE):
-        return rows @ query
-    result = np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        difference = rows[start : start + _ROWS_AT_ONCE] - query
-        part = result[start : start + _ROWS_AT_ONCE]
-        if metric is Metric.EUCLID:
-            np.einsum("ij,ij->i", difference, difference, out=part)
-        else:
-            np.sum(np.abs(difference, out=difference), axis=1, out=part)
-    return np.negative(result, out=result)
+        return scan.products(rows, query)
+
+    def distances(where: slice, result: Floats) -> None:
+        for start in range(where.start, where.stop, _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, where.stop)
+            difference = rows[start:end] - query
+            if metric is Metric.EUCLID:
+                np.einsum("ij,ij->i", difference, difference, out=result[start:end])
+            else:
+                np.sum(np.abs(difference, out=difference), axis=1, out=result[start:end])
+
+    found = scan.in_parts(len(rows), rows.shape[1] * 4, distances)
+    return np.negative(found, out=found)
