@@ -133,16 +133,22 @@ class Building:
         return Step.READY
 
     def _tried(self, part: Part) -> float:
-        """The share of the truly nearest points that the index finds."""
+        """The share of the truly nearest points that the index finds; points that it has yet to see do not count."""
         probes = index_trial.probes(self._store, part.cid, part.space)
+        truths = index_trial.nearest(self._store, part.cid, part.space, probes)
+        with self._lock:
+            changed = set(part.pending)
+        # The old positions of changed points may stand in the way of others.
+        wanted = index_trial.RESULTS + min(len(changed), index_trial.RESULTS_MORE_MOST)
         hits = total = 0
-        for probe, truth in zip(probes, index_trial.nearest(self._store, part.cid, part.space, probes), strict=True):
-            hits += len(truth & self._found(part, probe))
-            total += len(truth)
+        for probe, truth in zip(probes, truths, strict=True):
+            known = truth - changed
+            hits += len(known & self._found(part, probe, wanted))
+            total += len(known)
         return hits / total if total else 1.0
 
-    def _found(self, part: Part, vector: Floats) -> set[Key]:
-        head = {"do": "query", "name": part.name, "wanted": index_trial.RESULTS}
+    def _found(self, part: Part, vector: Floats, wanted: int) -> set[Key]:
+        head = {"do": "query", "name": part.name, "wanted": wanted}
         answer, found = self._ask(head, np.ascontiguousarray(vector, dtype="<f4").tobytes())
         return set(unpack_found(found, answer["count"])[0])
 

@@ -56,6 +56,8 @@ _IDLE_SECONDS = 1.0
 _BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
 # Knocking is cheap.
 _SERVER_PAUSE_SECONDS = 5.0
+# A server whose answers were wrong so often does not compute as we do (it may round), and building again is no help.
+_DOUBTS_MOST = 3
 _OWNER = "index_owner"
 
 
@@ -85,7 +87,7 @@ class Index:
         self._building = Building(store, settings, self._lock, self._halt, self._exchange)
         self._guarded = store.clock.monotonic()
         self._losses = 0
-        self._doubt = ""
+        self._doubt, self._doubts = "", 0
         self._resumed = False
         self._next_name = 0
         store.before_commit(self._note)
@@ -194,6 +196,8 @@ class Index:
         if self._server is not None:
             pause = min(pause, _SERVER_PAUSE_SECONDS)
         self._losses += 1
+        if self._server is not None and self._doubts >= _DOUBTS_MOST:
+            logger.error("no vector index is kept in %s any more until a restart: %s", self._settings.chroma, error)
         logger.warning("there is no vector index for at least %s s: %s", pause, error)
         process, self._process = self._process, None
         if process is not None:
@@ -202,6 +206,7 @@ class Index:
             self._parts.clear()
         if not isinstance(error, ServerAway):
             self._wipe()
+        self._doubt = ""
         self._wake.clear()
         return pause
 
@@ -226,8 +231,8 @@ class Index:
         if self._process is not None and not self._process.is_alive:
             raise IndexLost("the process ended")
         if self._doubt:
-            doubt, self._doubt = self._doubt, ""
-            raise IndexLost(doubt)
+            self._doubts += 1
+            raise IndexLost(self._doubt)
         expected = sum(collections[cid].points * 4 * space.field.size for (cid, _), space in wanted.items())
         self._ensure_process(expected, collections)
         for key, space in wanted.items():
@@ -249,6 +254,7 @@ class Index:
         vectors = collection.points * 4 * space.field.size
         return (
             self._settings.index
+            and not (self._server is not None and self._doubts >= _DOUBTS_MOST)
             and not space.field.is_sparse
             and not space.field.is_multi
             and space.metric in _CHROMA_SPACES

@@ -158,6 +158,24 @@ def test_a_clean_end_is_taken_over_unless_it_was_meddled_with(server: ChromaRun,
     bench.close()
 
 
+def test_a_server_whose_answers_are_wrong_again_and_again_is_left_alone(server: ChromaRun, tmp_path: Path) -> None:
+    """Told so, since a real one computes right: one that rounds would be filled for ever."""
+    bench = bench_on(server, tmp_path)
+    bench.put(*range(POINTS))
+    name = ""
+    for _ in range(3):
+        name = settled(bench, server, but=name).name
+        bench.index.doubt("its distances are rounded")
+        until(lambda: bench.index.state(bench.cid) != "ready", "the index is given up")
+    bench.put(1, 2)
+    until(lambda: bench.index.pid is None, "its process is gone")
+    assert not bench.index._round()  # reached into: that nothing will come shows nowhere else
+    assert bench.index.pid is None
+    bench.same()
+    assert not bench.proposes()
+    bench.close()
+
+
 def test_a_clean_end_is_taken_over_when_the_server_comes_later(server: ChromaRun, tmp_path: Path) -> None:
     bench = bench_on(server, tmp_path)
     bench.put(*range(POINTS))

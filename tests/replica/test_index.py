@@ -444,6 +444,23 @@ def test_a_recall_is_measured(bench: Bench) -> None:
     assert bench.index.recall(bench.cid, "") > 0.98
 
 
+def test_what_the_index_has_yet_to_see_does_not_count_against_it(tmp_path: Path) -> None:
+    """A small collection that is written all the time would never be found good enough."""
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(100))
+    bench.ready()
+    assert bench.index.recall(bench.cid, "") == 1.0
+    part = bench.index._parts[bench.cid, ""]  # reached into: in time with the thread it cannot be shown
+    os.kill(bench.index.pid or 0, signal.SIGSTOP)
+    bench.put(*range(40))
+    assert len(part.pending) == 40
+    os.kill(bench.index.pid or 0, signal.SIGCONT)
+    pending = dict(part.pending)
+    assert bench.index._building._tried(part) == 1.0
+    assert pending
+    bench.close()
+
+
 def test_frames() -> None:
     whole = frames.encode({"a": 1}, b"xyz")
     assert frames.read(_source(whole)) == ({"a": 1}, b"xyz")
