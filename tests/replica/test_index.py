@@ -313,7 +313,7 @@ def test_a_removed_directory_is_noticed_and_does_not_hinder_the_end(tmp_path: Pa
     bench.put(*range(300))
     bench.ready()
     pid = bench.index.pid
-    shutil.rmtree(tmp_path / "store" / "index")
+    shutil.rmtree(tmp_path / "store" / "index" / "chroma")
     until(lambda: bench.index.pid not in (None, pid), "another process")
     bench.ready()
     assert bench.proposes()
