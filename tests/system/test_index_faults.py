@@ -213,7 +213,11 @@ async def stopped(victim: Victim, rng: random.Random) -> None:
 
 
 async def removed(victim: Victim, rng: random.Random) -> None:
-    shutil.rmtree(victim.directory)
+    """The process may make files meanwhile, which keeps a directory from going at the first attempt."""
+    while victim.directory.exists():
+        with contextlib.suppress(OSError):
+            victim.directory.rename(victim.directory.with_name("removed"))
+    shutil.rmtree(victim.directory.with_name("removed"), ignore_errors=True)
 
 
 async def grown(victim: Victim, rng: random.Random) -> None:
