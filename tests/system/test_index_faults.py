@@ -214,10 +214,9 @@ async def stopped(victim: Victim, rng: random.Random) -> None:
 
 async def removed(victim: Victim, rng: random.Random) -> None:
     """The process may make files meanwhile, which keeps a directory from going at the first attempt."""
-    while victim.directory.exists():
-        with contextlib.suppress(OSError):
-            victim.directory.rename(victim.directory.with_name("removed"))
-    shutil.rmtree(victim.directory.with_name("removed"), ignore_errors=True)
+    gone = victim.directory.with_name(f"removed-{rng.getrandbits(64)}")
+    victim.directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 async def grown(victim: Victim, rng: random.Random) -> None:
