@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -38,6 +39,20 @@ def _seconds(value: object) -> object:
 
 def _unless_off(value: object) -> object:
     return None if value in ("off", "none", "") else value
+
+
+def _chroma_url(value: object) -> object:
+    """What else a URL can carry may be secret, and settings of the replica travel on a command line."""
+    if value is None:
+        return value
+    try:
+        parts = urlsplit(str(value))
+        is_plain = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        is_plain = False
+    if not is_plain or parts.netloc.count("@") or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT, with no user, password, path or query")
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=10 * 365 * 86400)]
@@ -198,7 +213,10 @@ class Replica(Section):
     )
     warm_seconds: Seconds = Field(5.0, description="Pause between updates of what is kept in memory; 0 = on demand")
     index: bool = Field(True, description="Keep a Chroma index for larger collections")
-    index_batch_points: PositiveInt = Field(200, le=5000, description="Points per write into the index")
+    chroma: Annotated[str | None, BeforeValidator(_chroma_url)] = Field(
+        None, description="A Chroma server that holds the index, as http://HOST:PORT; none = one of its own"
+    )
+    index_batch_points: PositiveInt = Field(1000, le=5000, description="Points per write while the index is built")
     restart_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause between restarts of the process")
     mirror_queue_entries: PositiveInt = Field(10_000, description="Entries the replica may lag behind the log")
     apply_batch_entries: PositiveInt = Field(256, description="Entries applied in one transaction")

@@ -92,6 +92,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _port("admin port", settings.admin, is_running)
     yield _exposure(settings)
     yield _qdrant(settings)
+    if settings.replica.chroma is not None:
+        yield _chroma(settings.replica.chroma)
 
 
 def _answers(settings: Settings) -> bool:
@@ -180,6 +182,18 @@ def _qdrant(settings: Settings) -> Finding:
         text = f"{settings.vectorstore.url} does not answer: {probe}. Is this its gRPC port (6334, not 6333)?"
         return Finding(about, Verdict.BAD, text)
     return Finding(about, Verdict.OK, f"{settings.vectorstore.url} answers")
+
+
+def _chroma(url: str) -> Finding:
+    from server.replica.chroma_server import ChromaServer
+
+    try:
+        ChromaServer.at(url).knock()
+    except OSError as error:
+        return Finding(
+            "Chroma server", Verdict.NOTE, f"nobody answers at {url} ({error}): searches are exact meanwhile"
+        )
+    return Finding("Chroma server", Verdict.OK, f"{url} answers")
 
 
 async def _probe(settings: Settings) -> str:

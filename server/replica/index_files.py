@@ -15,6 +15,8 @@ from typing import Any
 import google_crc32c
 
 _MANIFEST = "manifest.json"
+# Chroma's own; every directory of it has one from the start.
+_DATABASE = "chroma.sqlite3"
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
 
@@ -31,6 +33,10 @@ class IndexFiles:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.data.mkdir(mode=0o700, parents=True)
         self.directory.chmod(0o700)
+
+    def is_there(self) -> bool:
+        """Whether the running index still has its files, as far as names tell."""
+        return (self.data / _DATABASE).exists()
 
     def byte_size(self) -> int:
         """Bytes in files."""

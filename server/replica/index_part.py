@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from server.replica.records import Key
-from server.replica.spaces import Space
+from server.replica.spaces import Floats, Space
 
 # Above this many changed points the index is behind and exact search is as fast.
 FRESH_MOST = 10_000
@@ -21,15 +21,17 @@ class State(Enum):
     """Of the index of one space."""
 
     BUILDING = "building"
+    CHECKING = "checking"
     READY = "ready"
     OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Likely nearest points, best first, and the points that the index may have out of date."""
+    """Likely nearest points, best first, how far the index takes them to be, and the points it may have out of date."""
 
     candidates: list[Key]
+    distances: Floats
     fresh: set[Key]
 
 
@@ -56,8 +58,10 @@ class Part:
 
     def note(self, revision: int, keys: frozenset[Key]) -> None:
         """Points changed. Those that a build will still come to need no note."""
+        if self.state is State.OFF:
+            return
         for key in keys:
-            if self.state is State.READY or self.is_reading or key <= self.position:
+            if self.state is not State.BUILDING or self.is_reading or key <= self.position:
                 self.notes += 1
                 self.pending[key] = (revision, self.notes)
 

@@ -29,13 +29,22 @@ class IndexBusy(Exception):
 
 
 class IndexProcess:
-    """A running index process on a directory."""
+    """A running index process on a directory, or on the Chroma server at `url`."""
 
-    def __init__(self, directory: Path, file_limit_bytes: int, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, directory: Path, file_limit_bytes: int, monotonic: Callable[[], float], url: str | None = None
+    ) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "server.replica.index", str(directory), str(file_limit_bytes)],
+            [
+                sys.executable,
+                "-m",
+                "server.replica.index",
+                str(directory),
+                str(file_limit_bytes),
+                *([url] if url else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **BLAS_ENVIRONMENT, "PYTHONHASHSEED": "0"},

@@ -14,6 +14,8 @@ from server.replica.scoring import Nearest, Scored, best
 from server.replica.spaces import Floats, Space
 
 RESULTS = 10
+# Asked for beyond these, where points changed since the index saw them.
+RESULTS_MORE_MOST = 100
 _PROBES = 24
 _PAGE = 4096
 

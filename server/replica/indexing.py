@@ -1,9 +1,12 @@
 """The vector index of large collections: built in the background, never trusted, thrown away when in doubt.
 
+It lives in a directory, or in a Chroma server. There it is a tenant among others: it makes, changes and drops only
+collections whose names begin with what this store alone uses.
+
 Promises: `propose` names candidates for an exact check, or None at once when it cannot (off, building, busy, lost). The
 points that changed since the index last saw them are named with the candidates, so a proposal misses nothing that was
-committed. Whatever happens to the index process or its files (crash, hang, damage, growth without bound), the index is
-wiped and built again, and answers meanwhile are exact.
+committed. Whatever happens to the index process, its files or its server (crash, hang, damage, growth without bound,
+another one's hand in it), the index is wiped and built again, and answers meanwhile are exact.
 
 Dense vectors with Cosine, Euclid or Dot are indexed; Dot only while all vectors are about equally long, since the graph
 finds neighbours, not large products.
@@ -12,22 +15,22 @@ finds neighbours, not large products.
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import threading
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from server import config
-from server.replica import index_trial
-from server.replica.chunks import Block, block_of
+from server.replica.chroma_server import ChromaServer
+from server.replica.index_building import Building, Step
 from server.replica.index_files import IndexFiles
-from server.replica.index_part import FRESH_MOST, Part, Proposal, State
+from server.replica.index_part import Part, Proposal, State
 from server.replica.index_process import IndexBusy, IndexLost, IndexProcess
-from server.replica.packing import pack_keys, unpack_keys
-from server.replica.records import Changes, Collection, Key
+from server.replica.packing import unpack_found
+from server.replica.records import Changes, Collection
 from server.replica.spaces import Floats, Metric, Space, spaces_of
 from server.replica.store import Store
 
@@ -38,16 +41,28 @@ _QUERY_PATIENCE_SECONDS = 0.02
 _QUERY_TIMEOUT_SECONDS = 2.0
 _WRITE_TIMEOUT_SECONDS = 60.0
 _START_TIMEOUT_SECONDS = 120.0
-_CATCH_UP_POINTS = 50
-_LENGTH_SPREAD = 1.02
-_BREADTH_LEAST = 500
-_BREADTH_MOST = 2000
-_POINTS_PER_BREADTH = 25
+_BREADTH_LEAST = 800
+_BREADTH_MOST = 6400
+_POINTS_PER_BREADTH = 16
 _FILE_BYTES_LEAST = 128 * 1024 * 1024
 _FREE_BYTES_LEAST = 512 * 1024 * 1024
-_GUARD_EVERY_BATCHES = 20
+_GUARD_EVERY_SECONDS = 2.0
+# Written to disk after so many changes; a flush writes a list of all ids anew. An index that was not closed is never
+# opened again, so the only cost of a rare flush is what a clean start reads from Chroma's own log.
+_FLUSH_POINTS_LEAST = 1000
+_FLUSH_POINTS_MOST = 10_000
+_FLUSHES_PER_BUILD = 4
 _IDLE_SECONDS = 1.0
 _BACKOFF_SECONDS = (0.5, 2.0, 10.0, 60.0)
+# Knocking is cheap.
+_SERVER_PAUSE_SECONDS = 5.0
+# A server whose answers were wrong so often does not compute as we do (it may round), and building again is no help.
+_DOUBTS_MOST = 3
+_OWNER = "index_owner"
+
+
+class ServerAway(IndexLost):
+    """Nobody was asked yet, so what the last run left behind may still be good."""
 
 
 def breadth(points: int) -> int:
@@ -68,8 +83,11 @@ class Index:
         self._file_limit_bytes = 0
         self._wake = threading.Event()
         self._halt = threading.Event()
-        self._batches = 0
+        self._server = ChromaServer.at(settings.chroma) if settings.chroma is not None else None
+        self._building = Building(store, settings, self._lock, self._halt, self._exchange)
+        self._guarded = store.clock.monotonic()
         self._losses = 0
+        self._doubt, self._doubts = "", 0
         self._resumed = False
         self._next_name = 0
         store.before_commit(self._note)
@@ -95,7 +113,7 @@ class Index:
         head = {"do": "query", "name": part.name, "wanted": count}
         body = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         try:
-            _, keys = process.ask(
+            answer, found = process.ask(
                 head, body, timeout_seconds=_QUERY_TIMEOUT_SECONDS, patience_seconds=_QUERY_PATIENCE_SECONDS
             )
         except IndexBusy:
@@ -104,9 +122,18 @@ class Index:
             logger.warning("the vector index was lost while it was asked: %s", error)
             self._wake.set()
             return None
+        keys, distances = unpack_found(found, answer["count"])
+        if len(set(keys)) < len(keys):
+            self.doubt("it named a point twice")
+            return None
         with self._lock:
             after = part.fresh(collection.revision) if part.state is State.READY else None
-        return None if after is None else Proposal(unpack_keys(keys), before | after)
+        return None if after is None else Proposal(keys, distances, before | after)
+
+    def doubt(self, why: str) -> None:
+        """A proposal was seen to be wrong: the index is to be built again."""
+        self._doubt = why
+        self._wake.set()
 
     def lag(self, cid: int) -> int:
         """Points whose vectors wait for the index."""
@@ -119,10 +146,10 @@ class Index:
             )
 
     def state(self, cid: int) -> str:
-        """`ready`, `building` or `off`."""
+        """`ready`, `building`, `checking` or `off`."""
         with self._lock:
             states = {part.state for part in self._parts.values() if part.cid == cid}
-        found = next((state for state in (State.BUILDING, State.READY) if state in states), State.OFF)
+        found = next((state for state in (State.BUILDING, State.CHECKING, State.READY) if state in states), State.OFF)
         return str(found.value)
 
     def recall(self, cid: int, name: str) -> float:
@@ -166,16 +193,28 @@ class Index:
     def _lost(self, error: Exception) -> float:
         """Throw everything away; returns how long to wait before the next try."""
         pause = _BACKOFF_SECONDS[min(self._losses, len(_BACKOFF_SECONDS) - 1)]
+        if self._server is not None:
+            pause = min(pause, _SERVER_PAUSE_SECONDS)
         self._losses += 1
-        logger.warning("the vector index is wiped and built again in %s s: %s", pause, error)
+        if self._server is not None and self._doubts >= _DOUBTS_MOST:
+            logger.error("no vector index is kept in %s any more until a restart: %s", self._settings.chroma, error)
+        logger.warning("there is no vector index for at least %s s: %s", pause, error)
         process, self._process = self._process, None
         if process is not None:
             process.kill()
         with self._lock:
             self._parts.clear()
-        self._files.wipe()
+        if not isinstance(error, ServerAway):
+            self._wipe()
+        self._doubt = ""
         self._wake.clear()
         return pause
+
+    def _wipe(self) -> None:
+        try:
+            self._files.wipe()
+        except OSError as failure:
+            logger.warning("the directory of the vector index cannot be wiped: %s", failure)
 
     def _round(self) -> bool:
         """One step of work; False when there is none."""
@@ -191,6 +230,9 @@ class Index:
             return False
         if self._process is not None and not self._process.is_alive:
             raise IndexLost("the process ended")
+        if self._doubt:
+            self._doubts += 1
+            raise IndexLost(self._doubt)
         expected = sum(collections[cid].points * 4 * space.field.size for (cid, _), space in wanted.items())
         self._ensure_process(expected, collections)
         for key, space in wanted.items():
@@ -200,10 +242,19 @@ class Index:
         worked = [self._advance(part) for part in list(self._parts.values())]
         return any(worked)
 
+    def _advance(self, part: Part) -> bool:
+        step = self._building.advance(part)
+        if step is Step.USELESS:
+            self._forget({(part.cid, part.space.name)})
+        if step is Step.READY:
+            self._losses = 0
+        return step is not Step.IDLE
+
     def _is_wanted(self, collection: Collection, space: Space) -> bool:
         vectors = collection.points * 4 * space.field.size
         return (
             self._settings.index
+            and not (self._server is not None and self._doubts >= _DOUBTS_MOST)
             and not space.field.is_sparse
             and not space.field.is_multi
             and space.metric in _CHROMA_SPACES
@@ -211,40 +262,68 @@ class Index:
         )
 
     def _ask(self, head: dict[str, Any], body: bytes = b"", timeout: float = _WRITE_TIMEOUT_SECONDS) -> dict[str, Any]:
+        return self._exchange(head, body, timeout)[0]
+
+    def _exchange(
+        self, head: dict[str, Any], body: bytes = b"", timeout: float = _WRITE_TIMEOUT_SECONDS
+    ) -> tuple[dict[str, Any], bytes]:
         if self._process is None:
             raise IndexLost("there is no process")
-        return self._process.ask(head, body, timeout_seconds=timeout)[0]
+        return self._process.ask(head, body, timeout_seconds=timeout)
 
     def _ensure_process(self, expected_bytes: int, collections: dict[int, Collection]) -> None:
         needed = _FILE_BYTES_LEAST + 4 * expected_bytes
-        if self._process is not None and needed <= self._file_limit_bytes:
+        if self._process is not None and (self._server is not None or needed <= self._file_limit_bytes):
             return
         if self._process is not None:
             # Grown past the limit on files that the process was started with.
             process, self._process = self._process, None
             if not process.close():
                 raise IndexLost("the process did not end cleanly")
-        known = None
+        self._knock()
+        known: list[dict[str, Any]] = []
         if not self._resumed:
             self._resumed = True
-            known = self._files.unseal()
-            if known is None:
+            found = self._files.unseal()
+            if found is None:
                 self._files.wipe()
+            known = found or []
         self._file_limit_bytes = 2 * needed
-        process = IndexProcess(self._files.data, self._file_limit_bytes, self._store.clock.monotonic)
-        process.ask({"do": "open"}, timeout_seconds=_START_TIMEOUT_SECONDS)
-        self._process = process
-        for saved in known or ():
+        process = IndexProcess(
+            self._files.data, self._file_limit_bytes, self._store.clock.monotonic, self._settings.chroma
+        )
+        kept = [part.name for part in self._parts.values()] + [saved["name"] for saved in known]
+        try:
+            process.ask({"do": "open", "own": self._prefix(), "keep": kept}, timeout_seconds=_START_TIMEOUT_SECONDS)
+        finally:
+            self._process = process
+        for saved in known:
             self._resume(saved, collections)
 
+    def _knock(self) -> None:
+        if self._server is not None:
+            try:
+                self._server.knock()
+            except OSError as error:
+                raise ServerAway(f"nobody answers at {self._settings.chroma}: {error}") from error
+
+    def _prefix(self) -> str:
+        """How the names of this store's collections begin: others may share the server."""
+        owner = self._store.meta(_OWNER)
+        if not owner:
+            owner = secrets.token_hex(8)
+            with self._store.transaction() as tx:
+                tx.set_meta(_OWNER, owner)
+        return f"understudy-{owner}-"
+
     def _resume(self, saved: dict[str, Any], collections: dict[int, Collection]) -> None:
-        """Take over the index of a space from the last run, if nothing changed since."""
+        """Take over the index of a space from the last run, if nothing changed since, once it has been checked."""
         collection = collections.get(saved["cid"])
         space = spaces_of(collection.config).get(saved["space"]) if collection is not None else None
         count = self._ask({"do": "count", "name": saved["name"]}, timeout=_START_TIMEOUT_SECONDS)["count"]
         part = None
         if collection is not None and space is not None and count == saved["points"]:
-            part = Part(collection.cid, space, saved["name"], State.READY, points=count)
+            part = Part(collection.cid, space, saved["name"], State.CHECKING, points=count)
             part.shortest, part.longest = saved["shortest"], saved["longest"]
             part.recent_floor, part.recall = saved["revision"], saved["recall"]
             with self._lock:
@@ -252,7 +331,6 @@ class Index:
             # Changes are noted from here on; what was committed before shows in the revision.
             again = self._store.collection_of(collection.cid)
             if again is not None and again.revision == saved["revision"]:
-                logger.info("the vector index of collection %s goes on with %d points", collection.name, count)
                 return
         if part is not None:
             with self._lock:
@@ -261,9 +339,16 @@ class Index:
 
     def _begin(self, key: tuple[int, str], space: Space) -> None:
         self._next_name += 1
-        name = f"c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
-        wide = breadth(self._store.count(key[0]))
-        self._ask({"do": "create", "name": name, "space": _CHROMA_SPACES[space.metric], "breadth": wide})
+        name = f"{self._prefix()}c{key[0]}-{self._next_name}-{self._store.clock.wall_ns()}"
+        points = self._store.count(key[0])
+        head = {
+            "do": "create",
+            "name": name,
+            "space": _CHROMA_SPACES[space.metric],
+            "breadth": breadth(points),
+            "flush": min(max(points // _FLUSHES_PER_BUILD, _FLUSH_POINTS_LEAST), _FLUSH_POINTS_MOST),
+        }
+        self._ask(head)
         with self._lock:
             self._parts[key] = Part(key[0], space, name)
 
@@ -276,113 +361,17 @@ class Index:
 
     def _guard(self, expected_bytes: int) -> None:
         """The disk is not ours alone: a directory out of proportion is damaged, and a full disk needs it more."""
-        self._batches += 1
-        if self._batches % _GUARD_EVERY_BATCHES:
+        now = self._store.clock.monotonic()
+        if self._server is not None or now < self._guarded + _GUARD_EVERY_SECONDS:
             return
+        self._guarded = now
+        if not self._files.is_there():
+            raise IndexLost("its files were removed")
         size = self._files.byte_size()
         if size > _FILE_BYTES_LEAST + 8 * expected_bytes:
             raise IndexLost(f"its files grew to {size} bytes, for {expected_bytes} bytes of vectors")
         if shutil.disk_usage(self._files.directory).free < _FREE_BYTES_LEAST:
             raise IndexLost("the disk is nearly full")
-
-    # --- work on one space -----------------------------------------------------------------------------------------
-
-    def _advance(self, part: Part) -> bool:
-        if part.state is State.OFF:
-            return False
-        if part.state is State.BUILDING:
-            return self._build(part)
-        if part.stale > max(2000, part.points // 2) or len(part.pending) > max(FRESH_MOST, part.points // 2):
-            self._forget({(part.cid, part.space.name)})
-            return True
-        return self._catch_up(part)
-
-    def _build(self, part: Part) -> bool:
-        # While the page is read, every change is noted: it may have been committed after the page was read.
-        with self._lock:
-            part.is_reading = True
-        records = self._store.scan(part.cid, part.position or None, self._settings.index_batch_points, payload=False)
-        if not records:
-            part.recall = self._tried(part)
-            now = self._store.collection_of(part.cid)
-            with self._lock:
-                part.state = State.READY
-                part.is_reading = False
-                part.recent_floor = now.revision if now is not None else 0
-            self._losses = 0
-            logger.info(
-                "the vector index of collection %d is ready: %d points, recall %.3f", part.cid, part.points, part.recall
-            )
-            return True
-        with self._lock:
-            part.position = records[-1].key
-            part.is_reading = False
-        self._put(part, block_of(part.space, records), replace=False)
-        return True
-
-    def _tried(self, part: Part) -> float:
-        """The share of the truly nearest points that the index finds."""
-        probes = index_trial.probes(self._store, part.cid, part.space)
-        hits = total = 0
-        for probe, truth in zip(probes, index_trial.nearest(self._store, part.cid, part.space, probes), strict=True):
-            proposed = self._query({"do": "query", "name": part.name, "wanted": index_trial.RESULTS}, probe)
-            hits += len(truth & proposed)
-            total += len(truth)
-        return hits / total if total else 1.0
-
-    def _query(self, head: dict[str, Any], vector: Floats) -> set[Key]:
-        if self._process is None:
-            raise IndexLost("there is no process")
-        body = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-        return set(unpack_keys(self._process.ask(head, body, timeout_seconds=_WRITE_TIMEOUT_SECONDS)[1]))
-
-    def _catch_up(self, part: Part) -> bool:
-        with self._lock:
-            changes = dict(islice(part.pending.items(), _CATCH_UP_POINTS))
-        if not changes:
-            return False
-        started = self._store.clock.monotonic()
-        records = self._store.fetch(part.cid, changes, payload=False)
-        block = block_of(part.space, list(records.values()))
-        present = set(block.keys)
-        absent = [key for key in changes if key not in present]
-        if absent:
-            self._ask({"do": "remove", "name": part.name, "count": len(absent)}, pack_keys(absent))
-        if len(block):
-            self._put(part, block, replace=True)
-        with self._lock:
-            part.stale += len(changes)
-            part.applied(changes)
-        # As much rest as work: readers and Chroma's queries come first.
-        self._rest(self._store.clock.monotonic() - started)
-        return True
-
-    def _rest(self, seconds: float) -> None:
-        self._halt.wait(min(seconds, _IDLE_SECONDS))
-
-    def _put(self, part: Part, block: Block, *, replace: bool) -> None:
-        if not len(block):
-            return
-        lengths = np.linalg.norm(block.data, axis=1)
-        part.shortest = min(part.shortest, float(lengths.min()))
-        part.longest = max(part.longest, float(lengths.max()))
-        if part.space.metric is Metric.DOT and part.longest > _LENGTH_SPREAD * part.shortest:
-            logger.info("no vector index for collection %d: its vectors differ in length", part.cid)
-            with self._lock:
-                part.state = State.OFF
-                part.pending.clear()
-            self._ask({"do": "drop", "name": part.name})
-            return
-        head = {
-            "do": "put",
-            "name": part.name,
-            "count": len(block),
-            "size": part.space.field.size,
-            "replace": replace,
-        }
-        self._ask(head, pack_keys(block.keys) + block.data.astype("<f4", copy=False).tobytes())
-        if not replace:
-            part.points += len(block)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -400,7 +389,10 @@ class Index:
         except (IndexLost, IndexBusy):
             parts = []
         if process.close() and parts:
-            self._files.seal(parts)
+            try:
+                self._files.seal(parts)
+            except OSError as error:
+                logger.warning("the vector index is not kept: %s", error)
 
     def _whole_parts(self, process: IndexProcess) -> list[dict[str, Any]]:
         parts = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 KEY_BYTES = 17
 _NUMBER_BYTES = 9
 
@@ -17,3 +20,9 @@ def unpack_keys(body: bytes) -> list[bytes]:
     """The inverse of `pack_keys`: the first byte tells numbers from UUIDs."""
     pieces = [body[at : at + KEY_BYTES] for at in range(0, len(body), KEY_BYTES)]
     return [piece if piece[0] else piece[:_NUMBER_BYTES] for piece in pieces]
+
+
+def unpack_found(body: bytes, count: int) -> tuple[list[bytes], npt.NDArray[np.float32]]:
+    """What a query found: `count` keys, and as many distances behind them."""
+    cut = count * KEY_BYTES
+    return unpack_keys(body[:cut]), np.frombuffer(body, dtype="<f4", offset=cut)

@@ -1,22 +1,30 @@
 """Nearest points: by way of the vector index, or exactly.
 
 Promises: every candidate that the index proposes passes the exact filter and is scored from its stored vector, together
-with all points that the index may have out of date; more candidates are asked for until enough of them pass. Where the
-vectors fit in memory, the index serves only while it is the faster way and was found to miss next to nothing.
+with all points that the index may have out of date; more candidates are asked for until enough of them pass. An index
+that takes a candidate for nearer or farther than it is holds something else than the store: it is not believed, and
+built again. Where the vectors fit in memory, the index serves only while it is the faster way and was found to miss
+next to nothing.
 """
 
 from __future__ import annotations
 
-from server.replica.chunks import Sparse
+import numpy as np
+
+from server.replica.chunks import Block, Sparse
+from server.replica.index_part import Proposal
 from server.replica.indexing import Index
 from server.replica.records import Key
 from server.replica.scoring import Nearest, Scored, best
 from server.replica.session import Selection, Session
+from server.replica.spaces import Floats, Metric, Space
 
 _ROOM = 4
 _LEAST_CANDIDATES = 64
 _MOST_CANDIDATES = 1024
 _RECALL_LEAST = 0.99
+# Float32 sums in another order.
+_ROUNDING = 1e-4
 
 
 def nearest(
@@ -76,11 +84,27 @@ def _by_index(
         )
         if len(known) >= count:
             block = session.block_of_keys(scorer.space, passing)
+            if not _agrees(scorer.space, scorer.vector, block, proposal):
+                index.doubt("a distance that it gave is not that of the stored vector")
+                return None
             return best(scorer, [(block, None)], count, threshold)
         if len(proposal.candidates) < asked:
             return None
         asked *= _ROOM
     return None
+
+
+def _agrees(space: Space, vector: Floats, block: Block, proposal: Proposal) -> bool:
+    """Whether the index took the candidates to be as far from the query as they are."""
+    taken = dict(zip(proposal.candidates, proposal.distances.tolist(), strict=True))
+    rows = [row for row, key in enumerate(block.keys) if key in taken and key not in proposal.fresh]
+    similarity = block.similarity(vector)[rows]
+    # Chroma's distances: 1 - product for "ip", the squared distance for "l2".
+    known = -similarity if space.metric is Metric.EUCLID else 1 - similarity
+    given = np.asarray([taken[block.keys[row]] for row in rows], dtype=np.float32)
+    # Products of long vectors that are nearly at right angles are small differences of large numbers.
+    longest = float(np.linalg.norm(block.data[rows], axis=1).max(initial=0.0)) * float(np.linalg.norm(vector))
+    return bool(np.allclose(given, known, rtol=_ROUNDING, atol=_ROUNDING * max(1.0, longest), equal_nan=True))
 
 
 def _passing(session: Session, selection: Selection, keys: list[Key]) -> set[Key]:

@@ -419,6 +419,9 @@ def test_config_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["wal.entry_points"] == {"value": 5, "source": f"file {file}"}
     assert document["keys.api_key"] == {"value": "********", "source": "environment UNDERSTUDY_KEYS_API_KEY"}
     assert document["vectorstore.api_key"] == {"value": None, "source": "default"}
+    monkeypatch.setenv("UNDERSTUDY_REPLICA_CHROMA", "http://127.0.0.1:8000/")
+    shown = as_json("config", "show", "--config", str(file))["replica.chroma"]
+    assert shown == {"value": "http://127.0.0.1:8000", "source": "environment UNDERSTUDY_REPLICA_CHROMA"}
     text = run("config", "show", "--config", str(file)).stdout
     assert "sesame" not in text
     assert "replay.quarantine_policy" in text
@@ -429,6 +432,17 @@ def test_doctor_finds_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     findings = as_json("doctor", "--data-dir", str(tmp_path), "--admin", "127.0.0.1:0")
     assert {finding["verdict"] for finding in findings} <= {"ok", "note"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_knocks_at_the_chroma_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_LISTEN", "127.0.0.1:0")
+    words = ["doctor", "--data-dir", str(tmp_path), "--admin", "127.0.0.1:0"]
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        monkeypatch.setenv("UNDERSTUDY_REPLICA_CHROMA", f"http://127.0.0.1:{there.getsockname()[1]}")
+        found = {finding["about"]: finding["verdict"] for finding in as_json(*words)}
+        assert found["Chroma server"] == "ok"
+    gone = [finding for finding in as_json(*words) if finding["about"] == "Chroma server"]
+    assert [finding["verdict"] for finding in gone] == ["note"] and "searches are exact" in gone[0]["text"]
 
 
 def test_doctor_finds_what_is_wrong(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,8 @@ def test_a_bad_setting(tmp_path: Path, text: str, word: str) -> None:
 def test_a_bad_variable_and_a_bad_exporter(tmp_path: Path) -> None:
     code, line = _fails(tmp_path / "a", UNDERSTUDY_WAL_ENTRY_BYTES="none")
     assert (code, "UNDERSTUDY_WAL_ENTRY_BYTES" in line) == (ConfigError.exit_code, True)
+    code, line = _fails(tmp_path / "c", UNDERSTUDY_REPLICA_CHROMA="http://user:sesame@127.0.0.1:8000")
+    assert (code, "replica.chroma" in line, "sesame" in line) == (ConfigError.exit_code, True, False)
     code, line = _fails(tmp_path / "b", OTEL_TRACES_EXPORTER="zipkin")
     assert (code, "zipkin" in line) == (ConfigError.exit_code, True)
 

@@ -117,6 +117,44 @@ def test_lists_come_from_the_environment_with_commas() -> None:
     assert load(None, {"UNDERSTUDY_HYDRATE_COLLECTIONS": "a,b"}, {}).settings.hydrate.collections == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("http://chroma.example:8000/", "http://chroma.example:8000"),
+        ("https://[::1]:443", "https://[::1]:443"),
+        ("", None),
+    ],
+)
+def test_a_chroma_server_is_host_and_port(given: str, kept: str | None) -> None:
+    assert load(None, {"UNDERSTUDY_REPLICA_CHROMA": given}, {}).settings.replica.chroma == kept
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "chroma.example",
+        "ftp://chroma.example:8000",
+        "http://chroma.example",
+        "http://chroma.example:port",
+        "http://chroma.example:99999",
+        "http://:8000",
+        "http://sesame@chroma.example:8000",
+        "http://user:sesame@chroma.example:8000",
+        "http://chroma.example:8000/sesame",
+        "http://chroma.example:8000?token=sesame",
+        "http://chroma.example:8000#sesame",
+    ],
+)
+def test_what_else_a_url_could_carry_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"UNDERSTUDY_REPLICA_CHROMA": url}, {})
+    said = str(caught.value)
+    assert "replica.chroma" in said and "UNDERSTUDY_REPLICA_CHROMA" in said and "http://HOST:PORT" in said
+    assert "sesame" not in said
+
+
 def test_settings_are_frozen() -> None:
     settings: Any = Settings()
     with pytest.raises(ValueError, match="frozen"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import stat
 import threading
@@ -32,6 +33,8 @@ from server.replica.store import Collection, Record, Store
 from server.replica.vector_forms import Field, stored_values
 
 SIZE = 16
+# Chroma writes the vectors of a small collection to disk when it has so many more.
+FLUSHED = 1000
 PATIENCE_SECONDS = 60.0
 # No room in memory, so that the index is asked although an exact search would be faster.
 EVERYTHING = config.Replica(exact_below_bytes=0, index_batch_points=100, resident_bytes=0)
@@ -51,7 +54,12 @@ def until(condition: Callable[[], bool], what: str) -> None:
 class Bench:
     """A store with one collection, searched through the index and exactly."""
 
-    def __init__(self, directory: Path, distance: int = collections.Distance.Cosine) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        distance: int = collections.Distance.Cosine,
+        settings: config.Replica = EVERYTHING,
+    ) -> None:
         self.directory = directory
         self.numbers = np.random.default_rng(7)
         self.field = Field("", SIZE, is_cosine=distance == collections.Distance.Cosine)
@@ -63,8 +71,8 @@ class Bench:
             if self.store.collection("c") is None:
                 tx.save_collection(Collection("c", collections.CollectionConfig(params=shape).SerializeToString()))
         self.cid = self.store.collection("c").cid  # type: ignore[union-attr]
-        self.index = Index(self.store, directory / "index", EVERYTHING)
-        self.through = Searcher(self.store, EVERYTHING, self.index)
+        self.index = Index(self.store, directory / "index", settings)
+        self.through = Searcher(self.store, settings, self.index)
         self.exact = Searcher(self.store, EXACT)
         self.index.start()
 
@@ -92,6 +100,12 @@ class Bench:
 
     def ready(self) -> None:
         until(lambda: self.index.state(self.cid) == "ready" and self.index.lag(self.cid) == 0, "the index gets ready")
+
+    def given_up(self) -> None:
+        """Wait until the index was begun and found to be of no use; before it begins, it is off too."""
+        until(
+            lambda: [part.state for part in self.index._parts.values()] == [State.OFF], "it sees that it cannot serve"
+        )
 
     def same(self, count: int = 20, field: str | None = None) -> None:
         """Queries give the same through the index and exactly."""
@@ -168,7 +182,7 @@ def test_writes_while_it_is_built(bench: Bench) -> None:
 def test_products_of_vectors_of_many_lengths_stay_exact(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "store", collections.Distance.Dot)
     bench.put(*range(300))
-    until(lambda: bench.index.state(bench.cid) == "off", "the index sees that it cannot serve")
+    bench.given_up()
     bench.same()
     assert not bench.proposes()
     bench.close()
@@ -279,6 +293,45 @@ def test_a_hung_process_is_not_waited_for(bench: Bench) -> None:
     bench.same(3)
 
 
+def test_stopped_while_it_takes_in_a_few_changes_it_is_soon_replaced(bench: Bench) -> None:
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    bench.put(1, 2, 3)
+    clock = SystemClock()
+    began = clock.monotonic()
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    assert clock.monotonic() - began < PATIENCE_SECONDS / 2
+    bench.ready()
+    bench.same(3)
+
+
+def test_a_removed_directory_is_noticed_and_does_not_hinder_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    shutil.rmtree(tmp_path / "store" / "index" / "chroma")
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    bench.ready()
+    assert bench.proposes()
+    bench.same(3)
+    shutil.rmtree(tmp_path / "store" / "index")
+    bench.close()
+    assert not (tmp_path / "store" / "index" / "manifest.json").exists()
+
+
+def test_changes_are_not_noted_for_an_index_that_is_off(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store", collections.Distance.Dot)
+    bench.put(*range(300))
+    bench.given_up()
+    bench.put(*range(100))
+    assert bench.index._parts[bench.cid, ""].pending == {}  # reached into: memory does not show otherwise
+    bench.close()
+
+
 def test_a_dropped_collection_leaves_the_index(bench: Bench) -> None:
     bench.put(*range(200))
     bench.ready()
@@ -303,6 +356,60 @@ def test_no_file_grows_past_its_limit(tmp_path: Path) -> None:
             process.ask(head, body, timeout_seconds=PATIENCE_SECONDS)
     assert not process.is_alive
     assert all(path.stat().st_size <= 64 * 1024 for path in files.data.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("distance", [collections.Distance.Cosine, collections.Distance.Euclid])
+def test_an_index_that_holds_something_else_than_the_store_is_not_believed(distance: int, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store", distance)
+    bench.put(*range(300))
+    bench.ready()
+    pid = bench.index.pid
+    bench.same()
+    assert bench.index.pid == pid
+    name = bench.index._parts[bench.cid, ""].name  # reached into: no damage on disk does just this for sure
+    keys = [key_of(common.PointId(num=number)) for number in range(300)]
+    others = bench.numbers.normal(size=(300, SIZE)).astype("<f4")
+    head = {"do": "put", "name": name, "count": 300, "size": SIZE, "replace": True}
+    bench.index._exchange(head, pack_keys(keys) + others.tobytes())
+    bench.same(3)
+    until(lambda: bench.index.pid not in (None, pid), "another process")
+    bench.ready()
+    assert bench.proposes()
+    bench.same()
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["flipped", pytest.param("truncated", marks=pytest.mark.soak), pytest.param("gone", marks=pytest.mark.soak)],
+)
+def test_damage_done_before_a_clean_end_is_found_after_it(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sums taken at the end are those of the damaged files: only the store knows better."""
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(FLUSHED + 200))
+    bench.ready()
+    [vectors] = (tmp_path / "store" / "index" / "chroma").rglob("data_level0.bin")
+    # Once it has written them, Chroma does not look at its files again before it is started anew.
+    content = bytearray(vectors.read_bytes())
+    if how == "flipped":
+        # The lowest bit of one number of one vector; behind it lies the label of the point.
+        row = len(content) // FLUSHED
+        content[41 * row - 12] ^= 0x01
+        vectors.write_bytes(content)
+    elif how == "truncated":
+        vectors.write_bytes(content[: len(content) // 2])
+    else:
+        shutil.rmtree(vectors.parent)
+    bench.close()
+    bench = Bench(tmp_path / "store")
+    bench.same(3)
+    bench.ready()
+    bench.same()
+    assert bench.proposes()
+    bench.close()
+    assert "holds other vectors than the store" in caplog.text or "there is no vector index" in caplog.text
 
 
 def test_keys_keep_their_form_on_the_way() -> None:
@@ -335,6 +442,24 @@ def test_a_recall_is_measured(bench: Bench) -> None:
     bench.put(*range(300))
     bench.ready()
     assert bench.index.recall(bench.cid, "") > 0.98
+
+
+def test_what_the_index_has_yet_to_see_does_not_count_against_it(tmp_path: Path) -> None:
+    """A small collection that is written all the time would never be found good enough."""
+    bench = Bench(tmp_path / "store")
+    bench.put(*range(100))
+    bench.ready()
+    assert bench.index.recall(bench.cid, "") == 1.0
+    # Reached into: its thread would take the changes in.
+    bench.index._halt.set()
+    bench.index._wake.set()
+    bench.index._thread.join()
+    bench.put(*range(40))
+    bench.remove(*range(40, 50))
+    part = bench.index._parts[bench.cid, ""]
+    assert len(part.pending) == 50
+    assert bench.index._building._tried(part) == 1.0
+    bench.close()
 
 
 def test_frames() -> None:
