@@ -14,10 +14,14 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server import config
 from server.replica import requests as r
 from server.replica import tables
+from server.replica.chunks import block_of
 from server.replica.index_part import Proposal
 from server.replica.indexing import Index
 from server.replica.plan import NO_PLAN, Plan
+from server.replica.records import Collection
 from server.replica.search import Searcher
+from server.replica.spaces import Space
+from server.replica.store import Store
 from tests.faults.clock import ManualClock
 from tests.replica.local_store import CREATE, Local, create, dense, local, matching_keyword, point, point_id, upsert
 
@@ -84,14 +88,18 @@ def test_each_prefetch_is_a_step(here: Local) -> None:
 class TwoAsks:
     """An index that knows every vector and proposes the points in the order of their numbers."""
 
-    def __init__(self, keys: list[bytes]) -> None:
+    def __init__(self, store: Store, keys: list[bytes]) -> None:
+        self.store = store
         self.keys = keys
 
     def recall(self, cid: int, space: str) -> float:
         return 1.0
 
-    def propose(self, collection: Any, space: Any, vector: Any, count: int) -> Proposal:
-        return Proposal(self.keys[:count], {self.keys[0]})
+    def propose(self, collection: Collection, space: Space, vector: Any, count: int) -> Proposal:
+        keys = self.keys[:count]
+        records = self.store.fetch(collection.cid, keys, payload=False)
+        block = block_of(space, [records[key] for key in keys])
+        return Proposal(keys, 1 - block.similarity(vector), {keys[0]})
 
 
 def test_an_index_is_asked_for_more_until_enough_pass(here: Local) -> None:
@@ -102,7 +110,7 @@ def test_an_index_is_asked_for_more_until_enough_pass(here: Local) -> None:
     query = near()
     query.filter.must.add().field.CopyFrom(common.FieldCondition(key="n", range=common.Range(gte=100)))
     plan = Plan(ManualClock().monotonic)
-    searcher = Searcher(here.store, config.Replica(resident_bytes=0), cast(Index, TwoAsks(keys)))
+    searcher = Searcher(here.store, config.Replica(resident_bytes=0), cast(Index, TwoAsks(here.store, keys)))
     searcher.answer(r.POINTS + "Query", query.SerializeToString(), plan)
     asked = [step for step in json.loads(plan.as_json())["steps"] if step["step"] == "index"]
     assert [(step["asked"], step["proposed"], step["passing"]) for step in asked] == [(64, 64, 0), (256, 256, 156)]
