@@ -172,6 +172,12 @@ def block_of(space: Space, records: Sequence[Record]) -> Block:
     return _dense_block(space, records)
 
 
+def stored_vector(space: Space, record: Record) -> QueryVector | None:
+    """The vector of one point as it is stored, whatever has to be made of it to compare it."""
+    block = block_of(space.without_metric, [record])
+    return block.vector(0) if len(block) else None
+
+
 def take(block: Block, rows: npt.NDArray[np.intp]) -> Block:
     """Some rows of a block, in the order given."""
     keys = Picked(block.keys, rows)
@@ -292,6 +298,8 @@ def _multi_block(space: Space, records: Sequence[Record]) -> Block:
         rows.extend(np.fromiter(row.data, dtype=np.float32) for row in vector.multi_dense.vectors)
         starts.append(len(rows))
     data = np.stack(rows) if rows else np.empty((0, space.field.size), dtype=np.float32)
+    if space.needs_normalising:
+        data = _normalised_rows(data)
     return Block(space, keys, data, np.array(starts, dtype=np.int64), _NO_INDICES)
 
 

@@ -67,10 +67,10 @@ def field_test(condition: common.FieldCondition, path: Path, fields: Fields) -> 
         if index is not None:
             return _verdict(null_test(path, fields), condition.is_null)
         return _presence(_holds_null, condition.is_null, when_missing=not condition.is_null)
-    special = _index_test(condition, index)
+    special = _index_test(condition, fields, index)
     if special is not None:
         return special
-    tests = _value_tests(condition, fields, index)
+    tests = _value_tests(condition, fields)
     return lambda values: any(test(value) for value in paths.flattened(values) for test in tests)
 
 
@@ -135,7 +135,7 @@ def _within(bounds: common.ValuesCount | common.Range) -> Callable[[float], bool
     return lambda number: all(check(number) for check in checks)
 
 
-def _index_test(condition: common.FieldCondition, index: Index | None) -> ValuesTest | None:
+def _index_test(condition: common.FieldCondition, fields: Fields, index: Index | None) -> ValuesTest | None:
     """Conditions that Qdrant answers from an index with another result than from the payload."""
     if index is None:
         return None
@@ -154,6 +154,8 @@ def _index_test(condition: common.FieldCondition, index: Index | None) -> Values
     if index.kind == collections.Keyword and form == "except_keywords":
         no_texts = set(match.except_keywords.strings)
         return lambda values: any(value not in no_texts for value in held(values))
+    if index.kind == collections.Text and form in ("text", "text_any", "phrase"):
+        return _indexed_text(form, getattr(match, form), index, one_by_one=fields.is_nested)
     if index.kind == collections.Uuid and form in ("keyword", "keywords", "except_keywords"):
         return _uuid_test(match, form, held)
     return None
@@ -185,11 +187,11 @@ def _uuid_test(match: common.Match, form: str, held: Callable[[Values], list[Sca
     return lambda values: any(value in parsed for value in held(values))
 
 
-def _value_tests(condition: common.FieldCondition, fields: Fields, index: Index | None) -> list[ValueTest]:
+def _value_tests(condition: common.FieldCondition, fields: Fields) -> list[ValueTest]:
     """One test for each kind of check in the condition; a value has to pass one of them."""
     tests: list[ValueTest] = []
     if condition.HasField("match"):
-        tests.append(_match_test(condition.match, fields, index))
+        tests.append(_match_test(condition.match, fields))
     if condition.HasField("range"):
         tests.append(_range_test(condition.range))
     if condition.HasField("datetime_range"):
@@ -273,7 +275,7 @@ def _polygon_test(polygon: common.GeoPolygon) -> ValueTest:
     return check
 
 
-def _match_test(match: common.Match, fields: Fields, index: Index | None) -> ValueTest:
+def _match_test(match: common.Match, fields: Fields) -> ValueTest:
     form = match.WhichOneof("match_value")
     match form:
         case "keyword":
@@ -310,20 +312,32 @@ def _match_test(match: common.Match, fields: Fields, index: Index | None) -> Val
             substring = match.substring
             return lambda value: value.WhichOneof("kind") == "string_value" and substring in value.string_value
         case "text" | "text_any" | "phrase":
-            return _text_test(form, getattr(match, form), fields, index)
+            return _text_test(form, getattr(match, form), fields)
         case _:
             return lambda value: False
 
 
-def _text_test(form: str, query: str, fields: Fields, index: Index | None) -> ValueTest:
-    if index is not None and index.kind == collections.Text:
-        params = index.params.text_index_params
-        cut = tokens.tokenizer(params, of_query=False)
-        wanted = tokens.tokenizer(params, of_query=True)(query)
-        # Without positions in the index no phrase is ever found.
-        found = _token_test(form, [] if form == "phrase" and not params.phrase_matching else wanted, cut)
-    elif fields.tokenises_plain_text:
-        found = _token_test(form, tokens.words(query), tokens.words)
+def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> ValuesTest:
+    """A text index holds the words of all values of a point together; in a nested condition it is value by value."""
+    params = index.params.text_index_params
+    cut = tokens.tokenizer(params, of_query=False)
+    wanted = tokens.tokenizer(params, of_query=True)(query)
+    # Without positions in the index no phrase is ever found.
+    found = _token_test(form, [] if form == "phrase" and not params.phrase_matching else wanted)
+
+    def check(values: Values) -> bool:
+        cut_up = [cut(str(text)) for text in index.held_of(values)]
+        if one_by_one:
+            return any(map(found, cut_up))
+        return found([token for part in cut_up for token in part])
+
+    return check
+
+
+def _text_test(form: str, query: str, fields: Fields) -> ValueTest:
+    if fields.tokenises_plain_text:
+        of_tokens = _token_test(form, tokens.words(query))
+        found: Callable[[str], bool] = lambda text: of_tokens(tokens.words(text))  # noqa: E731
     elif form == "text_any":
         pieces = query.split()
         found = lambda text: any(piece in text for piece in pieces)  # noqa: E731
@@ -332,16 +346,13 @@ def _text_test(form: str, query: str, fields: Fields, index: Index | None) -> Va
     return lambda value: value.WhichOneof("kind") == "string_value" and found(value.string_value)
 
 
-def _token_test(form: str, wanted: list[str], cut: tokens.Tokenizer) -> Callable[[str], bool]:
+def _token_test(form: str, wanted: list[str]) -> Callable[[list[str]], bool]:
+    """A test of the words of a text, in their order."""
     if not wanted:
-        return lambda text: False
+        return lambda held: False
     if form == "text":
-        return lambda text: set(wanted) <= set(cut(text))
+        return lambda held: set(wanted) <= set(held)
     if form == "text_any":
-        return lambda text: not set(wanted).isdisjoint(cut(text))
-
-    def phrase(text: str) -> bool:
-        held = cut(text)
-        return any(held[start : start + len(wanted)] == wanted for start in range(len(held) - len(wanted) + 1))
-
-    return phrase
+        return lambda held: not set(wanted).isdisjoint(held)
+    size = len(wanted)
+    return lambda held: any(held[start : start + size] == wanted for start in range(len(held) - size + 1))

@@ -95,6 +95,8 @@ class Fields:
 
     indexes: Mapping[Path, Index] = field(default_factory=dict)
     version: tuple[int, int] = (0, 0)
+    is_nested: bool = False
+    """Whether these are the fields of objects inside of a point."""
 
     @classmethod
     def of(cls, schema: Mapping[str, bytes], version: str = "") -> Fields:
@@ -122,7 +124,7 @@ class Fields:
             for path, index in self.indexes.items()
             if index.kind == collections.Text and (rest := paths.below(path, prefix)) and isinstance(rest[0], str)
         }
-        return Fields(inner, self.version)
+        return Fields(inner, self.version, is_nested=True)
 
     @property
     def sees_nulls_in_arrays(self) -> bool:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from generated.qdrant import points_pb2 as points
-from server.replica.chunks import QueryVector, Sparse
+from server.replica.chunks import QueryVector, Sparse, stored_vector
 from server.replica.points import key_of, text_of
 from server.replica.records import Key
 from server.replica.refusal import NotServed, Refusal, bad_body, no_point, wrong_input
 from server.replica.session import Session
-from server.replica.spaces import Floats, Space
+from server.replica.spaces import Floats, Metric, Space
 from server.replica.vector_forms import stored_values
 from server.rpc import Code
 
@@ -86,9 +86,10 @@ def demanded(one: points.VectorInput, source: Source) -> QueryVector:
 
 def _stored(key: Key, source: Source) -> QueryVector | None:
     space = source.session.space(source.name)
-    demand(source.session, [key])
-    block = source.session.block_of_keys(space, [key])
-    return block.vector(0) if len(block) else None
+    record = source.session.reads.fetch(source.session.collection.cid, [key], payload=False).get(key)
+    if record is None:
+        raise no_point(text_of(key))
+    return stored_vector(space, record)
 
 
 def _sparse(sparse: points.SparseVector) -> Sparse:
@@ -129,7 +130,16 @@ def prepared(vector: QueryVector, space: Space) -> QueryVector:
 
 def _as_stored(row: Floats, space: Space) -> Floats:
     values = stored_values(row, space.field)
-    if space.needs_normalising:
-        length = np.float32(np.linalg.norm(values))
-        return (values / length).astype(np.float32) if length > 0 else values
-    return values
+    return _of_length_one(values) if space.needs_normalising else values
+
+
+def _of_length_one(row: Floats) -> Floats:
+    length = np.float32(np.linalg.norm(row))
+    return (row / length).astype(np.float32) if length > 0 else row
+
+
+def unrounded(vector: QueryVector, space: Space) -> QueryVector:
+    """A query vector as it is compared by diversity: of length 1 for Cosine, and not rounded to the datatype."""
+    if isinstance(vector, Sparse) or space.metric is not Metric.COSINE:
+        return vector
+    return _of_length_one(vector) if vector.ndim == 1 else np.stack([_of_length_one(row) for row in vector])

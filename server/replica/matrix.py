@@ -50,7 +50,7 @@ def sampled(session: Session, universal: Universal, request: points.SearchMatrix
     block = session.block_of_keys(space, keys)
     nearest = []
     for row, key in enumerate(keys):
-        found = scoring.best(scoring.Nearest(space, block.vector(row)), [(block, None)], limit + 1)
+        found = scoring.best(universal.nearest_to(space, block.vector(row)), [(block, None)], limit + 1)
         nearest.append([one for one in found if one[0] != key][:limit])
     return Sampled(keys, nearest)
 

@@ -27,24 +27,22 @@ _RECALL_LEAST = 0.99
 _ROUNDING = 1e-4
 
 
-def nearest(
-    session: Session, scorer: Nearest, selection: Selection, count: int, threshold: float | None
-) -> list[Scored]:
+def nearest(session: Session, scorer: Nearest, selection: Selection, count: int) -> list[Scored]:
     """The best `count` points that pass, as (id, score)."""
     space = (session.collection.cid, scorer.space.name)
     if session.index is not None and _may_serve(session, session.index, scorer, selection):
         started = session.now()
-        found = _by_index(session, scorer, selection, count, threshold)
+        found = _by_index(session, scorer, selection, count)
         session.pace.index_took(space, session.now() - started)
         if found is not None:
             return found
         session.plan.step("index", of=scorer.space.name, gave_up=True)
     if not (selection.is_everything and session.fits(scorer.space)):
-        return best(scorer, session.blocks(scorer.space, selection), count, threshold)
+        return best(scorer, session.blocks(scorer.space, selection), count)
     # Loading the vectors happens once and says nothing about the pace.
     blocks = list(session.blocks(scorer.space, selection))
     started = session.now()
-    found = best(scorer, blocks, count, threshold)
+    found = best(scorer, blocks, count)
     session.pace.exact_took(space, session.now() - started)
     return found
 
@@ -59,9 +57,7 @@ def _may_serve(session: Session, index: Index, scorer: Nearest, selection: Selec
     return recall >= _RECALL_LEAST and session.pace.prefers_index((session.collection.cid, space.name))
 
 
-def _by_index(
-    session: Session, scorer: Nearest, selection: Selection, count: int, threshold: float | None
-) -> list[Scored] | None:
+def _by_index(session: Session, scorer: Nearest, selection: Selection, count: int) -> list[Scored] | None:
     """None: the index cannot serve, or so few points pass that an exact search is cheaper."""
     index = session.index
     assert index is not None and not isinstance(scorer.vector, Sparse)
@@ -87,7 +83,7 @@ def _by_index(
             if not _agrees(scorer.space, scorer.vector, block, proposal):
                 index.doubt("a distance that it gave is not that of the stored vector")
                 return None
-            return best(scorer, [(block, None)], count, threshold)
+            return best(scorer, [(block, None)], count)
         if len(proposal.candidates) < asked:
             return None
         asked *= _ROOM

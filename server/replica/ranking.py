@@ -52,16 +52,19 @@ def distribution_fusion(sources: Sequence[Sequence[Scored]]) -> list[Scored]:
     return by_score(total)
 
 
-def maximal_marginal_relevance(block: Block, query: QueryVector, relevance_share: float, count: int) -> list[Key]:
+def maximal_marginal_relevance(
+    block: Block, stored: Block, query: QueryVector, relevance_share: float, count: int
+) -> list[Key]:
     """Up to `count` keys of a block, each the best of `share · relevance - (1 - share) · likeness to the chosen`.
 
+    `stored` has the same rows as they are stored: bytes are not normalised when they are compared with each other.
     The rows of the block come best first. Qdrant keeps what is left in a set whose last member moves into the place of
     the one taken out, and takes the last of equal maxima; so does this.
     """
-    relevance = block.similarity(query)
+    relevance = stored.similarity(query)
     share, rest = np.float32(relevance_share), np.float32(1 - relevance_share)
     # Likeness of each row, as the query, to each row: of multi-vectors it is not the same both ways.
-    likeness = np.stack([block.similarity(block.vector(row)) for row in range(len(block))]) if len(block) else None
+    likeness = np.stack([stored.similarity(block.vector(row)) for row in range(len(block))]) if len(block) else None
     left = list(range(len(block)))
     nearest_chosen = np.full(len(block), -np.inf, dtype=np.float32)
     chosen: list[Key] = []

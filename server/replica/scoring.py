@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, takewhile
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -33,19 +33,12 @@ class Scorer(Protocol):
         """The score as clients see it."""
         ...
 
-    def passes(self, shown: float, threshold: float) -> bool:
-        """Whether a shown score is on the good side of a score threshold: strictly."""
-        ...
-
 
 class _Plain:
     """Scores are shown as they are, larger is better."""
 
     def shown(self, score: float) -> float:
         return score
-
-    def passes(self, shown: float, threshold: float) -> bool:
-        return shown > threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +57,6 @@ class Nearest:
     def shown(self, score: float) -> float:
         """See Scorer."""
         return self.space.shown(score)
-
-    def passes(self, shown: float, threshold: float) -> bool:
-        """See Scorer."""
-        return shown < threshold if self.space.smaller_is_better else shown > threshold
 
 
 def _sigmoid(values: Floats) -> Floats:
@@ -88,7 +77,9 @@ class BestScore(_Plain):
         self._negative = negative
 
     def scores(self, block: Block) -> tuple[Floats, Mask]:
-        """See Scorer."""
+        """See Scorer. Without any example nothing is liked, so nothing is a result."""
+        if not (self._positive or self._negative):
+            return np.zeros(len(block), dtype=np.float32), np.zeros(len(block), dtype=np.bool_)
         liked = _best(block, self._positive)
         disliked = _best(block, self._negative)
         return np.where(liked > disliked, _half_sigmoid(liked), -_half_sigmoid(disliked)).astype(np.float32), None
@@ -178,9 +169,7 @@ class Feedback(_Plain):
 Scored: TypeAlias = tuple[Key, float]
 
 
-def best(
-    scorer: Scorer, blocks: Iterable[tuple[Block, Mask]], count: int, threshold: float | None = None
-) -> list[Scored]:
+def best(scorer: Scorer, blocks: Iterable[tuple[Block, Mask]], count: int) -> list[Scored]:
     """The best `count` rows as (key, shown score), best first, ties by id."""
     found: list[tuple[float, Key]] = []
     for block, gone in blocks:
@@ -190,10 +179,18 @@ def best(
         found.extend((-np.inf if np.isnan(scores[row]) else -float(scores[row]), block.keys[row]) for row in rows)
         if len(found) > 4 * count + 1024:
             found = sorted(found)[:count]
-    shown = [(key, scorer.shown(float("nan") if value == -np.inf else -value)) for value, key in sorted(found)[:count]]
+    return [(key, scorer.shown(float("nan") if value == -np.inf else -value)) for value, key in sorted(found)[:count]]
+
+
+def within(scored: Sequence[Scored], space: Space, threshold: float | None) -> list[Scored]:
+    """The results up to the first that is not on the good side of a threshold, strictly.
+
+    The good side is that of the vector's metric whatever the query: with Euclid and Manhattan a score has to be below
+    the threshold, also where larger scores are better, as in a recommendation by the best score.
+    """
     if threshold is None:
-        return shown
-    return [(key, score) for key, score in shown if scorer.passes(score, threshold)]
+        return list(scored)
+    return list(takewhile(lambda one: space.passes(one[1], threshold), scored))
 
 
 def _wanted_rows(scores: Floats, defined: Mask, gone: Mask, count: int) -> npt.NDArray[np.intp]:

@@ -6,7 +6,7 @@ Euclidean distance, minus the Manhattan distance), in float32; `shown` turns the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -58,6 +58,15 @@ class Space:
     def smaller_is_better(self) -> bool:
         """Whether the score that clients see falls with likeness."""
         return self.metric in (Metric.EUCLID, Metric.MANHATTAN)
+
+    @property
+    def without_metric(self) -> Space:
+        """The same vectors as they are stored, nothing made of them to compare them."""
+        return replace(self, metric=Metric.DOT)
+
+    def passes(self, shown: float, threshold: float) -> bool:
+        """Whether a shown score is on the good side of a score threshold: strictly."""
+        return shown < threshold if self.smaller_is_better else shown > threshold
 
     @property
     def needs_normalising(self) -> bool:

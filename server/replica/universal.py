@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
@@ -71,6 +71,9 @@ class Universal:
         count = self._capped(request, wanted + offset)
         self._excluded = excluding(here)
         hits = self._level(request, request.filter, count, "", wanted)
+        if request.query.WhichOneof("variant") == "order_by":
+            # Merging what its shards answer, Qdrant drops a point that stands there twice running.
+            hits = [next(same) for _, same in groupby(hits, key=lambda hit: hit.key)]
         self._note(request, "query", count, len(hits))
         self._refuse_huge(len(hits))
         return hits[offset : offset + wanted]
@@ -162,12 +165,12 @@ class Universal:
         if form == "formula":
             scored = formula.rescore(self._session, node.query.formula, [_pairs(source) for source in sources])
             return _above([Hit(key, score) for key, score in scored], threshold)[:count]
-        selection = both(self._session.select(query_filter), self._excluded)
         if sources:
-            candidates = {hit.key for source in sources for hit in source}
-            if not candidates:
-                return []
-            selection = both(selection, only(candidates))
+            # The filter was merged into those of the prefetches and is not asked again: where both have a `should`,
+            # candidates that pass only theirs stay. Without candidates a wrong query is refused all the same.
+            selection = only({hit.key for source in sources for hit in source})
+        else:
+            selection = both(self._session.select(query_filter), self._excluded)
         return self._ranked(node, selection, count, asked, threshold)
 
     def _fused(self, query: points.Query, sources: Sequence[Sequence[Hit]]) -> list[Hit]:
@@ -191,7 +194,11 @@ class Universal:
             case None:
                 return [Hit(key, 1.0) for key in islice(self._session.keys(selection), count)]
             case "order_by":
-                found = ordering.ordered(self._session, node.query.order_by, selection, count)
+                # A point comes once for each of its values, so there may be more results than points.
+                offset = node.offset if isinstance(node, points.QueryPoints) else 0
+                most = min(asked + offset, self._most_points + 1)
+                found = ordering.ordered(self._session, node.query.order_by, selection, most)
+                self._refuse_huge(len(found))
                 return [Hit(key, 1.0, value) for key, value in found]
             case "sample":
                 return [Hit(key, 1.0) for key in self.sample(selection, count)]
@@ -208,10 +215,10 @@ class Universal:
         self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
     ) -> list[Hit]:
         if isinstance(scorer, scoring.Nearest):
-            found = proposed.nearest(self._session, scorer, selection, count, threshold)
+            found = proposed.nearest(self._session, scorer, selection, count)
         else:
-            found = scoring.best(scorer, self._session.blocks(space, selection), count, threshold)
-        return [Hit(key, score) for key, score in found]
+            found = scoring.best(scorer, self._session.blocks(space, selection), count)
+        return [Hit(key, score) for key, score in scoring.within(found, space, threshold)]
 
     def sample(self, selection: Selection, count: int) -> list[Key]:
         """Random matching points."""
@@ -225,20 +232,25 @@ class Universal:
             raise bad_body("query.mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
         candidates = self._capped(node, mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
         space = self._session.space(node.using)
-        vector = inputs.prepared(inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node)), space)
-        nearest = self._nearest(node, space, vector)
+        given = inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node))
+        nearest = self._nearest(node, space, inputs.prepared(given, space))
         found = self._best(nearest, space, selection, candidates, threshold)
         block = self._session.block_of_keys(space, [hit.key for hit in found])
         scores = {hit.key: hit for hit in found}
-        picked = ranking.maximal_marginal_relevance(block, vector, 1 - diversity, count)
+        stored = self._session.block_of_keys(space.without_metric, scores) if space.needs_normalising else block
+        vector = inputs.unrounded(given, space)
+        picked = ranking.maximal_marginal_relevance(block, stored, vector, 1 - diversity, count)
         return [scores[key] for key in picked]
 
     def _nearest(self, node: Node, space: Space, vector: QueryVector) -> scoring.Nearest:
+        corpus = EVERYTHING
+        if node.params.idf.HasField("corpus"):
+            corpus = self._session.select(node.params.idf.corpus, "params.idf.corpus")
+        return self.nearest_to(space, vector, corpus)
+
+    def nearest_to(self, space: Space, vector: QueryVector, corpus: Selection = EVERYTHING) -> scoring.Nearest:
         """Weighted by inverse document frequency where the space asks for it."""
         if isinstance(vector, Sparse) and space.has_idf:
-            corpus = EVERYTHING
-            if node.params.idf.HasField("corpus"):
-                corpus = self._session.select(node.params.idf.corpus, "params.idf.corpus")
             vector = weighted(self._session, space, vector, corpus)
         return scoring.Nearest(space, vector)
 

@@ -89,7 +89,8 @@ def filter_of(query: m.Filter) -> Any:
     """A filter in the engine's own types."""
 
     def listed(conditions: Any) -> Any:
-        if conditions is None:
+        # On the wire an empty list is no list.
+        if not conditions:
             return None
         return [condition_of(one) for one in (conditions if isinstance(conditions, list) else [conditions])]
 

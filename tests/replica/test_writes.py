@@ -512,6 +512,21 @@ def test_without_wait_a_batch_does_not_stop_at_a_missing_point(one: Local) -> No
     assert one.payloads() == {1: {}}
 
 
+def test_a_point_that_the_batch_itself_makes_or_deletes(one: Local) -> None:
+    made = _batch(
+        _Op(upsert=_Op.PointStructList(points=[point(1)])),
+        _Op(set_payload=_Op.SetPayload(payload=payload({"b": 1}), points_selector=where("a", "x"))),
+        _Op(overwrite_payload=_Op.OverwritePayload(payload=payload({"b": 2}), points_selector=ids(1))),
+    )
+    assert len(one.do(r.UPDATE_BATCH, made).result) == 3
+    gone = _batch(
+        _Op(delete_points=_Op.DeletePoints(points=ids(1))), _Op(clear_payload=_Op.ClearPayload(points=ids(1)))
+    )
+    with pytest.raises(Refusal, match="No point with id 1 found"):
+        one.do(r.UPDATE_BATCH, gone)
+    assert one.points() == {}
+
+
 def test_preparing_changes_nothing(one: Local) -> None:
     one.do(r.UPSERT, upsert(point(1, a="x")))
     before = (one.points(), one.store.applied_seq)

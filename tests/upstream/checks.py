@@ -63,6 +63,18 @@ def ids_in(message: Any) -> None:
             ids_in(part)
 
 
+def filters_in(message: Any) -> None:
+    """Every filter in a message, see `conditions`."""
+    if isinstance(message, common.Filter):
+        conditions(message)
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.type != descriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
+            continue
+        for part in value if descriptor.is_repeated else (value,):
+            filters_in(part)
+
+
 def some_points(given: Iterable[Any]) -> None:
     """An update must name a point."""
     if not given:

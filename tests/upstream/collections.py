@@ -106,12 +106,14 @@ class CollectionCalls:
         return pb.CollectionOperationResponse(result=existed)
 
     def _update_aliases(self, request: pb.ChangeAliases) -> pb.CollectionOperationResponse:
+        aliases = set(self._local.aliases)
         for action in request.actions:
-            self._check_alias(action)
+            self._check_alias(action, aliases)
         self._local.update_collection_aliases([GrpcToRest.convert_alias_operations(a) for a in request.actions])
         return pb.CollectionOperationResponse(result=True)
 
-    def _check_alias(self, action: pb.AliasOperations) -> None:
+    def _check_alias(self, action: pb.AliasOperations, aliases: set[str]) -> None:
+        """One action after those that left these aliases."""
         kind = action.WhichOneof("action")
         if kind is None:
             raise invalid("Malformed AliasOperations type")
@@ -120,9 +122,15 @@ class CollectionCalls:
                 raise no_collection(action.create_alias.collection_name)
             if action.create_alias.alias_name in self._local.collections:
                 raise collection_exists(action.create_alias.alias_name)
-        if kind == "rename_alias" and action.rename_alias.old_alias_name not in self._local.aliases:
+            aliases.add(action.create_alias.alias_name)
+        if kind == "delete_alias":
+            aliases.discard(action.delete_alias.alias_name)
+        if kind == "rename_alias":
             old = action.rename_alias.old_alias_name
-            raise Refused(StatusCode.NOT_FOUND, f"Not found: Alias {old} does not exists!")
+            if old not in aliases:
+                raise Refused(StatusCode.NOT_FOUND, f"Not found: Alias {old} does not exists!")
+            aliases.remove(old)
+            aliases.add(action.rename_alias.new_alias_name)
 
     def _collection_aliases(self, request: pb.ListCollectionAliasesRequest) -> pb.ListAliasesResponse:
         name = self._engine.resolve(request.collection_name)

@@ -65,14 +65,37 @@ def _within(condition: models.ValuesCount, count: int) -> bool:
     )
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+
+
+def _pieces(match: Any) -> list[str] | None:
+    """Substrings of which one must be there; None for what is no text match."""
+    match match:
+        case models.MatchText():
+            return [match.text]
+        case models.MatchPhrase():
+            return [match.phrase]
+        case models.MatchTextAny():
+            return match.text_any.split()
+        case _:
+            return None
+
+
 def field_matches(condition: models.FieldCondition, payload: dict[str, Any]) -> bool:
     """Text without a text index is a case-sensitive substring; `except` with a keyword index sees strings only."""
     values = value_by_key(payload, condition.key) or []
     match = condition.match
-    if isinstance(match, models.MatchText) and not _has(condition.key, collections_pb2.Text):
-        return any(isinstance(value, str) and match.text in value for value in values)
-    if isinstance(match, models.MatchExcept) and _has(condition.key, collections_pb2.Keyword):
-        values = [value for value in values if isinstance(value, str)]
+    if not _has(condition.key, collections_pb2.Text):
+        pieces = _pieces(match)
+        if pieces is not None:
+            return any(isinstance(value, str) and any(piece in value for piece in pieces) for value in values)
+    if isinstance(match, models.MatchExcept):
+        # An index of words has no answer about numbers, nor one of numbers about words.
+        if _has(condition.key, collections_pb2.Keyword) and all(isinstance(one, str) for one in match.except_):
+            values = [value for value in values if isinstance(value, str)]
+        elif _has(condition.key, collections_pb2.Integer) and all(isinstance(one, int) for one in match.except_):
+            values = [int(value) for value in values if _is_whole(value)]
     return any(_check_match(match, value) for value in values)
 
 

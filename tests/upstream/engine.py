@@ -59,6 +59,7 @@ class Engine:
         started = time.perf_counter()
         try:
             checks.ids_in(request)
+            checks.filters_in(request)
             response = self._answers[method](request)
         except (Refused, ValueError, KeyError, AssertionError, TypeError, IndexError, NotImplementedError) as error:
             raise from_engine(error) from error

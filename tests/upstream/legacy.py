@@ -127,4 +127,11 @@ def _vector(given: points.Vector) -> points.VectorInput:
         return points.VectorInput(**{kind: getattr(given, kind)})
     if given.HasField("indices"):
         return points.VectorInput(sparse=points.SparseVector(values=given.data, indices=given.indices.data))
+    if given.vectors_count > 1:
+        width = len(given.data) // given.vectors_count
+        rows = [
+            points.DenseVector(data=given.data[start : start + width])
+            for start in range(0, len(given.data), width or 1)
+        ]
+        return points.VectorInput(multi_dense=points.MultiDenseVector(vectors=rows))
     return points.VectorInput(dense=points.DenseVector(data=given.data))

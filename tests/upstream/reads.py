@@ -9,7 +9,6 @@ from google.protobuf.message import Message
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from generated.qdrant import points_pb2 as pb
-from generated.qdrant import qdrant_common_pb2 as common
 
 from . import checks, legacy
 from .refusal import invalid, no_point, wrong_input
@@ -231,10 +230,7 @@ class ReadCalls:
 def _filter(request: Any) -> Any:
     if not request.HasField("filter"):
         return None
-    given = common.Filter()
-    given.CopyFrom(request.filter)
-    checks.conditions(given)
-    return GrpcToRest.convert_filter(given)
+    return GrpcToRest.convert_filter(request.filter)
 
 
 def _payload(request: Any, *, default: bool) -> Any:

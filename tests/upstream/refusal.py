@@ -51,7 +51,9 @@ def zero(field: str) -> Refused:
 
 
 _NO_VECTOR = re.compile(r"Not existing vector name error: ?(.*)", re.DOTALL)
-_NO_POINT = re.compile(r"(?:Point with id|No point with id) (\S+)")
+_NO_COLLECTION = re.compile(r"Collection (\S+) not found")
+_NO_VECTOR_OF_POINT = re.compile(r"Vector with name .* for point .* not found")
+_NO_POINT = re.compile(r"(?:Point with id|No point with id|Point(?= \S+ is not found)) (\S+)")
 
 
 def from_engine(error: Exception) -> Refused:
@@ -63,6 +65,10 @@ def from_engine(error: Exception) -> Refused:
     text = str(error)
     if match := _NO_VECTOR.search(text):
         return wrong_input(f"Not existing vector name error: {match.group(1)}")
+    if match := _NO_COLLECTION.fullmatch(text):
+        return no_collection(match.group(1))
+    if _NO_VECTOR_OF_POINT.search(text):
+        return Refused(StatusCode.NOT_FOUND, f"Not found: {text}")
     if match := _NO_POINT.search(text):
         return no_point(match.group(1))
     if text == "Empty update request":

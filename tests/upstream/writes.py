@@ -139,7 +139,13 @@ class WriteCalls:
             if request.sparse_config.HasField("datatype"):
                 sparse.index.datatype = request.sparse_config.datatype
         else:
-            params = config.params.vectors_config.params_map.map[request.vector_name]
+            vectors = config.params.vectors_config
+            if vectors.WhichOneof("config") == "params":
+                # The unnamed vector is one of several now, under the empty name.
+                unnamed = type(vectors.params)()
+                unnamed.CopyFrom(vectors.params)
+                vectors.params_map.map[""].CopyFrom(unnamed)
+            params = vectors.params_map.map[request.vector_name]
             params.size, params.distance = request.dense_config.size, request.dense_config.distance
             if request.dense_config.HasField("multivector_config"):
                 params.multivector_config.CopyFrom(request.dense_config.multivector_config)
@@ -150,12 +156,12 @@ class WriteCalls:
 
     def _delete_vector_name(self, request: pb.DeleteVectorNameRequest) -> Message:
         name = self._engine.resolve(request.collection_name)
-        if request.vector_name not in self._engine.sizes(name):
-            raise wrong_input(f"Not existing vector name error: {request.vector_name}")
-        self._local.delete_vector_name(name, request.vector_name)
+        if request.vector_name in self._engine.sizes(name):
+            self._local.delete_vector_name(name, request.vector_name)
         config = self._catalogue.config(name)
         config.params.sparse_vectors_config.map.pop(request.vector_name, None)
-        config.params.vectors_config.params_map.map.pop(request.vector_name, None)
+        if config.params.vectors_config.WhichOneof("config") == "params_map":
+            config.params.vectors_config.params_map.map.pop(request.vector_name, None)
         self._catalogue.save(name, config)
         return self._numbered(name, request)
 
