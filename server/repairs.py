@@ -31,6 +31,7 @@ class Repairs:
         directory: Path,
         mode: Mode,
         *,
+        is_marked: Callable[[Path], bool],
         write_durably: Callable[[Path], None],
         remove_durably: Callable[[Path], None],
         set_completeness: Callable[[control_pb.SetCompletenessRequest], Coroutine[Any, Any, object]],
@@ -46,7 +47,7 @@ class Repairs:
         self._copy_again = copy_again
         self._connection_failed = connection_failed
         self._telemetry = telemetry
-        self.was_in_doubt = self._marker.exists()
+        self.was_in_doubt = is_marked(self._marker)
         self._marked = self.was_in_doubt
         self._settled = not self.was_in_doubt
         self._online_writes = 0

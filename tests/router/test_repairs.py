@@ -40,6 +40,7 @@ def build(directory: Path, replica: Replica, copied: list[str]) -> tuple[Repairs
     repairs = Repairs(
         directory,
         mode,
+        is_marked=Path.exists,
         write_durably=lambda path: path.touch(),
         remove_durably=lambda path: path.unlink(),
         set_completeness=replica.set_completeness,

@@ -143,6 +143,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
         repairs = Repairs(
             tmp_path / "store",
             mode,
+            is_marked=Path.exists,
             write_durably=lambda path: path.touch(),
             remove_durably=lambda path: path.unlink(),
             set_completeness=replica.set_completeness,
