@@ -1,0 +1,99 @@
+"""After a run: is everything that was promised true?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from generated.understudy.wal.v1 import entry_pb2
+from server.rpc import METHODS
+from tests.simulation import points as p
+from tests.simulation.history import Outcome, Seen, Undecided, explain, steps_of
+from tests.simulation.plan import IDS, POISON_IDS
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+def judge(world: World) -> None:
+    """Note every violation."""
+    quarantined = _quarantined(world)
+    spoilt = set(POISON_IDS) | _spoilt_by(world, quarantined)
+    _nothing_dropped(world, quarantined)
+    _in_order(world)
+    _same_on_both_sides(world, spoilt)
+    _explained(world, spoilt)
+
+
+def _quarantined(world: World) -> list[Any]:
+    """The requests in quarantine."""
+    assert world.serving is not None
+    found = []
+    for item, record in world.serving.proxy._parts.log.quarantined_entries():
+        entry = entry_pb2.Entry.FromString(record.body)
+        parts = [(part.method, part.request) for part in entry.resolved] or [(entry.method, entry.request)]
+        for method, raw in parts:
+            found.append(METHODS[method].request.FromString(raw))
+        world.trace("in quarantine:", item.seq, item.code, item.details)
+        world.count("quarantined")
+    return found
+
+
+def _spoilt_by(world: World, quarantined: list[Any]) -> set[int]:
+    """Points of entries in quarantine that belong there: whoever sees them sees what Qdrant made of them."""
+    spoilt: set[int] = set()
+    for request in quarantined:
+        names = set(p.named(request) or ())
+        is_expected = (
+            p.is_poisoned(request)
+            or names & (spoilt | set(POISON_IDS))
+            or p.values(request) & world.clients.unresolved
+        )
+        if is_expected:
+            spoilt |= names
+        else:
+            world.violated("only what Qdrant refuses is in quarantine", f"{sorted(names)} {sorted(p.values(request))}")
+    return spoilt
+
+
+def _nothing_dropped(world: World, quarantined: list[Any]) -> None:
+    kept = {value for request in quarantined for value in p.values(request)}
+    done = world.qdrant.ever_done
+    for call in world.clients.calls:
+        if call.outcome is Outcome.OK and call.kind in ("upsert", "set") and call.value not in kept | done:
+            world.violated("nothing acknowledged is lost", f"{call.label} is neither at Qdrant nor in quarantine")
+
+
+def _in_order(world: World) -> None:
+    """Pending entries reach Qdrant in the order of the log."""
+    last = sorted(
+        (world.qdrant.last_replayed[value], seq)
+        for value, seq in world.clients.seq_of.items()
+        if value in world.qdrant.last_replayed
+    )
+    for (_, before), (_, after) in zip(last, last[1:], strict=False):
+        if before > after:
+            world.violated("pending writes arrive in the order of the log", f"entry {before} before entry {after}")
+
+
+def _same_on_both_sides(world: World, spoilt: set[int]) -> None:
+    there, here = world.qdrant.points, world.database.now.points
+    for number in sorted({*there, *here} - spoilt):
+        if there.get(number) != here.get(number):
+            text = f"point {number}: Qdrant {there.get(number)}, replica {here.get(number)}"
+            world.violated("both sides end the same", text)
+
+
+def _explained(world: World, spoilt: set[int]) -> None:
+    world.events += 1
+    final = Seen("read", (), 0, world.events, world.events + 1, Outcome.OK, dict(world.qdrant.points), label="the end")
+    calls = [*world.clients.calls, final]
+    for number in IDS:
+        if number in spoilt:
+            continue
+        initial = world.initial.get(number)
+        try:
+            problem = explain(initial, steps_of(number, calls))
+        except Undecided as undecided:
+            problem = f"undecided: {undecided}"
+        if problem:
+            world.violated("read your writes, in one order", f"point {number}: {problem}")
