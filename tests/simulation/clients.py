@@ -120,7 +120,7 @@ class Clients:
             elif (error := done.exception()) is not None:
                 if not isinstance(error, UnderstudyError):
                     self._world.violated("nothing breaks inside", f"{operation}: {error!r}")
-                answer.set_exception(error if isinstance(error, Exception) else Broken(repr(error)))
+                answer.set_exception(error if isinstance(error, UnderstudyError) else Broken(repr(error)))
             else:
                 answer.set_result(done.result())
 

@@ -155,7 +155,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        handle = Handle(self.now, callback, args, context or contextvars.copy_context())
+        handle = Handle(self.now, callback, args, contextvars.copy_context() if context is None else context)
         self._ready.append(handle)
         return handle
 
@@ -164,7 +164,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        handle = Handle(when, callback, args, context or contextvars.copy_context())
+        handle = Handle(when, callback, args, contextvars.copy_context() if context is None else context)
         heapq.heappush(self._timers, (when, next(self._order), handle))
         return handle
 
@@ -179,7 +179,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: contextvars.Context | None = None
     ) -> Task:
-        context = context or contextvars.copy_context()
+        context = contextvars.copy_context() if context is None else context
         task = Task(coro, loop=self, name=name, context=context)
         life = context.get(_LIFE)
         if life is not None:
@@ -245,7 +245,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
         life = handle.life
         if life is not None and not life.is_alive:
-            self.outside.run(self.on_gone, life)
+            self.outside.copy().run(self.on_gone, life)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.unhandled.append(context)

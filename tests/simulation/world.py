@@ -76,7 +76,7 @@ class Entropy:
 class Lines:
     """What the proxy logs; some lines are admissions."""
 
-    _ADMISSIONS = ("stumbled", "a part of Understudy stopped", "write failed", "last step of the replay failed")
+    _ADMISSIONS = ("replay stumbled", "hydration stumbled", "a part of Understudy stopped", "write failed")
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -84,7 +84,7 @@ class Lines:
     def _line(self, message: object, **fields: object) -> None:
         text = str(getattr(message, "value", message))
         self._world.trace("proxy:", text, *(f"{name}={value}" for name, value in fields.items()))
-        if any(each in text for each in self._ADMISSIONS):
+        if any(text.startswith(each) for each in self._ADMISSIONS):
             self._world.violated("nothing breaks inside", f"{text} {fields}")
 
     debug = info = warning = error = exception = _line
@@ -179,7 +179,7 @@ class World:
         if self.serving is not None:
             return
         self._lives += 1
-        disk, life = self.disk, self.loop.outside.run(Life, f"proxy {self._lives}")
+        disk, life = self.disk, self.loop.outside.copy().run(Life, f"proxy {self._lives}")
         disk.make_directory(STORE)
         serving: Serving
         name = f"{self.plan.seed}/life {self._lives}"
