@@ -9,12 +9,13 @@ Does not promise signals, sockets or subprocesses: there are none here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 _LIFE: contextvars.ContextVar[Life] = contextvars.ContextVar("life")
@@ -57,15 +58,20 @@ class Life:
         for task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine = task.get_coro()
-                for _ in range(50):
-                    try:
-                        self.context.copy().run(coroutine.close)
-                        break
-                    except (RuntimeError, Gone):
-                        # It waits again, in a `finally`: once more.
-                        continue
+                self.context.copy().run(_unwind, task.get_coro())
         self._tasks.clear()
+
+
+def _unwind(coroutine: Any) -> None:
+    """Throw it out of every place where it waits, until it is over."""
+    for _ in range(10_000):
+        try:
+            coroutine.throw(Gone("buried"))
+        except (StopIteration, Gone):
+            return
+        except Exception:  # noqa: BLE001, S112 - it is dead: what goes wrong inside it reaches nobody
+            return
+    raise AssertionError(f"{coroutine} does not end")
 
 
 class _Numbered:
@@ -208,12 +214,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
         """Until `main` has ended; its result."""
-        asyncio._set_running_loop(self)
-        try:
-            task = self.create_task(main)
+        task = self.create_task(main)
+        with self.entered():
             while not task.done():
                 self._turn()
-            return task.result()
+        return task.result()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Inside, this is the running loop."""
+        asyncio._set_running_loop(self)
+        try:
+            yield
         finally:
             asyncio._set_running_loop(None)
 

@@ -219,6 +219,7 @@ class Misfortune:
         serving.disk.on_call = called
 
     def _called(self, serving: Serving, operation: str, path: Path) -> None:
+        self._world.has_news = True
         if not serving.life.is_alive:
             raise Gone(operation)
         if self._calls_left is not None and serving.is_ready or self._calls_left == 0:

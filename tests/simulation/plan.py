@@ -167,7 +167,7 @@ def _operations(chance: random.Random, seconds: float, moments: list[float]) -> 
                 kind,
                 chosen,
                 poisoned,
-                chance.choice((5.0, 5.0, 5.0, 1.0, 30.0)),
+                chance.choice((5.0, 5.0, 5.0, 30.0)),
                 chance.uniform(0.0, 0.3) if hangs_up and chance.random() < 0.2 else 0.0,
             )
         )

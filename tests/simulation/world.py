@@ -120,6 +120,8 @@ class World:
         seed = plan.seed
         self.loop = VirtualLoop(self.chance("threads"))
         self.events = 0
+        # Set by every event and every call of the disk: otherwise there is nothing new to check.
+        self.has_news = False
         self.violations: list[Violation] = []
         self.lines: list[str] = []
         self.counts: dict[str, int] = {}
@@ -159,6 +161,7 @@ class World:
     def trace(self, *words: object) -> None:
         """One event."""
         self.events += 1
+        self.has_news = True
         line = f"{self.loop.now - 1000.0:11.6f} " + " ".join(map(str, words))
         self._hash.update(line.encode())
         if self.plan.trace:
@@ -271,7 +274,8 @@ class World:
             self.violated("it goes on", str(stuck))
         finally:
             if self.serving is not None:
-                self.end(self.serving, self.serving.disk)
+                with self.loop.entered():
+                    self.end(self.serving, self.serving.disk)
             self.loop.close()
         for context in self.loop.unhandled:
             if not isinstance(context.get("exception"), Gone):
@@ -312,6 +316,8 @@ class World:
         parts = serving.proxy._parts
         if parts.mode.state is not State.REMOTE:
             return f"{parts.mode.state.name}, {parts.log.pending_count} pending: {serving.proxy._replayer.progress}"
+        if serving.proxy._router._writing:
+            return "a write is under way"
         if parts.log.pending_count or parts.mirror.lag_entries:
             return f"{parts.log.pending_count} pending, the replica lags by {parts.mirror.lag_entries}"
         if not self.database.now.is_whole:
@@ -323,8 +329,9 @@ class World:
     def _still(self) -> None:
         """Nothing is ready: whatever is true between steps must be true now."""
         serving = self.serving
-        if serving is None or not serving.is_ready or not serving.life.is_alive:
+        if not self.has_news or serving is None or not serving.is_ready or not serving.life.is_alive:
             return
+        self.has_news = False
         parts = serving.proxy._parts
         log, mode, mirror = parts.log, parts.mode, parts.mirror
         if mode.state is State.REMOTE and log.pending_count:
