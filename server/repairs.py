@@ -119,6 +119,8 @@ class Repairs:
         """Qdrant has acknowledged a write that the log refused: copy the collection again."""
         self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
         self._settled = False
+        # A copy that is under way must not call the collection complete: it may have passed what is in doubt.
+        self._copy_again(collection)
         task = asyncio.get_running_loop().create_task(self._mark_stale(collection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -71,6 +71,8 @@ class Hydrator:
         self._work = asyncio.Event()
         self._asked_all = False
         self._asked: set[str] = set()
+        # Asked for since the copy of it that is under way began: what that one copied may be old.
+        self._doubted: set[str] = set()
         self._must_compare = True
         self._progress: dict[str, CopyProgress] = {}
         self._settled = Settled(settings.settle_seconds)
@@ -98,6 +100,7 @@ class Hydrator:
             self._asked_all = True
         else:
             self._asked.update(collections)
+            self._doubted.update(collections)
         self._work.set()
 
     def request_reconcile(self) -> None:
@@ -171,6 +174,7 @@ class Hydrator:
             self._settled,
             self._up.is_set,
             self._report,
+            self._doubted.__contains__,
         )
         await self._observe_log()
         wanted = await self._import_catalogue(tools)
@@ -180,12 +184,13 @@ class Hydrator:
             self._asked, self._asked_all = set(known), False
         self._asked &= known.keys()
         wanted += sorted(self._asked.difference(wanted))
+        self._doubted &= known.keys()
         self._bring_progress_up_to_date(known, wanted)
         done = True
         for name in wanted:
             if name in known and (name in self._asked or self._is_chosen(name)):
                 done = await self._copy(name, known[name], tools) and done
-        return done
+        return done and not self._doubted
 
     def _bring_progress_up_to_date(self, known: dict[str, control_pb.CollectionState], wanted: Sequence[str]) -> None:
         for name, progress in list(self._progress.items()):
@@ -224,6 +229,7 @@ class Hydrator:
         """One collection; False when it must be tried again."""
         before = self._progress.get(name)
         progress = self._progress[name] = CopyProgress(name)
+        self._doubted.discard(name)
         if name in self._asked:
             known.resume_at = b""
         if before is None or before.state is not CopyState.LEFT_OUT:
@@ -243,7 +249,8 @@ class Hydrator:
                 raise
             # Gone on either side: the next catalogue says so. Anything else: the others first, then again.
             return False
-        self._asked.discard(name)
+        if name not in self._doubted:
+            self._asked.discard(name)
         self._report(progress)
         if progress.state is CopyState.COMPLETE:
             self._telemetry.log.info(Message.HYDRATION_COMPLETE, collection=name, points=progress.points)
