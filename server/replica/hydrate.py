@@ -184,7 +184,8 @@ class Hydrator:
             self._asked, self._asked_all = set(known), False
         self._asked &= known.keys()
         wanted += sorted(self._asked.difference(wanted))
-        self._doubted &= known.keys()
+        # In place: a copy asks this very set.
+        self._doubted.intersection_update(known)
         self._bring_progress_up_to_date(known, wanted)
         done = True
         for name in wanted:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from tests.simulation.plan import Plan
 from tests.simulation.world import Result, run
 
-RUNS_MOST = 300
+RUNS_MOST = 150
 
 
 def shrink(result: Result, promise: str) -> Result:

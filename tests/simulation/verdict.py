@@ -19,6 +19,7 @@ def judge(world: World) -> None:
     quarantined = _quarantined(world)
     spoilt = set(POISON_IDS) | _spoilt_by(world, quarantined)
     _nothing_dropped(world, quarantined)
+    _followers_held(world)
     _in_order(world)
     _same_on_both_sides(world, spoilt)
     _explained(world, spoilt)
@@ -63,6 +64,21 @@ def _nothing_dropped(world: World, quarantined: list[tuple[int, Any]]) -> None:
     for call in world.clients.calls:
         if call.outcome is Outcome.OK and call.kind in ("upsert", "set") and call.value not in kept | done:
             world.violated("nothing acknowledged is lost", f"{call.label} is neither at Qdrant nor in quarantine")
+
+
+def _followers_held(world: World) -> None:
+    """What touches a point in quarantine later follows it there; a batch is divided, so single points tell."""
+    assert world.serving is not None
+    first: dict[int, int] = {}
+    for item, record in world.serving.proxy._parts.log.quarantined_entries():
+        entry = entry_pb2.Entry.FromString(record.body)
+        for number in p.named(METHODS[entry.method].request.FromString(entry.request)) or ():
+            first.setdefault(number, item.seq)
+    for call in world.clients.calls:
+        seq = world.clients.seq_of.get(call.value, 0)
+        if call.kind != "wipe" and len(call.ids) == 1 and seq > first.get(call.ids[0], seq):
+            if call.value in world.qdrant.last_replayed:
+                world.violated("later entries follow a refused one", f"{call.label}, entry {seq}, was sent")
 
 
 def _in_order(world: World) -> None:
