@@ -261,6 +261,9 @@ class Misfortune:
         if fault.kind == "the replica hangs":
             replica.is_hung = True
             self._after(fault, lambda: setattr(replica, "is_hung", False))
+        elif fault.kind == "the replica is slow":
+            replica.most_seconds = random.Random(fault.chance).choice((0.1, 0.5, 2.0))
+            self._after(fault, lambda: setattr(replica, "most_seconds", 0.003))
         else:
             generation = replica.generation
             replica.crash()
@@ -323,6 +326,7 @@ _FAULTS: dict[str, Callable[[Misfortune, Fault], None]] = {
     "the proxy loses power at a call of the disk": Misfortune._die_at_a_call,
     "the replica is killed": Misfortune._replica,
     "the replica hangs": Misfortune._replica,
+    "the replica is slow": Misfortune._replica,
     "the disk is full": Misfortune._fill_disk,
     "a sync fails": Misfortune._fail_disk,
     "a write to the disk fails": Misfortune._fail_disk,

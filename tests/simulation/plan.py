@@ -30,13 +30,14 @@ FAULTS: dict[str, tuple[float, float, int]] = {
     "the proxy loses power at a call of the disk": (0.1, 3.0, 4),
     "the replica is killed": (0.05, 6.0, 4),
     "the replica hangs": (0.1, 3.0, 2),
+    "the replica is slow": (1.0, 15.0, 4),
     "the disk is full": (0.5, 10.0, 2),
     "a sync fails": (0.0, 3.0, 2),
     "a write to the disk fails": (0.0, 3.0, 1),
     "the disk is slow": (0.5, 5.0, 2),
     "the wall clock jumps": (0.0, 0.0, 1),
 }
-WITHOUT_POWER = "qdrant loses power"
+FORGETS = "qdrant loses power"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
     if chance.random() < 0.6:
         chosen.append("qdrant is killed")
     if forgetful:
-        chosen += [WITHOUT_POWER] * 2
+        chosen += [FORGETS] * 2
     first = chance.choice((0.0, 5.0))
     found = []
     for number in range(chance.randrange(1, 9)):
@@ -128,6 +129,9 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
         least, most, _ = FAULTS.get(kind, (0.2, 10.0, 0))
         lasts = least + (most - least) * chance.random() ** 2
         at = chance.uniform(first, seconds)
+        if found and chance.random() < 0.5:
+            # Misfortunes seldom come singly.
+            at = min(max(0.0, found[-1].at + chance.uniform(-1.0, 3.0)), seconds)
         found.append(Fault(number, at, kind, lasts, chance.randrange(1 << 30)))
     return tuple(sorted(found, key=lambda fault: fault.at))
 

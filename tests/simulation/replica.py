@@ -91,6 +91,7 @@ class Replica:
         self.is_up = False
         self.is_hung = False
         self.generation = 0
+        self.most_seconds = 0.003
         self.trace: Callable[..., None] = print
         # Told of a write that was prepared while points may be missing here.
         self.on_unresolved: Callable[[Any], None] = lambda request: None
@@ -122,7 +123,7 @@ class Replica:
 
     async def _try(self, call: Call) -> Reply | None:
         generation = self.generation
-        await asyncio.sleep(self._chance.uniform(0.0001, 0.003))
+        await asyncio.sleep(self._chance.uniform(0.0001, self.most_seconds))
         while self.is_hung and generation == self.generation:
             await asyncio.sleep(0.05)
         if not self.is_up or generation != self.generation:
