@@ -149,7 +149,9 @@ def _operations(chance: random.Random, seconds: float, moments: list[float]) -> 
     for number in range(count):
         # Half of the calls come around a fault, where things happen.
         near = moments and chance.random() < 0.5
-        at = max(0.0, chance.choice(moments) + chance.uniform(-0.5, 2.0)) if near else chance.uniform(0.0, seconds)
+        at = chance.uniform(0.0, seconds)
+        if near:
+            at = max(0.0, chance.choice(moments) + chance.choice((chance.uniform(-0.1, 0.3), chance.uniform(-0.5, 3.0))))
         kind = chance.choice(kinds)
         chosen: tuple[int, ...] = (chance.choice(ids),)
         if kind in ("upsert", "delete", "get") and chance.random() < 0.4:
@@ -172,7 +174,7 @@ def _operations(chance: random.Random, seconds: float, moments: list[float]) -> 
                 chosen,
                 poisoned,
                 chance.choice((5.0, 5.0, 5.0, 30.0)),
-                chance.uniform(0.0, 0.3) if hangs_up and chance.random() < 0.2 else 0.0,
+                chance.uniform(0.001, chance.choice((0.02, 0.3))) if hangs_up and chance.random() < 0.3 else 0.0,
             )
         )
     return tuple(sorted(found, key=lambda one: one.at))

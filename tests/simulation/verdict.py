@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generated.understudy.wal.v1 import entry_pb2
@@ -17,37 +18,47 @@ if TYPE_CHECKING:
 def judge(world: World) -> None:
     """Note every violation."""
     quarantined = _quarantined(world)
+    for kept in quarantined:
+        world.trace("in quarantine:", kept.seq, kept.code, p.named(kept.request))
+        world.count("quarantined")
     spoilt = set(POISON_IDS) | _spoilt_by(world, quarantined)
     _nothing_dropped(world, quarantined)
-    _followers_held(world)
+    _followers_held(world, quarantined)
     _in_order(world)
     _same_on_both_sides(world, spoilt)
     _explained(world, spoilt)
 
 
-def _quarantined(world: World) -> list[tuple[int, Any]]:
-    """The requests in quarantine, each with the status that it is there for."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A request in quarantine: the number of its entry and the status that it is there for."""
+
+    seq: int
+    code: int
+    request: Any
+
+
+def _quarantined(world: World) -> list[_Kept]:
+    """What Qdrant did not take, in the order of the log."""
     assert world.serving is not None
     found = []
     for item, record in world.serving.proxy._parts.log.quarantined_entries():
         entry = entry_pb2.Entry.FromString(record.body)
         parts = [(part.method, part.request) for part in entry.resolved] or [(entry.method, entry.request)]
-        for method, raw in parts:
-            found.append((item.code, METHODS[method].request.FromString(raw)))
-        world.trace("in quarantine:", item.seq, item.code, item.details)
-        world.count("quarantined")
+        found += [_Kept(item.seq, item.code, METHODS[method].request.FromString(raw)) for method, raw in parts]
     return found
 
 
-def _spoilt_by(world: World, quarantined: list[tuple[int, Any]]) -> set[int]:
+def _spoilt_by(world: World, quarantined: list[_Kept]) -> set[int]:
     """Points of entries in quarantine that belong there: whoever sees them sees what Qdrant made of them."""
     spoilt: set[int] = set()
-    for code, request in quarantined:
+    for kept in quarantined:
+        request = kept.request
         names = set(p.named(request) or ())
         is_expected = (
             p.is_poisoned(request)
             # Blamed for a Qdrant that failed inside whenever it was sent (`replay.doubtful_tries`).
-            or code == Code.INTERNAL
+            or kept.code == Code.INTERNAL
             or names & (spoilt | set(POISON_IDS))
             or p.values(request) & world.clients.unresolved
         )
@@ -58,22 +69,20 @@ def _spoilt_by(world: World, quarantined: list[tuple[int, Any]]) -> set[int]:
     return spoilt
 
 
-def _nothing_dropped(world: World, quarantined: list[tuple[int, Any]]) -> None:
-    kept = {value for _, request in quarantined for value in p.values(request)}
+def _nothing_dropped(world: World, quarantined: list[_Kept]) -> None:
+    kept = {value for each in quarantined for value in p.values(each.request)}
     done = world.qdrant.ever_done
     for call in world.clients.calls:
         if call.outcome is Outcome.OK and call.kind in ("upsert", "set") and call.value not in kept | done:
             world.violated("nothing acknowledged is lost", f"{call.label} is neither at Qdrant nor in quarantine")
 
 
-def _followers_held(world: World) -> None:
+def _followers_held(world: World, quarantined: list[_Kept]) -> None:
     """What touches a point in quarantine later follows it there; a batch is divided, so single points tell."""
-    assert world.serving is not None
     first: dict[int, int] = {}
-    for item, record in world.serving.proxy._parts.log.quarantined_entries():
-        entry = entry_pb2.Entry.FromString(record.body)
-        for number in p.named(METHODS[entry.method].request.FromString(entry.request)) or ():
-            first.setdefault(number, item.seq)
+    for kept in quarantined:
+        for number in p.named(kept.request) or ():
+            first.setdefault(number, kept.seq)
     for call in world.clients.calls:
         seq = world.clients.seq_of.get(call.value, 0)
         if call.kind != "wipe" and len(call.ids) == 1 and seq > first.get(call.ids[0], seq):
