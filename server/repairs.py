@@ -2,9 +2,9 @@
 
 Promises: between the first online write and the moment when every online write is in the log on disk, a marker file
 says that a crash leaves the replica in doubt; after such a crash every collection is copied again. A disk that does not
-take the marker is told and stops no write; until it takes it, a crash may leave a difference that nobody looks for. An acknowledged
-write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that is
-hydration.
+take the marker is told and stops no write; until it takes it, a crash may leave a difference that nobody looks for. An
+acknowledged write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that
+is hydration.
 """
 
 from __future__ import annotations

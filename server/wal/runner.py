@@ -19,9 +19,7 @@ Step = Callable[[list[C]], bool]
 class Runner(Protocol[C]):
     """Takes commands from the event loop to the writer. `start` comes first, `join` last, each once."""
 
-    def start(
-        self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]
-    ) -> None:
+    def start(self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]) -> None:
         """Call `step` with all that waits, up to a command that `is_last`; with nothing after `wait_seconds` of rest.
 
         `wait_seconds` None = there is no need to. Stops when `step` says so.
@@ -44,9 +42,7 @@ class ThreadRunner(Runner[C]):
         self._queue: queue.SimpleQueue[Sequence[C]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def start(
-        self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]
-    ) -> None:
+    def start(self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]) -> None:
         """See Runner."""
 
         def run() -> None:

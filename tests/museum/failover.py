@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from tests.museum.bug import Change, Exhibit, bug
 
+_FOUND = "tests/simulation/test_found.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 
 
 def _bug(
-    name: str, promise: str, file: str, old: str, new: str, *, seed: bool = False, more: tuple[Change, ...] = ()
+    name: str,
+    promise: str,
+    file: str,
+    old: str,
+    new: str,
+    *tests: str,
+    seed: bool = False,
+    more: tuple[Change, ...] = (),
 ) -> Exhibit:
-    return bug(name, promise, file, old, new, _SIMULATION, seed=seed, more=more)
+    return bug(name, promise, file, old, new, *(tests or (_SIMULATION,)), seed=seed, more=more)
 
 
 ROUTING = (
@@ -44,6 +52,7 @@ ROUTING = (
         "router.py",
         "            await self._mirror.caught_up(self._synced_seq)\n",
         "",
+        _FOUND,
     ),
     _bug(
         "acknowledged before it is logged",
@@ -74,6 +83,7 @@ ROUTING = (
         "router.py",
         "        is_settled = await self._writes_settled(call)\n",
         "        is_settled = True\n",
+        _FOUND,
     ),
     _bug(
         "a client that hangs up stops its write halfway",
@@ -105,6 +115,8 @@ DOUBTS = (
         "router.py",
         "if sent.maybe_applied and not sent.seq:",
         "if False:",
+        _SIMULATION,
+        "tests/router/test_router.py::test_a_write_that_qdrant_may_have_and_the_log_has_not_is_a_doubt",
     ),
     _bug(
         "the copy under way forgets a new doubt",
@@ -112,6 +124,7 @@ DOUBTS = (
         "replica/hydrate.py",
         "            self._doubted.update(collections)\n",
         "            self._doubted.clear()\n",
+        _FOUND,
     ),
     _bug(
         "pages overwrite what was written meanwhile",
@@ -215,8 +228,7 @@ CUTOVER = (
         "cutover.py",
         "            async with asyncio.timeout(self._barrier_seconds), self._gate.shut():\n"
         "                if await self._drain_now() and not self._pending_count():\n",
-        "            async with asyncio.timeout(self._barrier_seconds):\n"
-        "                if await self._drain_now():\n",
+        "            async with asyncio.timeout(self._barrier_seconds):\n                if await self._drain_now():\n",
     ),
     _bug(
         "REMOTE although something is pending",

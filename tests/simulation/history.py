@@ -31,7 +31,7 @@ class Outcome(Enum):
 
 @dataclass(eq=False)
 class Seen:
-    """One call as its client saw it. `began` and `ended` are numbers of events; a read that says nothing is not here."""
+    """One call as its client saw it. `began` and `ended` are numbers of events."""
 
     kind: str
     ids: tuple[int, ...]

@@ -69,7 +69,7 @@ def _unwind(coroutine: Any) -> None:
             coroutine.throw(Gone("buried"))
         except (StopIteration, Gone):
             return
-        except Exception:  # noqa: BLE001, S112 - it is dead: what goes wrong inside it reaches nobody
+        except Exception:  # noqa: BLE001 - it is dead: what goes wrong inside it reaches nobody
             return
     raise AssertionError(f"{coroutine} does not end")
 
@@ -210,6 +210,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.call_later(self.thread_seconds(), work)
         return future
 
+    async def sleep(self, seconds: float) -> None:
+        """Until so much virtual time has passed."""
+        await asyncio.sleep(seconds)
+
     # --- running -----------------------------------------------------------------------------------------------------
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
@@ -348,5 +352,3 @@ class LoopRunner:
             self._loop.call_later(self._disk_seconds(), self._work)
         elif wait is not None:
             self._timer = self._loop.call_later(wait, self._work)
-
-

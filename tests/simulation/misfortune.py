@@ -227,8 +227,9 @@ class Misfortune:
         self._world.has_news = True
         if not serving.life.is_alive:
             raise Gone(operation)
-        if self._calls_left is not None and serving.is_ready or self._calls_left == 0:
-            self._calls_left = (self._calls_left or 0) - 1
+        if self._calls_left is not None:
+            # During a start, too.
+            self._calls_left -= 1
             if self._calls_left <= 0:
                 self._die(serving, operation, path)
         if self._full and operation in _WRITING:

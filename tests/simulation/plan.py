@@ -110,7 +110,7 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
         "queue_entries": chance.choice((2, 4096)),
     }
     faults = _faults(chance, seconds, forgetful=forgetful)
-    operations = _operations(chance, seconds, [fault.at for fault in faults])
+    operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
     return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults)
 
 
@@ -150,8 +150,13 @@ def _operations(chance: random.Random, seconds: float, moments: list[float]) -> 
         # Half of the calls come around a fault, where things happen.
         near = moments and chance.random() < 0.5
         at = chance.uniform(0.0, seconds)
-        if near:
-            at = max(0.0, chance.choice(moments) + chance.choice((chance.uniform(-0.1, 0.3), chance.uniform(-0.5, 3.0))))
+        if chance.random() < 0.1:
+            # While what was there before is copied.
+            at = chance.uniform(0.5, 1.2)
+        elif near:
+            at = max(
+                0.0, chance.choice(moments) + chance.choice((chance.uniform(-0.1, 0.3), chance.uniform(-0.5, 3.0)))
+            )
         kind = chance.choice(kinds)
         chosen: tuple[int, ...] = (chance.choice(ids),)
         if kind in ("upsert", "delete", "get") and chance.random() < 0.4:

@@ -128,7 +128,7 @@ class Replica:
         # Reads go on beside a transaction that takes its time.
         most = self.most_seconds if call.method in _CHANGING else _MOST_SECONDS
         await asyncio.sleep(self._chance.uniform(0.0001, most))
-        while self.is_hung and generation == self.generation:
+        while self.is_hung and generation == self.generation:  # noqa: ASYNC110 - on a clock that jumps
             await asyncio.sleep(0.05)
         if not self.is_up or generation != self.generation:
             return None
@@ -258,9 +258,7 @@ class Replica:
         page = {point.id.num: p.payload_of(point) for point in kind.FromString(request.page).result}
         state = self._change()
         gone = self._gone(state, request, page)
-        skipped = [
-            each for each in [*page, *gone] if self._touched.is_point_later(_CID, _key(each), request.since_seq)
-        ]
+        skipped = [each for each in [*page, *gone] if self._touched.is_point_later(_CID, _key(each), request.since_seq)]
         for number, payload in page.items():
             if number not in skipped:
                 state.points[number] = payload

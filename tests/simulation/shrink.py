@@ -27,15 +27,23 @@ def shrink(result: Result, promise: str) -> Result:
             return True
         return False
 
-    size = -1
-    while size != len(best.plan.faults) + len(best.plan.operations) and budget > 0:
-        size = len(best.plan.faults) + len(best.plan.operations)
+    def fewer_faults() -> list[int]:
         operations = [each.number for each in best.plan.operations]
-        faults = _fewer(
+        return _fewer(
             [each.number for each in best.plan.faults],
             lambda left: budget > 0 and still(result.plan.only(operations, left)),
         )
-        _fewer(operations, lambda left: budget > 0 and still(result.plan.only(left, faults)))
+
+    def fewer_operations(faults: list[int]) -> None:
+        _fewer(
+            [each.number for each in best.plan.operations],
+            lambda left: budget > 0 and still(result.plan.only(left, faults)),
+        )
+
+    size = -1
+    while size != len(best.plan.faults) + len(best.plan.operations) and budget > 0:
+        size = len(best.plan.faults) + len(best.plan.operations)
+        fewer_operations(fewer_faults())
     return best
 
 

@@ -1,4 +1,4 @@
-"""Runs that broke a promise once, as they were made short. Each is explicit: seeds mean other runs when plans change."""
+"""Runs that broke a promise once, as they were made short: explicit, for seeds mean other runs when plans change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def again(seed: int, initial: int, operations: list[Operation], faults: list[Fau
 
 
 def test_a_doubt_outlasts_the_copy_under_way() -> None:
-    """Two online writes do not get into the log; the copy that the first one asked for is past the point of the second."""
+    """Two online writes miss the log; the copy that the first one asked for is past the point of the second."""
     operations = [
         Operation(0, 3, 24.785, "set", (2,)),
         Operation(1, 0, 25.721, "upsert", (1, 2)),
@@ -74,3 +74,16 @@ def test_the_same_run_without_its_faults_is_calm() -> None:
     assert result.counts == {"upsert ok remote": 8}
     other = run(replace(result.plan, seed=2))
     assert other.digest != result.digest
+
+
+def test_a_write_is_checked_against_what_qdrant_has_acknowledged() -> None:
+    """The replica is slow, so it lacks the point when Qdrant goes away; the next write is about that very point."""
+    operations = [
+        Operation(0, 0, 10.0, "upsert", (1,)),
+        Operation(1, 1, 10.15, "set", (1,)),
+        Operation(2, 2, 10.15, "wipe", ()),
+        Operation(3, 3, 12.5, "scroll", ()),
+    ]
+    faults = [Fault(0, 9.0, "the replica is slow", 8.0, 1), Fault(1, 10.1, "qdrant is killed", 6.0, 2)]
+    for seed in range(20):
+        assert not again(seed, 0, operations, faults).violations

@@ -15,7 +15,7 @@ def test_time_jumps_to_the_next_timer() -> None:
     seen: list[float] = []
 
     async def sleeper(seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await loop.sleep(seconds)
         seen.append(loop.monotonic() - 1000.0)
 
     async def main() -> float:
@@ -35,25 +35,25 @@ def test_the_dead_do_nothing_more() -> None:
 
     async def worker() -> None:
         try:
-            await asyncio.sleep(5)
+            await loop.sleep(5)
             done.append("after")
         finally:
             done.append("finally")
-            await asyncio.sleep(1)
+            await loop.sleep(1)
             done.append("cleaned up")
 
     async def main() -> None:
         life = loop.outside.copy().run(Life, "test")
         task = loop.create_task(worker(), context=life.context)
         loop.call_later(2, done.append, "timer", context=life.context.copy())
-        await asyncio.sleep(1)
+        await loop.sleep(1)
         life.end()
-        await asyncio.sleep(10)
+        await loop.sleep(10)
         assert not done and not task.done()
         life.bury()
         # Burying unwinds the coroutines; nothing that they still want comes about.
         assert done == ["finally"]
-        await asyncio.sleep(10)
+        await loop.sleep(10)
         assert done == ["finally"]
 
     loop.run(main())

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.history import NEVER, Outcome, Seen, explain, steps_of
 from tests.simulation.plan import FAULTS, plan_of
 from tests.simulation.seeds import Tally, examine_many, explain_failure
-from tests.simulation.shrink import command, shrink
+from tests.simulation.shrink import command
 from tests.simulation.world import run
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "150"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "600"))
 SOAK_SEEDS = 100_000
 
 
@@ -32,11 +31,18 @@ def hold(seeds: range, jobs: int) -> Tally:
 
 
 def test_the_promises_hold() -> None:
-    total = hold(range(SEEDS), 1)
+    total = hold(range(SEEDS), 2)
     # What does not happen is not tested.
     happened = total.counts
     assert happened.keys() >= FAULTS.keys()
-    for call in ("upsert ok local", "upsert ok remote", "set ok local", "delete ok local", "get ok local", "wipe ok local"):
+    for call in (
+        "upsert ok local",
+        "upsert ok remote",
+        "set ok local",
+        "delete ok local",
+        "get ok local",
+        "wipe ok local",
+    ):
         assert happened[call] > 0, call
     assert happened["quarantined"] > 0
     assert happened["upsert no answer "] + happened["upsert no answer local"] > 0
@@ -50,7 +56,7 @@ def test_the_promises_hold_for_long() -> None:
 
 def test_a_seed_is_the_same_run_in_every_process() -> None:
     digests = []
-    for hash_seed in ("0", "1", "4242"):
+    for hash_seed in ("0", "4242"):
         done = subprocess.run(
             [sys.executable, "-c", "from tests.simulation.test_simulation import print_digests; print_digests()"],
             cwd=ROOT,
@@ -60,13 +66,13 @@ def test_a_seed_is_the_same_run_in_every_process() -> None:
             check=True,
         )
         digests.append(done.stdout)
-    assert digests[0].count("\n") == 12
+    assert digests[0].count("\n") == 8
     assert len(set(digests)) == 1
 
 
 def print_digests() -> None:
     """The traces of some runs, the first one twice: nothing of a run is left for the next."""
-    for seed in (3, *range(10), 3):
+    for seed in (3, *range(6), 3):
         print(seed, run(plan_of(seed)).digest)
 
 
@@ -75,5 +81,7 @@ def test_the_plan_of_a_seed_can_be_run_in_part() -> None:
     some = frozenset(each.number for each in plan.operations[:4])
     part = plan.only(some, frozenset())
     assert len(part.operations) == 4 and not part.faults
-    assert command(part, plan).endswith(f"5 --operations {','.join(map(str, (e.number for e in part.operations)))} --faults none")
+    assert command(part, plan).endswith(
+        f"5 --operations {','.join(map(str, (e.number for e in part.operations)))} --faults none"
+    )
     assert not run(part).violations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,9 @@ def _followers_held(world: World, quarantined: list[_Kept]) -> None:
             first.setdefault(number, kept.seq)
     for call in world.clients.calls:
         seq = world.clients.seq_of.get(call.value, 0)
-        if call.kind != "wipe" and len(call.ids) == 1 and seq > first.get(call.ids[0], seq):
-            if call.value in world.qdrant.last_replayed:
-                world.violated("later entries follow a refused one", f"{call.label}, entry {seq}, was sent")
+        is_later = call.kind != "wipe" and len(call.ids) == 1 and seq > first.get(call.ids[0], seq)
+        if is_later and call.value in world.qdrant.last_replayed:
+            world.violated("later entries follow a refused one", f"{call.label}, entry {seq}, was sent")
 
 
 def _in_order(world: World) -> None:
@@ -97,7 +98,7 @@ def _in_order(world: World) -> None:
         for value, seq in world.clients.seq_of.items()
         if value in world.qdrant.last_replayed
     )
-    for (_, before), (_, after) in zip(last, last[1:], strict=False):
+    for (_, before), (_, after) in itertools.pairwise(last):
         if before > after:
             world.violated("pending writes arrive in the order of the log", f"entry {before} before entry {after}")
 

@@ -6,11 +6,8 @@ ends in `Result.violations`, each with the name of the promise.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from server.config import Settings
 from server.errors import UnderstudyError, WalDamaged
 from server.health.state import State
 from server.machine import Machine
-from server.rpc import Code, Kind, METHODS, Reply
+from server.rpc import METHODS, Kind
 from server.telemetry import Telemetry
 from tests.faults.crash_disk import CrashDisk
 from tests.simulation import points as p
@@ -140,13 +137,11 @@ class World:
         self.most_disk_seconds = 0.003
         self._disk_chance = self.chance("disk")
         self._lives = 0
-        self._changed = self.loop.create_future
         self.clients = Clients(self)
         self.misfortune = Misfortune(self)
         self.loop.on_still = self._still
         self.loop.on_gone = self._gone
         self.loop.thread_seconds = self.disk_seconds
-        self._memory: dict[str, Any] = {}
 
     def chance(self, name: str) -> random.Random:
         """A stream of numbers of its own for each part."""
@@ -306,7 +301,7 @@ class World:
             if self.loop.now >= give_up_at:
                 self.violated("everything drains in the end", why)
                 return
-            await _sleep(self.loop, 0.5)
+            await self.loop.sleep(0.5)
         self.trace("calm")
 
     def _restless(self) -> str:
@@ -380,16 +375,6 @@ def settings_of(plan: Plan) -> Settings:
 
 def _gone(operation: str, path: Path) -> None:
     raise Gone(f"{operation} {path.name}: the process is gone")
-
-
-def disk_error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
-
-
-async def _sleep(loop: VirtualLoop, seconds: float) -> None:
-    future = loop.create_future()
-    loop.call_later(seconds, future.set_result, None)
-    await future
 
 
 def run(plan: Plan) -> Result:
