@@ -209,11 +209,11 @@ class Router:
         async with self._conflicts.hold(claim_of(row, request)):
             if not self._mode.is_remote:
                 return await self._write_local(call, row, request, _Sent(maybe_applied=False))
-            with self._outcome_open():
-                with self._repairs.online_write():
-                    reply, maybe_applied = await self._write_remote(call)
-                    if reply is not None:
-                        return await self._acknowledged(call, row, request, reply)
+            # Until it is in the log, on whichever way: a stop in between leaves a doubt.
+            with self._outcome_open(), self._repairs.online_write():
+                reply, maybe_applied = await self._write_remote(call)
+                if reply is not None:
+                    return await self._acknowledged(call, row, request, reply)
                 sent = _Sent(maybe_applied)
                 try:
                     return await self._write_local(call, row, request, sent)

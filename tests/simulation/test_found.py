@@ -87,3 +87,13 @@ def test_a_write_is_checked_against_what_qdrant_has_acknowledged() -> None:
     faults = [Fault(0, 9.0, "the replica is slow", 8.0, 1), Fault(1, 10.1, "qdrant is killed", 6.0, 2)]
     for seed in range(20):
         assert not again(seed, 0, operations, faults).violations
+
+
+def test_a_stop_beside_a_write_of_unknown_outcome_leaves_a_doubt() -> None:
+    """Qdrant hangs for longer than a stop waits, and does the write when it wakes: nobody has logged it."""
+    operations = [Operation(0, 1, 8.4, "set", (5,), deadline=30.0)]
+    faults = [Fault(0, 8.0, "qdrant hangs", 16.0, 1), Fault(1, 9.7, "the proxy is stopped", 2.0, 1)]
+    for seed in range(10):
+        result = again(seed, 6, operations, faults)
+        assert not result.violations
+        assert result.counts["set no answer "] == 1
