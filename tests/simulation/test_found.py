@@ -84,7 +84,7 @@ def test_a_write_is_checked_against_what_qdrant_has_acknowledged() -> None:
         Operation(2, 2, 10.15, "wipe", ()),
         Operation(3, 3, 12.5, "scroll", ()),
     ]
-    faults = [Fault(0, 9.0, "the replica is slow", 8.0, 1), Fault(1, 10.1, "qdrant is killed", 6.0, 2)]
+    faults = [Fault(0, 9.0, "the replica is slow", 8.0, 5), Fault(1, 10.1, "qdrant is killed", 6.0, 2)]
     for seed in range(20):
         assert not again(seed, 0, operations, faults).violations
 
