@@ -132,6 +132,7 @@ DOUBTS = (
         "replica/copying.py",
         "after=page.next_offset, since_seq=since\n",
         "after=page.next_offset, since_seq=self._.log.last_seq\n",
+        _FOUND,
     ),
     _bug(
         "the mirror skips what Qdrant has acknowledged",
@@ -187,6 +188,7 @@ REPLAY = (
         "replay/stepper.py",
         "        if not parcel.is_blind:\n            # What was sent",
         "        if False:\n            # What was sent",
+        _FOUND,
         more=(
             Change(
                 "server/replay/stepper.py",

@@ -120,6 +120,8 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
     chosen = [chance.choice(kinds) for _ in range(chance.randrange(1, 5))]
     if chance.random() < 0.6:
         chosen.append("qdrant is killed")
+    if chance.random() < 0.1:
+        chosen.append("qdrant says not now")
     if forgetful:
         chosen += [FORGETS] * 2
     first = chance.choice((0.0, 5.0))
@@ -130,8 +132,9 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
         lasts = least + (most - least) * chance.random() ** 2
         at = chance.uniform(first, seconds)
         if found and chance.random() < 0.5:
-            # Misfortunes seldom come singly.
-            at = min(max(0.0, found[-1].at + chance.uniform(-1.0, 3.0)), seconds)
+            # Misfortunes seldom come singly: with the one before, or when that one is just over.
+            before = found[-1].at + chance.choice((0.0, found[-1].seconds))
+            at = min(max(0.0, before + chance.uniform(-1.0, 3.0)), seconds)
         found.append(Fault(number, at, kind, lasts, chance.randrange(1 << 30)))
     return tuple(sorted(found, key=lambda fault: fault.at))
 

@@ -97,3 +97,27 @@ def test_a_stop_beside_a_write_of_unknown_outcome_leaves_a_doubt() -> None:
         result = again(seed, 6, operations, faults)
         assert not result.violations
         assert result.counts["set no answer "] == 1
+
+
+def test_a_page_that_was_long_on_its_way_overwrites_nothing() -> None:
+    """After a kill everything is copied again, over a slow network, while clients write."""
+    operations = [Operation(0, 0, 2.0, "upsert", (1,))]
+    operations += [Operation(each, each % 4, 8.0 - 0.5 * each, "upsert", (each,)) for each in range(1, 7)]
+    faults = [Fault(0, 3.0, "the proxy is killed", 0.5, 1), Fault(1, 3.5, "the network is slow", 12.0, 1)]
+    for seed in range(30):
+        assert not again(seed, 6, operations, faults).violations
+
+
+def test_a_drain_that_is_cut_short_is_begun_again() -> None:
+    """Points get a payload and are deleted: sent again from the start, the payload would find no point."""
+    operations = [
+        Operation(number, 0, 2.5 + 0.02 * number, ("set", "delete")[number % 2], (number // 2 + 1,))
+        for number in range(12)
+    ]
+    for seed in range(30):
+        faults = [
+            Fault(0, 2.0, "qdrant is killed", 3.0, 1),
+            Fault(1, 5.0, "qdrant is slow", 8.0, 0),
+            Fault(2, 6.2 + 0.1 * seed, "the proxy is killed", 0.5, seed),
+        ]
+        assert not again(seed, 6, operations, faults).violations
