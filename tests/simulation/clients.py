@@ -88,6 +88,7 @@ class Clients:
         else:
             self._learn(seen, call, reply)
         self._world.events += 1
+        seen.answered = self._world.events
         seen.ended = self._world.events if seen.outcome is not Outcome.UNKNOWN else NEVER
         self._world.trace("client", operation.client, "has", seen.outcome.value, seen.source, seen.label, seen.error)
         self._world.count(f"{operation.kind} {seen.outcome.value} {seen.source}")

@@ -42,8 +42,9 @@ class Seen:
     found: dict[int, Payload] = field(default_factory=dict)
     poisoned: tuple[int, ...] = ()
     label: str = ""
-    # Where the answer came from: remote or local.
+    # Where the answer came from: remote or local, and when (also if it counts as none).
     source: str = ""
+    answered: int = NEVER
     error: str = ""
 
 

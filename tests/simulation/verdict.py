@@ -28,6 +28,7 @@ def judge(world: World) -> None:
     _in_order(world)
     _same_on_both_sides(world, spoilt)
     _explained(world, spoilt)
+    _logged_writes_seen(world, spoilt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,38 @@ def _same_on_both_sides(world: World, spoilt: set[int]) -> None:
         if there.get(number) != here.get(number):
             text = f"point {number}: Qdrant {there.get(number)}, replica {here.get(number)}"
             world.violated("both sides end the same", text)
+
+
+def _logged_writes_seen(world: World, spoilt: set[int]) -> None:
+    """A local answer that is not whole still shows what was acknowledged locally, where nobody wrote after that."""
+    for read in world.clients.calls:
+        if not read.source.startswith("local, "):
+            continue
+        for number in set(read.ids or IDS) - spoilt:
+            last = _last_write(world, read, number)
+            if last is None or last.source != "local" or last.kind not in ("upsert", "delete"):
+                continue
+            world.count("answers of a copy that is not whole, judged")
+            wanted = (("v", last.value),) if last.kind == "upsert" else None
+            if read.found.get(number) != wanted:
+                text = f"{read.label} shows {read.found.get(number)} for point {number} after {last.label}"
+                world.violated("read your writes, also from a copy that is not whole", text)
+
+
+def _last_write(world: World, read: Seen, number: int) -> Seen | None:
+    """The write that a read must show; None when that is not certain."""
+    writes = [
+        call
+        for call in world.clients.calls
+        if call.kind != "read"
+        and call.outcome is not Outcome.REFUSED
+        and call.began < read.answered
+        and (not call.ids or number in call.ids)
+    ]
+    if not writes or any(write.ended >= read.began for write in writes):
+        return None
+    last = max(writes, key=lambda write: write.ended)
+    return None if any(write.ended > last.began for write in writes if write is not last) else last
 
 
 def _explained(world: World, spoilt: set[int]) -> None:
