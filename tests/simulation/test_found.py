@@ -76,13 +76,14 @@ def test_the_same_run_without_its_faults_is_calm() -> None:
     assert other.digest != result.digest
 
 
-def test_a_write_is_checked_against_what_qdrant_has_acknowledged() -> None:
-    """The replica is slow, so it lacks the point when Qdrant goes away; the next write is about that very point."""
+def test_a_slow_replica_answers_with_what_qdrant_has_acknowledged() -> None:
+    """It lacks the point when Qdrant goes away; the next calls are about that very point."""
     operations = [
         Operation(0, 0, 10.0, "upsert", (1,)),
         Operation(1, 1, 10.15, "set", (1,)),
         Operation(2, 2, 10.15, "wipe", ()),
-        Operation(3, 3, 12.5, "scroll", ()),
+        Operation(3, 3, 10.3, "get", (1,)),
+        Operation(4, 3, 12.5, "scroll", ()),
     ]
     faults = [Fault(0, 9.0, "the replica is slow", 8.0, 5), Fault(1, 10.1, "qdrant is killed", 6.0, 2)]
     for seed in range(20):
@@ -121,3 +122,30 @@ def test_a_drain_that_is_cut_short_is_begun_again() -> None:
             Fault(2, 6.2 + 0.1 * seed, "the proxy is killed", 0.5, seed),
         ]
         assert not again(seed, 6, operations, faults).violations
+
+
+def test_a_drain_ends_although_clients_keep_writing_to_a_slow_disk() -> None:
+    operations = [
+        Operation(each, each % 4, 2.5 + 0.1 * each, "get" if each % 5 == 4 else "upsert", (each % 3 + 1,))
+        for each in range(70)
+    ]
+    faults = [Fault(0, 2.0, "qdrant is killed", 3.0, 1), Fault(1, 4.5, "the disk is slow", 6.0, 1)]
+    for seed in range(15):
+        assert not again(seed, 3, operations, faults).violations
+
+
+def test_a_qdrant_that_says_not_now_is_asked_again() -> None:
+    operations = [Operation(each, each % 4, 2.5 + 0.1 * each, "upsert", (each % 3 + 1,)) for each in range(10)]
+    for chance in range(12):
+        # Whatever it is that Qdrant says: what is refused for good is told by its status.
+        faults = [Fault(0, 2.0, "qdrant is killed", 3.0, 1), Fault(1, 4.9, "qdrant says not now", 4.0, chance)]
+        assert not again(chance, 3, operations, faults).violations
+
+
+def test_what_is_cut_short_by_a_reset_is_sent_again() -> None:
+    operations = [Operation(each, each % 4, 2.5 + 0.1 * each, "upsert", (each % 6 + 1,)) for each in range(12)]
+    for seed in range(20):
+        faults = [Fault(0, 2.0, "qdrant is killed", 3.0, 1), Fault(1, 5.0, "qdrant is slow", 8.0, 0)]
+        faults += [Fault(2, 6.2 + 0.15 * seed, "connections are reset", 0.0, 1)]
+        faults += [Fault(3, 6.3 + 0.15 * seed, "the proxy is killed", 0.5, 1)] * (seed % 2)
+        assert not again(seed, 3, operations, faults).violations
