@@ -1,6 +1,7 @@
 """From a run that breaks a promise to a short one that breaks the same promise.
 
-Promises: what it returns was run and breaks the promise; at most `RUNS_MOST` runs. Does not promise the shortest.
+Promises: what it returns was run and breaks the promise; at most `RUNS_MOST` runs and about `STEPS_MOST` steps. Does
+not promise the shortest.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from tests.simulation.plan import Plan
 from tests.simulation.world import Result, run
 
 RUNS_MOST = 150
+# Of all runs together: what fails by going on and on is made short for a moment only.
+STEPS_MOST = 1_000_000
 
 
 def shrink(result: Result, promise: str) -> Result:
     """A shorter run with the same broken promise: fewer faults first, then fewer operations, until neither goes."""
-    budget = RUNS_MOST
+    budget, steps = RUNS_MOST, 0
     best = result
 
     def still(plan: Plan) -> bool:
-        nonlocal best, budget
+        nonlocal best, budget, steps
         budget -= 1
         found = run(plan)
+        steps += found.turns
+        if steps >= STEPS_MOST:
+            budget = 0
         if any(violation.promise == promise for violation in found.violations):
             best = found
             return True
