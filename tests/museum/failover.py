@@ -141,6 +141,13 @@ DOUBTS = (
         "mirror.py",
         "            for record in records\n        ]\n",
         "            for record in records\n            if record.state is EntryState.PENDING\n        ]\n",
+        more=(
+            Change(
+                "server/mirror.py",
+                "self.applied_seq = max(self.applied_seq, answer.applied_seq)",
+                "self.applied_seq = max(self.applied_seq, records[-1].seq)",
+            ),
+        ),
     ),
 )
 

@@ -13,7 +13,7 @@ from tests.simulation.plan import Plan, plan_of
 from tests.simulation.shrink import command, report, shrink
 from tests.simulation.world import Result, run
 
-_CHUNK = 20
+_CHUNK = 10
 
 
 @dataclass
