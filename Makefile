@@ -10,11 +10,12 @@ STAMP := $(VENV)/.installed
 BUF_VERSION := 1.75.0
 # Arguments for the command behind a target: make run ARGS="--upstream 10.0.0.5:6334", make test ARGS="tests/wal -x"
 ARGS ?=
+SEEDS ?= 0-1000
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format soak museum coverage bench demo generate docs lock buf clean
+.PHONY: help setup run test check format soak simulation museum coverage bench demo generate docs lock buf clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,7 +61,10 @@ format: setup ## Put the code in shape
 soak: setup ## Hours of faults; not part of `make test`
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
 
-museum: setup ## Deliberate bugs in the log: each must turn a test red
+simulation: setup ## The whole proxy on a virtual clock: 1,000 seeds (SEEDS=FIRST-LAST for others)
+	@$(BIN)/python -m tests.simulation $(SEEDS) --jobs 2 $(ARGS)
+
+museum: setup ## Deliberate bugs in log, failover and replay: each must turn a test red
 	@$(BIN)/python -m tests.museum $(ARGS)
 
 coverage: setup ## Every branch of server/wal must be taken by tests/wal

@@ -18,12 +18,11 @@ from generated.qdrant import collections_pb2, qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
-from server.config import Settings
+from server.config import Settings, demand_plain_proxy
 from server.conflicts import Conflicts
 from server.control import Control
 from server.credentials import Credentials, Witness
 from server.cutover import CutOver
-from server.directories import prepare_directory, read_or_make_secret
 from server.edge import Edge
 from server.errors import ConfigError, DataDirUnusable
 from server.gate import WriteGate
@@ -33,6 +32,7 @@ from server.health.monitor import Monitor
 from server.health.state import State
 from server.log_desk import running_desk
 from server.logs import Message
+from server.machine import Machine
 from server.mirror import Mirror
 from server.mode import Change, Mode
 from server.pace import DrainPace
@@ -40,9 +40,8 @@ from server.readiness import Readiness
 from server.repairs import Repairs
 from server.replay import Replayer
 from server.replica.hydrate import Hydrator
-from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
-from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Call
+from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
 from server.scrub import Scrubber
 from server.sieve import Sieve
 from server.status import Sources, entry_document, status_document
@@ -50,7 +49,7 @@ from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep, keep_looking
 from server.upstream import Upstream, parse_target
-from server.wal.files import RealDisk, publish
+from server.wal.files import Disk, publish
 from server.wal.keysource import external_keys
 from server.wal.limits import WalLimits
 from server.wal.log import Log
@@ -70,11 +69,18 @@ class Understudy:
     """
 
     def __init__(
-        self, settings: Settings, *, telemetry: Telemetry | None = None, clock: Clock | None = None, version: str = ""
+        self,
+        settings: Settings,
+        *,
+        telemetry: Telemetry | None = None,
+        clock: Clock | None = None,
+        version: str = "",
+        machine: Machine | None = None,
     ) -> None:
         self.settings = settings
         self.address = ""
         self.admin_address: str | None = None
+        self._machine = machine or Machine()
         self._clock = clock or SystemClock()
         self._own_telemetry = telemetry is None
         self._telemetry = telemetry or Telemetry.start(settings, clock=self._clock)
@@ -104,6 +110,11 @@ class Understudy:
         """Stop; returns when everything acknowledged is on disk and no process of ours is left."""
         await self._stack.aclose()
 
+    @property
+    def backend(self) -> Backend:
+        """Whoever answers calls: the router, before tenancy and the port."""
+        return self._router
+
     async def status(self) -> dict[str, Any]:
         """What `understudy status` shows."""
         return await status_document(
@@ -128,14 +139,14 @@ class Understudy:
     async def _start(self) -> None:
         settings, clock, telemetry, stack = self.settings, self._clock, self._telemetry, self._stack
         fallback = settings.vectorstore.fallback
-        store = prepare_directory(fallback.local_path)
-        disk = RealDisk()
+        machine, disk = self._machine, self._machine.disk
+        store = machine.directory(fallback.local_path)
         repairs_done = contextlib.ExitStack()
         stack.callback(repairs_done.close)  # after the log is closed
-        log = await asyncio.to_thread(self._open_log, disk)
+        log = await asyncio.to_thread(self._open_log)
         stack.push_async_callback(log.close)
         if not fallback.enabled:
-            _check_plain_proxy(settings, log.pending_count)
+            demand_plain_proxy(settings, log.pending_count)
         self._upstream = upstream = await self._connect(settings.edge.max_message_bytes)
         mode = Mode(
             has_upstream=upstream is not None,
@@ -145,18 +156,19 @@ class Understudy:
         )
         credentials = Credentials(
             store / "credentials",
-            secret=read_or_make_secret(store / "credentials.key"),
+            secret=machine.secret(store / "credentials.key"),
             configured=settings.keys,
             upstream_key=_upstream_key(settings),
             has_upstream=upstream is not None,
             clock=clock,
+            disk=disk,
             on_problem=lambda problem: telemetry.log.error("credentials cannot be kept", reason=problem),
         )
         self._run("credentials", credentials.run())
         self._readiness = Readiness(
             log, is_forwarding=lambda: mode.is_remote or not fallback.enabled, telemetry=telemetry
         )
-        replica = ReplicaProcess(store, settings.replica, clock=clock, telemetry=telemetry)
+        replica = machine.replica(store, settings.replica, clock=clock, telemetry=telemetry)
         await replica.start()
         stack.push_async_callback(replica.stop)
         mirror = Mirror(log, replica.control, settings.replica, telemetry, has_remote=upstream is not None)
@@ -184,6 +196,7 @@ class Understudy:
             repairs=Repairs(
                 store,
                 mode,
+                is_marked=lambda path: disk.facts(path) is not None,
                 write_durably=lambda path: publish(disk, path, (b"",)),
                 remove_durably=lambda path: _remove_durably(disk, path),
                 set_completeness=replica.control.set_completeness,
@@ -211,15 +224,17 @@ class Understudy:
         self._run("readiness", self._readiness.run())
         await self._open_doors()
 
-    def _open_log(self, disk: RealDisk) -> Log:
-        settings = self.settings
+    def _open_log(self) -> Log:
+        settings, machine = self.settings, self._machine
         log = Log.open(
-            prepare_directory(settings.vectorstore.fallback.wal_path),
-            disk=disk,
+            machine.directory(settings.vectorstore.fallback.wal_path),
+            disk=machine.disk,
             clock=self._clock,
             limits=WalLimits.from_settings(settings.wal),
             kinds=frozenset(WAL_KINDS),
-            external=external_keys(settings.wal, os.environ, disk),
+            entropy=machine.entropy,
+            external=external_keys(settings.wal, os.environ, machine.disk),
+            runner=machine.writer(),
         )
         for cut in log.recovery.cuts:
             self._telemetry.log.warning(
@@ -237,7 +252,7 @@ class Understudy:
             roots = await asyncio.to_thread(store.ca_path.read_bytes) if store.ca_path else None
         except OSError as error:
             raise ConfigError(f"cannot read vectorstore.ca_path {store.ca_path}: {error.strerror}") from error
-        upstream = Upstream(
+        upstream = self._machine.upstream(
             target,
             clock=self._clock,
             api_key=_upstream_key(self.settings),
@@ -290,6 +305,7 @@ class Understudy:
             telemetry,
             parts.credentials.for_replay,
             WAL_KINDS,
+            jitter=self._machine.jitter,
         )
         replayer.on_unreachable = monitor.report_failure
         replayer.on_drained = CutOver(
@@ -327,7 +343,7 @@ class Understudy:
     async def _open_doors(self) -> None:
         """Control socket, admin port, then the port of the clients."""
         settings, telemetry = self.settings, self._telemetry
-        control = Control(settings.vectorstore.fallback.wal_path.absolute(), RealDisk())
+        control = Control(settings.vectorstore.fallback.wal_path.absolute(), self._machine.disk)
         self._offer(control)
         await control.start()
         self._stack.push_async_callback(control.stop)
@@ -354,7 +370,7 @@ class Understudy:
 
     def _offer(self, control: Control) -> None:
         """What `understudy wal` commands may ask of this process."""
-        desk = running_desk(self._parts, self._replayer, RealDisk(), self._version)
+        desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version)
         for name, operation in desk.operations.items():
             control.offer(name, operation)
         for name, rows in desk.row_operations.items():
@@ -444,25 +460,11 @@ class Understudy:
         return [entry_document(record) for record in records]
 
 
-def _check_plain_proxy(settings: Settings, pending: int) -> None:
-    """Without the fallback every call goes to Qdrant at once, so there must be one and nothing may be overtaken."""
-    if settings.vectorstore.url is None:
-        raise ConfigError(
-            "vectorstore.fallback.enabled is off and there is no Qdrant: nobody would answer",
-            hint="Set vectorstore.url or --upstream, or switch the fallback on",
-        )
-    if pending:
-        raise ConfigError(
-            f"vectorstore.fallback.enabled is off and {pending} writes wait in the log: new ones would overtake them",
-            hint="Run with the fallback on until `understudy status` shows nothing pending",
-        )
-
-
 def _upstream_key(settings: Settings) -> str | None:
     key = settings.vectorstore.api_key
     return key.get_secret_value() if key else None
 
 
-def _remove_durably(disk: RealDisk, path: Path) -> None:
+def _remove_durably(disk: Disk, path: Path) -> None:
     disk.remove(path)
     disk.sync_directory(path.parent)

@@ -1,9 +1,10 @@
 """Where the replica may differ from Qdrant, remembered across crashes.
 
 Promises: between the first online write and the moment when every online write is in the log on disk, a marker file
-says that a crash leaves the replica in doubt; after such a crash every collection is copied again. An acknowledged
-write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that is
-hydration.
+says that a crash leaves the replica in doubt; after such a crash every collection is copied again. A disk that does not
+take the marker is told and stops no write; until it takes it, a crash may leave a difference that nobody looks for. An
+acknowledged write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that
+is hydration.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Repairs:
         directory: Path,
         mode: Mode,
         *,
+        is_marked: Callable[[Path], bool],
         write_durably: Callable[[Path], None],
         remove_durably: Callable[[Path], None],
         set_completeness: Callable[[control_pb.SetCompletenessRequest], Coroutine[Any, Any, object]],
@@ -46,7 +48,9 @@ class Repairs:
         self._copy_again = copy_again
         self._connection_failed = connection_failed
         self._telemetry = telemetry
-        self.was_in_doubt = self._marker.exists()
+        self._is_marked = is_marked
+        self._problem = ""
+        self.was_in_doubt = is_marked(self._marker)
         self._marked = self.was_in_doubt
         self._settled = not self.was_in_doubt
         self._online_writes = 0
@@ -68,9 +72,16 @@ class Repairs:
         self._settled = False
 
     def _mark(self) -> None:
-        if not self._marked:
+        if self._marked:
+            return
+        try:
             self._write_durably(self._marker)
-            self._marked = True
+        except OSError as error:
+            # Qdrant takes the write: that we cannot note a doubt is no reason to refuse it. The next write tries again.
+            self._told("a crash now would leave the replica in doubt and nobody would know", error)
+            return
+        self._marked = True
+        self._problem = ""
 
     def log_is_durable(self) -> None:
         """Everything in the log is on disk. While Qdrant is away that settles the online writes before."""
@@ -88,13 +99,28 @@ class Repairs:
             self._clear()
 
     def _clear(self) -> None:
-        self._remove_durably(self._marker)
+        try:
+            self._remove_durably(self._marker)
+        except OSError as error:
+            # A doubt too many costs a copy of what is the same. Whether the file is still there is not known.
+            self._told("the replica would be copied again after a crash", error)
+            if self._is_marked(self._marker):
+                return
         self._marked = False
+
+    def _told(self, consequence: str, error: OSError) -> None:
+        """Once for each reason."""
+        problem = str(error.strerror or error)
+        if problem != self._problem:
+            self._problem = problem
+            self._telemetry.log.error("the marker of doubt cannot be kept", reason=problem, consequence=consequence)
 
     def in_doubt(self, collection: str, reason: str) -> None:
         """Qdrant has acknowledged a write that the log refused: copy the collection again."""
         self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
         self._settled = False
+        # A copy that is under way must not call the collection complete: it may have passed what is in doubt.
+        self._copy_again(collection)
         task = asyncio.get_running_loop().create_task(self._mark_stale(collection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

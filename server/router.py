@@ -1,6 +1,7 @@
 """The one screen that shows remote, local, log and replica: follow a call here from top to bottom.
 
-Promises: a read is forwarded while Qdrant is there and answered by the replica otherwise; a write is acknowledged
+Promises: a read is forwarded while Qdrant is there and answered by the replica otherwise, then with every write that
+Qdrant may have shown to others already, or marked stale; a write is acknowledged
 when Qdrant has acknowledged it, or when it is in the log on disk and in the replica. No write overtakes an earlier
 one to the same point. Qdrant's own refusals pass untouched. Does not decide whether Qdrant is up (`health/`), nor
 replay (`replay`).
@@ -9,7 +10,8 @@ replay (`replay`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -41,6 +43,8 @@ T = TypeVar("T")
 
 _FILTER_ON_REDACTED = "the filter matches on a secret; the local copy holds secrets redacted, so only Qdrant can answer"
 _RETRY_PAUSE_SECONDS = 0.02
+# A read waits this long at most for writes of which Qdrant did not say what became of them.
+_SETTLE_MOST_SECONDS = 0.5
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
 
@@ -83,6 +87,14 @@ class Parts:
     clock: Clock
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A write on its way into the log: whether Qdrant may have it, and its number once the log has it."""
+
+    maybe_applied: bool
+    seq: int = 0
+
+
 class Router:
     """Decides, for each call, who answers. A `rpc.Backend`."""
 
@@ -105,6 +117,8 @@ class Router:
         self._clock = parts.clock
         self._synced_seq = parts.log.last_seq
         self._writing: set[asyncio.Task[Reply]] = set()
+        # Writes that Qdrant was sent and that are in the log neither as done nor as pending yet.
+        self._unsettled: dict[asyncio.Future[None], None] = {}
 
     async def handle(self, call: Call) -> Reply:
         """Answer one call."""
@@ -156,9 +170,20 @@ class Router:
             return refusal
         if self._scrubber.secrets_in_filters(call.method, call.body):
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
+        is_settled = await self._writes_settled(call)
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
-        return self._from_local(call, reply)
+        return self._from_local(call, reply if is_settled else _as_stale(reply))
+
+    async def _writes_settled(self, call: Call) -> bool:
+        """Wait for the writes that Qdrant may have shown to others already; False when that takes too long."""
+        if not self._unsettled:
+            return True
+        left = _SETTLE_MOST_SECONDS
+        if call.deadline is not None:
+            left = min(left, max(0.0, call.deadline - self._clock.monotonic()) / 2)
+        _, unsettled = await asyncio.wait(list(self._unsettled), timeout=left)
+        return not unsettled
 
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
@@ -185,13 +210,30 @@ class Router:
 
     async def _write_in_turn(self, call: Call, row: Method, request: Message) -> Reply:
         async with self._conflicts.hold(claim_of(row, request)):
-            maybe_applied = False
-            if self._mode.is_remote:
-                with self._repairs.online_write():
-                    reply, maybe_applied = await self._write_remote(call)
-                    if reply is not None:
-                        return await self._acknowledged(call, row, request, reply)
-            return await self._write_local(call, row, request, maybe_applied=maybe_applied)
+            if not self._mode.is_remote:
+                return await self._write_local(call, row, request, _Sent(maybe_applied=False))
+            # Until it is in the log, on whichever way: a stop in between leaves a doubt.
+            with self._outcome_open(), self._repairs.online_write():
+                reply, maybe_applied = await self._write_remote(call)
+                if reply is not None:
+                    return await self._acknowledged(call, row, request, reply)
+                sent = _Sent(maybe_applied)
+                try:
+                    return await self._write_local(call, row, request, sent)
+                finally:
+                    if sent.maybe_applied and not sent.seq:
+                        self._in_doubt(request, "Qdrant may have a write that did not get into the log")
+
+    @contextmanager
+    def _outcome_open(self) -> Iterator[None]:
+        """Around a write from before Qdrant is sent it until it is in the log, or never will be."""
+        settled = asyncio.get_running_loop().create_future()
+        self._unsettled[settled] = None
+        try:
+            yield
+        finally:
+            del self._unsettled[settled]
+            settled.set_result(None)
 
     async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
         """Qdrant's answer, or None and whether it may have applied the write all the same."""
@@ -218,7 +260,7 @@ class Router:
         return _from_remote(reply)
 
     def _in_doubt(self, request: Message, reason: str) -> None:
-        """An acknowledged write is not in the log: its collection must be copied again."""
+        """A write that Qdrant has, or may have, is not in the log: its collection must be copied again."""
         self._repairs.in_doubt(self._conflicts.collection_of(collection_name(request)), reason)
 
     async def _log_synced(self, call: Call, row: Method, request: Message, body: bytes) -> None:
@@ -233,7 +275,7 @@ class Router:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
             self._in_doubt(request, str(error))
 
-    async def _write_local(self, call: Call, row: Method, request: Message, *, maybe_applied: bool) -> Reply:
+    async def _write_local(self, call: Call, row: Method, request: Message, sent: _Sent) -> Reply:
         """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""
         refusal = self._credentials.check(call, Kind.WRITE, collection_name(request))
         if refusal is not None:
@@ -256,11 +298,11 @@ class Router:
                 request,
                 scrubbed.body,
                 resolved=prepared.resolved,
-                maybe_applied=maybe_applied,
+                maybe_applied=sent.maybe_applied,
                 tenant=call.tenant,
             )
             with self._telemetry.span("wal.append", method=call.method):
-                seq = await self._log_pending(call, row, entry)
+                seq = sent.seq = await self._log_pending(call, row, entry)
             self._mode.write_logged()
             self._repairs.log_is_durable()
             with self._telemetry.span("replica.apply", seq=seq):
@@ -353,6 +395,14 @@ class Router:
 
 def _from_remote(reply: Reply) -> Reply:
     return reply.with_trailers((rpc.SOURCE, "remote"))
+
+
+def _as_stale(reply: Reply) -> Reply:
+    """The same answer, not passed off as whole."""
+    trailers = dict(reply.trailers)
+    if trailers.get(rpc.COMPLETENESS) == "complete":
+        trailers[rpc.COMPLETENESS] = "stale"
+    return replace(reply, trailers=tuple(trailers.items()))
 
 
 def _parse(row: Method, body: bytes) -> Message | Reply:

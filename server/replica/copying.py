@@ -79,7 +79,10 @@ class Copy:
     async def _demand_trust(self) -> None:
         """Raise Interrupted when somebody put the collection in doubt, or made it anew, while it was copied."""
         self._.check()
-        for state in (await self._.control.status()).collections:
+        states = (await self._.control.status()).collections
+        if self._.is_doubted(self._name):
+            raise Interrupted("the collection was put in doubt while it was copied")
+        for state in states:
             if state.name == self._name and (state.completeness, state.resume_at) == (self._meanwhile, self._saved):
                 return
         raise Interrupted("the collection was put in doubt or made anew while it was copied")

@@ -62,6 +62,8 @@ class Hydrator:
         self._work = asyncio.Event()
         self._asked_all = False
         self._asked: set[str] = set()
+        # Asked for since the copy of it that is under way began: what that one copied may be old.
+        self._doubted: set[str] = set()
         self._progress: dict[str, CopyProgress] = {}
         self._settled = Settled(settings.settle_seconds)
         self._drift = Drift(telemetry)
@@ -76,6 +78,7 @@ class Hydrator:
             self._up.is_set,
             self._report,
             telemetry.metrics.repaired,
+            self._doubted.__contains__,
         )
         # Awaited after each look at Qdrant; True when everything wanted is there.
         self.on_round: Callable[[bool], Awaitable[None]] | None = None
@@ -101,6 +104,7 @@ class Hydrator:
             self._asked_all = True
         else:
             self._asked.update(collections)
+            self._doubted.update(collections)
         self._work.set()
 
     def request_reconcile(self) -> None:
@@ -182,6 +186,8 @@ class Hydrator:
             self._asked, self._asked_all = set(known), False
         self._asked &= known.keys()
         wanted += sorted(self._asked.difference(wanted))
+        # In place: a copy asks this very set.
+        self._doubted.intersection_update(known)
         self._bring_progress_up_to_date(known, wanted)
         done = True
         for name in wanted:
@@ -189,7 +195,7 @@ class Hydrator:
                 done = await self._copy(name, known[name]) and done
         known = await self._known()
         chosen = [name for name in known if self._is_chosen(name)]
-        return await self._drift.compare(known, chosen, self._tools, self._work.is_set) and done
+        return await self._drift.compare(known, chosen, self._tools, self._work.is_set) and done and not self._doubted
 
     def _bring_progress_up_to_date(self, known: dict[str, control_pb.CollectionState], wanted: Sequence[str]) -> None:
         for name, progress in list(self._progress.items()):
@@ -228,6 +234,7 @@ class Hydrator:
         """One collection; False when it must be tried again."""
         before = self._progress.get(name)
         progress = self._progress[name] = CopyProgress(name)
+        self._doubted.discard(name)
         if name in self._asked:
             known.resume_at = b""
         if before is None or before.state is not CopyState.LEFT_OUT:
@@ -247,7 +254,8 @@ class Hydrator:
                 raise
             # Gone on either side: the next catalogue says so. Anything else: the others first, then again.
             return False
-        self._asked.discard(name)
+        if name not in self._doubted:
+            self._asked.discard(name)
         self._report(progress)
         if progress.state is CopyState.COMPLETE:
             self._telemetry.log.info(Message.HYDRATION_COMPLETE, collection=name, points=progress.points)

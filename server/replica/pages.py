@@ -102,6 +102,8 @@ class Tools:
     is_up: Callable[[], bool]
     report: Callable[[Progress], None]
     repaired: Callable[[int], None]
+    # Whether somebody put the collection in doubt since its copy began.
+    is_doubted: Callable[[str], bool]
 
     def check(self) -> None:
         """Raise Interrupted unless Qdrant holds everything that was acknowledged."""

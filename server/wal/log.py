@@ -41,6 +41,7 @@ from server.wal.record import (
 )
 from server.wal.reopening import Pause
 from server.wal.rotation import LogKeys
+from server.wal.runner import Runner, ThreadRunner
 from server.wal.turnstile import Turnstile
 from server.wal.writer import Command, Outcome, Reopen, Retire, Roll, Stop, Write, Writer
 
@@ -53,7 +54,16 @@ _CURSOR_TRIES = 3
 class Log(Reading, Keeping):
     """See the module; made by `Log.open`."""
 
-    def __init__(self, opened: Opened, *, disk: Disk, clock: Clock, limits: WalLimits, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        disk: Disk,
+        clock: Clock,
+        limits: WalLimits,
+        entropy: Entropy,
+        runner: Runner[Command],
+    ) -> None:
         found, head = opened.survey, opened.head
         self._limits = limits
         self._lock = opened.lock
@@ -98,6 +108,7 @@ class Log(Reading, Keeping):
             rules=opened.rules,
             space=self._space,
             deliver=self._deliver,
+            runner=runner,
         )
         self._writer.start()
 
@@ -112,8 +123,9 @@ class Log(Reading, Keeping):
         kinds: Collection[int],
         entropy: Entropy = os.urandom,
         external: ExternalKeys | None = None,
+        runner: Runner[Command] | None = None,
     ) -> Log:
-        """Lock, verify and recover a directory; blocking.
+        """Lock, verify and recover a directory; blocking. `runner` drives the writer, None = a thread.
 
         Raises WalLocked, WalDamaged, WalKeyMissing, WalKeyUnsafe, DataDirUnusable; then nothing on disk was changed.
         """
@@ -123,7 +135,8 @@ class Log(Reading, Keeping):
             opened = open_directory(disk, directory, rules, clock, entropy, external=external)
         except OSError as error:
             raise WalError(f"cannot open the log in {directory}: {error.strerror or error}") from error
-        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy)
+        runner = ThreadRunner() if runner is None else runner
+        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy, runner=runner)
 
     # --- what is known without reading -------------------------------------------------------------------------------
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from server.wal.files import Disk, OpenFile, cut_off, publish
 from server.wal.limits import WalLimits
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, FrameType, Head, Record, SegmentCodec, encode_head
 from server.wal.reopening import Kept, probe, replace_segment
+from server.wal.runner import Runner
 from server.wal.scan import HEAD_NAME, segment_name, segment_number
 
 _log = logging.getLogger("understudy.wal")
@@ -125,6 +124,7 @@ class Writer:
         rules: FrameRules,
         space: Space,
         deliver: Callable[[Sequence[Outcome]], None],
+        runner: Runner[Command],
     ) -> None:
         self._directory = directory
         self._disk = disk
@@ -133,7 +133,7 @@ class Writer:
         self._key = key
         self._head = head
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[Sequence[Command]] = queue.SimpleQueue()
+        self._runner = runner
         self._file = file
         self._rules = rules
         self._space = space
@@ -147,49 +147,42 @@ class Writer:
         self._epoch = 0
         self._latched: str | None = None
         self._cause = ""
-        self._thread = threading.Thread(target=self._run, name="understudy-wal", daemon=True)
 
     def start(self) -> None:
         """Begin to take commands."""
-        self._thread.start()
+        self._runner.start(
+            self._step, wait_seconds=self._head_due_seconds, is_last=lambda command: isinstance(command, Stop)
+        )
 
     def put(self, commands: Sequence[Command]) -> None:
         """Queue commands; the caller keeps the queue within its limits."""
-        self._queue.put(commands)
+        self._runner.put(commands)
 
     def join(self) -> None:
         """Wait until Stop has been carried out."""
-        self._thread.join()
+        self._runner.join()
 
-    def _run(self) -> None:
-        running = True
-        while running:
-            batch = self._next_batch()
-            running = not (batch and isinstance(batch[-1], Stop))
-            outcomes = self._carry_out(batch)
-            if outcomes:
-                self._deliver(outcomes)
-            renewal = self._renew_head_when_due()
-            if renewal is not None:
-                self._deliver([renewal])
+    def _step(self, batch: Sequence[Command]) -> bool:
+        """One batch, empty when the head is due; False after a Stop."""
+        outcomes = self._carry_out(batch)
+        if outcomes:
+            self._deliver(outcomes)
+        renewal = self._renew_head_when_due()
+        if renewal is not None:
+            self._deliver([renewal])
+        if not (batch and isinstance(batch[-1], Stop)):
+            return True
         try:
             self._file.close()
         except OSError as failure:
             _log.error("closing the log in %s: %s", self._directory, failure)
+        return False
 
-    def _next_batch(self) -> list[Command]:
-        """Everything that waits, up to a Stop; empty when the head is due first."""
-        timeout = None
-        if self._dirty_since is not None and self._latched is None:
-            timeout = max(0.0, self._dirty_since + self._limits.head_seconds - self._clock.monotonic())
-        batch: list[Command] = []
-        try:
-            batch.extend(self._queue.get(timeout=timeout))
-            while not isinstance(batch[-1], Stop):
-                batch.extend(self._queue.get_nowait())
-        except queue.Empty:
-            pass
-        return batch
+    def _head_due_seconds(self) -> float | None:
+        """How long until the head must be renewed; None while there is nothing new to sign."""
+        if self._dirty_since is None or self._latched is not None:
+            return None
+        return max(0.0, self._dirty_since + self._limits.head_seconds - self._clock.monotonic())
 
     def _carry_out(self, batch: Sequence[Command]) -> list[Outcome]:
         """Do the batch in runs: neighbouring writes of one epoch together, every other command by itself."""

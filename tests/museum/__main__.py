@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.museum.exhibits import EXHIBITS, Change, Exhibit
+from tests.museum.bug import Change, Exhibit
+from tests.museum.exhibits import EXHIBITS
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("server", "generated", "protos", "tests", "tools", "docs", "pyproject.toml")

@@ -5,41 +5,9 @@ The texts are exact and occur once; `test_exhibits.py` says so when the code has
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One replacement in one file."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exhibit:
-    """A bug. `seed` is set when the product that Understudy grew out of had it."""
-
-    name: str
-    promise: str
-    changes: tuple[Change, ...]
-    tests: tuple[str, ...]
-    seed: bool = False
-
-
-def _bug(
-    name: str,
-    promise: str,
-    file: str,
-    old: str,
-    new: str,
-    *tests: str,
-    seed: bool = False,
-    more: tuple[Change, ...] = (),
-) -> Exhibit:
-    return Exhibit(name, promise, (Change(f"server/{file}", old, new), *more), tests, seed)
-
+from tests.museum.bug import Change, Exhibit
+from tests.museum.bug import bug as _bug
+from tests.museum.failover import FAILOVER
 
 _POWER = "tests/wal/test_power_loss.py"
 _POWER_CUTS = f"{_POWER}::test_every_state_that_a_power_cut_leaves_opens_with_what_was_acknowledged"
@@ -413,4 +381,4 @@ KEPT = (
     ),
 )
 
-EXHIBITS = (*DURABLE, *ORDER, *SIGNED, *KEPT)
+EXHIBITS = (*DURABLE, *ORDER, *SIGNED, *KEPT, *FAILOVER)

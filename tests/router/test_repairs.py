@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,15 +35,23 @@ class Replica:
         self.stale.append(request.collection)
 
 
-def build(directory: Path, replica: Replica, copied: list[str]) -> tuple[Repairs, Mode]:
+def build(
+    directory: Path,
+    replica: Replica,
+    copied: list[str],
+    *,
+    write_durably: Callable[[Path], None] = Path.touch,
+    remove_durably: Callable[[Path], None] = Path.unlink,
+) -> tuple[Repairs, Mode]:
     telemetry = Telemetry.silent()
     mode = Mode(has_upstream=True, sync_on_connect=True, clock=SystemClock(), telemetry=telemetry)
     mode.upstream_changed(Verdict(up=True, since=0.0, reason="test"), pending=0)
     repairs = Repairs(
         directory,
         mode,
-        write_durably=lambda path: path.touch(),
-        remove_durably=lambda path: path.unlink(),
+        is_marked=Path.exists,
+        write_durably=write_durably,
+        remove_durably=remove_durably,
         set_completeness=replica.set_completeness,
         copy_again=copied.append,
         connection_failed=lambda reason: None,
@@ -62,12 +72,14 @@ async def test_a_doubt_outlasts_a_replica_that_is_away(tmp_path: Path) -> None:
     repairs, _ = build(tmp_path, replica, copied)
     with repairs.online_write():
         repairs.in_doubt("c", "test")
+    # At once: a copy that is under way must not end as if nothing had been.
+    assert copied == ["c"]
     await until(lambda: replica.tries == 1)
     # A round of hydration that ends now knows nothing of the doubt.
     repairs.settled()
     repairs.close()
     assert (tmp_path / "in-doubt").exists()
-    await until(lambda: copied == ["c"])
+    await until(lambda: copied == ["c", "c"])
     assert replica.stale == ["c"]
     await asyncio.sleep(0)
     repairs.settled()
@@ -79,7 +91,26 @@ async def test_a_collection_that_the_replica_does_not_hold_is_asked_for(tmp_path
     copied: list[str] = []
     repairs, _ = build(tmp_path, Replica(ReplicaRefused("no such collection", code=Code.NOT_FOUND, details="")), copied)
     repairs.in_doubt("c", "test")
-    await until(lambda: copied == ["c"])
+    await until(lambda: copied == ["c", "c"])
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_a_disk_that_does_not_take_the_marker_stops_no_write(tmp_path: Path) -> None:
+    repairs, mode = build(tmp_path, Replica(), [], write_durably=full)
+    with repairs.online_write():
+        assert not (tmp_path / "in-doubt").exists()
+    mode.upstream_changed(Verdict(up=False, since=1.0, reason="gone"), pending=0)
+    repairs.log_is_durable()
+    # There is space again: the next write leaves the marker.
+    repairs, mode = build(tmp_path, Replica(), [], remove_durably=full)
+    with repairs.online_write():
+        assert (tmp_path / "in-doubt").exists()
+    mode.upstream_changed(Verdict(up=False, since=1.0, reason="gone"), pending=0)
+    repairs.log_is_durable()
+    assert (tmp_path / "in-doubt").exists()
 
 
 @pytest.mark.parametrize("under_way", [False, True])

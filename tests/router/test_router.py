@@ -146,6 +146,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
         repairs = Repairs(
             tmp_path / "store",
             mode,
+            is_marked=Path.exists,
             write_durably=lambda path: path.touch(),
             remove_durably=lambda path: path.unlink(),
             set_completeness=replica.set_completeness,
@@ -352,7 +353,7 @@ async def test_what_qdrant_changed_although_it_refused_is_mirrored(make_rig: Mak
     assert (reply.code, reply.details) == (refusal.code, refusal.details)
     assert len(await rig.entries()) == logged
     await until(lambda: len(rig.replica.applied) == logged)
-    await until(lambda: rig.replica.marked == ["c", "c"] * (1 - logged))
+    await until(lambda: rig.replica.marked == ["c", "c", "c"] * (1 - logged))
 
 
 async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
@@ -471,7 +472,7 @@ async def test_an_acknowledged_write_that_the_log_refuses_puts_its_collection_in
     rig = make_rig(settings).online()
     reply = await rig.router.handle(upsert(text="x" * 9000))
     assert (reply.code, source(reply)) == (Code.OK, "remote")
-    await until(lambda: rig.replica.marked == ["c", "c"])
+    await until(lambda: rig.replica.marked == ["c", "c", "c"])
     assert rig.marker.exists()
 
 
@@ -479,7 +480,7 @@ async def test_a_doubt_about_an_alias_is_one_about_its_collection(make_rig: Make
     rig = make_rig(Settings.model_validate({"wal": {"entry_bytes": 5000}})).online()
     rig.conflicts.know_aliases({"c": "behind-the-alias"})
     await rig.router.handle(upsert(text="x" * 9000))
-    await until(lambda: rig.replica.marked == ["behind-the-alias"] * 2)
+    await until(lambda: rig.replica.marked == ["behind-the-alias"] * 3)
 
 
 async def test_complete_only_refuses_what_is_not_whole(make_rig: MakeRig) -> None:
@@ -518,3 +519,44 @@ async def test_the_marker_of_doubt_is_there_while_a_crash_would_lose_a_mirror_en
     await rig.router.handle(upsert(2))
     await rig.router.handle(upsert(3))
     assert not rig.marker.exists()
+
+
+async def test_a_local_read_waits_for_a_write_that_qdrant_may_have_shown_to_others(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.qdrant.hold = asyncio.Event()
+    rig.qdrant.answers = [UpstreamUnreachable("reset", maybe_applied=True)]
+    writing = asyncio.create_task(rig.router.handle(upsert()))
+    await until(lambda: len(rig.qdrant.calls) == 1)
+    rig.mode.upstream_changed(Verdict(up=False, since=1.0, reason="reset"), pending=0)
+    reading = asyncio.create_task(rig.router.handle(get()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not rig.replica.reads
+    rig.qdrant.hold.set()
+    assert (await writing).code is Code.OK
+    reply = await reading
+    assert dict(reply.trailers)[rpc.COMPLETENESS] == "complete"
+    assert rig.log.last_seq == 1 and len(rig.replica.applied) == 1
+
+
+async def test_a_local_read_does_not_wait_for_ever_and_says_so(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.qdrant.hold = asyncio.Event()
+    writing = asyncio.create_task(rig.router.handle(upsert()))
+    await until(lambda: len(rig.qdrant.calls) == 1)
+    rig.mode.upstream_changed(Verdict(up=False, since=1.0, reason="reset"), pending=0)
+    reply = await rig.router.handle(get())
+    assert reply.body == b"local" and dict(reply.trailers)[rpc.COMPLETENESS] == "stale"
+    rig.qdrant.hold.set()
+    await writing
+
+
+async def test_a_write_that_qdrant_may_have_and_the_log_has_not_is_a_doubt(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.replica.refusal = control_pb.PrepareResponse(code=Code.UNAVAILABLE, details="not now")
+    for maybe_applied, marked in ((False, 0), (True, 3)):
+        rig.online()
+        rig.qdrant.answers = [UpstreamUnreachable("reset", maybe_applied=maybe_applied)]
+        assert (await rig.router.handle(upsert())).code is Code.UNAVAILABLE
+        await until(lambda marked=marked: rig.replica.marked == ["c"] * marked)
+    assert await rig.entries() == []

@@ -1,0 +1,265 @@
+"""Bugs in failover, replay and mirroring, which the simulation must find within its usual seeds."""
+
+from __future__ import annotations
+
+from tests.museum.bug import Change, Exhibit, bug
+
+_FOUND = "tests/simulation/test_found.py"
+_SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
+
+
+def _bug(
+    name: str,
+    promise: str,
+    file: str,
+    old: str,
+    new: str,
+    *tests: str,
+    seed: bool = False,
+    more: tuple[Change, ...] = (),
+) -> Exhibit:
+    return bug(name, promise, file, old, new, *(tests or (_SIMULATION,)), seed=seed, more=more)
+
+
+ROUTING = (
+    _bug(
+        "writes during a drain go straight to Qdrant",
+        "no later write overtakes an earlier one",
+        "router.py",
+        "            if not self._mode.is_remote:\n                return await self._write_local",
+        "            if not self._mode.is_remote and not self._mode.is_draining:\n"
+        "                return await self._write_local",
+        seed=True,
+    ),
+    _bug(
+        "reads during a drain go to Qdrant",
+        "read your writes",
+        "router.py",
+        "        if self._mode.is_remote:\n            reply = await self._read_remote",
+        "        if self._mode.is_remote or self._mode.is_draining:\n            reply = await self._read_remote",
+        seed=True,
+    ),
+    _bug(
+        "the replica answers before it has what was acknowledged",
+        "read your writes",
+        "router.py",
+        "        await self._mirror.caught_up(acknowledged_seq)\n",
+        "",
+        _FOUND,
+    ),
+    _bug(
+        "a write is checked before those before it are applied",
+        "what Qdrant would take is taken",
+        "router.py",
+        "            await self._mirror.caught_up(self._synced_seq)\n",
+        "",
+        _FOUND,
+    ),
+    _bug(
+        "acknowledged before it is logged",
+        "nothing acknowledged is lost",
+        "router.py",
+        "                seq = sent.seq = await self._log_pending(call, row, entry)\n",
+        "                asyncio.ensure_future(self._log_pending(call, row, entry))\n"
+        "                return self._from_local(call, Reply(local_answers.plain_success(row, request, 0)))\n",
+        seed=True,
+    ),
+    _bug(
+        "a write of unknown outcome is taken for done",
+        "nothing acknowledged is lost",
+        "router.py",
+        "            return None, reply.maybe_applied\n",
+        "            return (Reply() if reply.maybe_applied else None), False\n",
+    ),
+    _bug(
+        "a broken connection is the client's error",
+        "Qdrant going away is no error for the client",
+        "router.py",
+        "            return None, reply.maybe_applied\n",
+        '            return refuse(Code.RESOURCE_EXHAUSTED, "Qdrant is away"), False\n',
+    ),
+    _bug(
+        "local reads do not wait for writes of unknown outcome",
+        "one order explains what all clients see",
+        "router.py",
+        "        is_settled = await self._writes_settled(call)\n",
+        "        is_settled = True\n",
+        _FOUND,
+    ),
+    _bug(
+        "a client that hangs up stops its write halfway",
+        "the replica is never silently different",
+        "router.py",
+        "        return await asyncio.shield(task)\n",
+        "        return await task\n",
+    ),
+    _bug(
+        "writes to one point are not ordered",
+        "both sides end the same",
+        "conflicts.py",
+        "            await _all_done(before)\n",
+        "            await _all_done(())\n",
+    ),
+)
+
+DOUBTS = (
+    _bug(
+        "no marker of doubt",
+        "the replica is never silently different",
+        "repairs.py",
+        "            self._write_durably(self._marker)\n",
+        "            pass\n",
+    ),
+    _bug(
+        "a write that may be at Qdrant and is not in the log is no doubt",
+        "the replica is never silently different",
+        "router.py",
+        "if sent.maybe_applied and not sent.seq:",
+        "if False:",
+        _SIMULATION,
+        "tests/router/test_router.py::test_a_write_that_qdrant_may_have_and_the_log_has_not_is_a_doubt",
+    ),
+    _bug(
+        "the copy under way forgets a new doubt",
+        "the replica is never silently different",
+        "replica/hydrate.py",
+        "            self._doubted.update(collections)\n",
+        "            self._doubted.clear()\n",
+        _FOUND,
+    ),
+    _bug(
+        "pages overwrite what was written meanwhile",
+        "concurrent writes win over the page",
+        "replica/copying.py",
+        "after=page.next_offset, since_seq=since\n",
+        "after=page.next_offset, since_seq=self._.log.last_seq\n",
+        _FOUND,
+    ),
+    _bug(
+        "the mirror skips what Qdrant has acknowledged",
+        "the replica knows what was written online",
+        "mirror.py",
+        "            for record in records\n        ]\n",
+        "            for record in records\n            if record.state is EntryState.PENDING\n        ]\n",
+        more=(
+            Change(
+                "server/mirror.py",
+                "self.applied_seq = max(self.applied_seq, answer.applied_seq)",
+                "self.applied_seq = max(self.applied_seq, records[-1].seq)",
+            ),
+        ),
+    ),
+)
+
+REPLAY = (
+    _bug(
+        "the cursor moves before the answer",
+        "nothing acknowledged is lost",
+        "replay/stepper.py",
+        "        self._page.extend(unpack(record, self._kinds) for record in records)\n",
+        "        self._page.extend(unpack(record, self._kinds) for record in records)\n"
+        "        if records:\n            await self._log.mark_replayed(records[-1].seq)\n",
+        _FOUND,
+        seed=True,
+    ),
+    _bug(
+        "replay goes on past an entry that failed",
+        "pending writes reach Qdrant in the order of the log",
+        "replay/stepper.py",
+        "        self.failures += 1\n        self._doubts = self._doubts + 1",
+        "        self._page.rotate(-1)\n        self.failures += 1\n        self._doubts = self._doubts + 1",
+        seed=True,
+    ),
+    _bug(
+        "a broken connection counts as done",
+        "nothing acknowledged is lost",
+        "replay/delivery.py",
+        "Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False)",
+        "Answer(Outcome.DONE, Code.OK, str(failure), answered=False)",
+        _FOUND,
+    ),
+    _bug(
+        "not now counts as never",
+        "only what Qdrant refuses is in quarantine",
+        "replay/judge.py",
+        '(Code.RESOURCE_EXHAUSTED, Outcome.TRANSIENT, "rate limit or disk full")',
+        '(Code.RESOURCE_EXHAUSTED, Outcome.PERMANENT, "rate limit or disk full")',
+        _FOUND,
+    ),
+    _bug(
+        "what follows a refused write is sent",
+        "later entries that touch a quarantined point follow it",
+        "replay/stepper.py",
+        "            self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)\n",
+        "            pass\n",
+    ),
+    _bug(
+        "entries that may not repeat share a cursor",
+        "sending an entry again changes nothing",
+        "replay/stepper.py",
+        "        if not parcel.is_blind:\n            # What was sent",
+        "        if False:\n            # What was sent",
+        _FOUND,
+        more=(
+            Change(
+                "server/replay/stepper.py",
+                "        if delivered.left_over or not parcel.is_blind:\n",
+                "        if delivered.left_over:\n",
+            ),
+        ),
+    ),
+    _bug(
+        "what is refused is dropped",
+        "nothing is dropped in silence",
+        "replay/stepper.py",
+        "        await self._log.quarantine(record, code=int(code), details=details)\n",
+        "",
+        seed=True,
+    ),
+    _bug(
+        "the open breaker stays open",
+        "everything drains in the end",
+        "health/breaker.py",
+        "if self._phase is Phase.OPEN and now >= self._opened_at + self._open_seconds:",
+        "if self._phase is Phase.OPEN and now >= self._opened_at + 100 * self._open_seconds:",
+        seed=True,
+    ),
+    _bug(
+        "a drain is not asked for",
+        "everything drains in the end",
+        "app.py",
+        "        if change.after is State.DRAINING:\n            replayer.request_sync(change.reason)\n",
+        "",
+        seed=True,
+    ),
+)
+
+CUTOVER = (
+    _bug(
+        "REMOTE although something is pending",
+        "REMOTE means nothing is pending",
+        "mode.py",
+        "        elif not pending:\n",
+        "        elif verdict.up:\n",
+        seed=True,
+    ),
+    _bug(
+        "a write of unknown outcome leaves the state alone",
+        "read your writes",
+        "mode.py",
+        '        self._step("a write went to the log", Event.WRITE_LOGGED)\n',
+        "        return\n",
+    ),
+)
+
+LOG = (
+    _bug(
+        "the log is not synced under load",
+        "nothing acknowledged is lost when the power goes",
+        "wal/writer.py",
+        "        self._sync_file()\n        self._synced = self._written\n",
+        "        self._synced = self._written\n",
+    ),
+)
+
+FAILOVER = ROUTING + DOUBTS + REPLAY + CUTOVER + LOG

@@ -1,0 +1,407 @@
+"""The replica as a model: the service that the proxy talks to, over points in memory.
+
+Promises what `server.replica` promises the proxy: entries applied in order, each once, with the cursor in one
+transaction; imports that leave alone what later entries touched; a kill loses nothing that was committed, a power cut
+the last transactions (SQLite with `synchronous=NORMAL`). One collection; its vectors are not modelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from generated.qdrant import collections_pb2, points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control
+from generated.understudy.wal.v1 import entry_pb2
+from server import config
+from server.clock import Clock
+from server.errors import ReplicaUnavailable
+from server.replica.process import ReplicaControl
+from server.replica.touched import Touched
+from server.rpc import AS_OF, COMPLETENESS, METHODS, Call, Code, Reply, refuse
+from server.telemetry import Telemetry
+from tests.simulation import points as p
+from tests.simulation.loop import VirtualLoop
+
+_SERVICE = "/understudy.replica.v1.ReplicaService/"
+_NAMES = {
+    control.COMPLETENESS_EMPTY: "empty",
+    control.COMPLETENESS_HYDRATING: "hydrating",
+    control.COMPLETENESS_COMPLETE: "complete",
+    control.COMPLETENESS_STALE: "stale",
+}
+_CID = 1
+_MOST_SECONDS = 0.003
+_CHANGING = frozenset(
+    _SERVICE + name for name in ("Apply", "ImportPage", "ImportCatalogue", "SetCompleteness", "NoteVerified")
+)
+
+
+@dataclass
+class Stored:
+    """What is in the database. `exists`: whether it knows the collection."""
+
+    points: p.Points = field(default_factory=dict)
+    applied_seq: int = 0
+    log_id: str = ""
+    is_known: bool = False
+    exists: bool = False
+    completeness: int = control.COMPLETENESS_EMPTY
+    resume_at: bytes = b""
+    as_of_seq: int = 0
+    expected_points: int = 0
+    verified_unix_ns: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.completeness == control.COMPLETENESS_COMPLETE
+
+    def distrust(self) -> None:
+        if self.completeness in (control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE):
+            self.completeness = control.COMPLETENESS_STALE
+        self.resume_at = b""
+
+
+class Database:
+    """The replica's disk: outlives every process. The last few transactions may go in a power cut."""
+
+    def __init__(self) -> None:
+        self.now = Stored()
+        self._recent: deque[Stored] = deque(maxlen=6)
+
+    def commit(self, state: Stored) -> None:
+        self._recent.append(self.now)
+        self.now = state
+
+    def power_cut(self, chance: random.Random) -> None:
+        """Back to one of the last states."""
+        states = [*self._recent, self.now]
+        self.now = chance.choice(states)
+        self._recent.clear()
+
+
+class Replica:
+    """One process at a time on one database; serves the proxy's calls."""
+
+    def __init__(self, loop: VirtualLoop, chance: random.Random, database: Database) -> None:
+        self.database = database
+        self.is_up = False
+        self.is_hung = False
+        self.generation = 0
+        self.most_seconds = _MOST_SECONDS
+        self.trace: Callable[..., None] = print
+        # Told of a write that was prepared while points may be missing here.
+        self.on_unresolved: Callable[[Any], None] = lambda request: None
+        self._loop = loop
+        self._chance = chance
+        self._touched = Touched(0)
+
+    def start(self) -> None:
+        self.generation += 1
+        self.is_up, self.is_hung = True, False
+        self._touched = Touched(self.database.now.applied_seq)
+
+    def crash(self) -> None:
+        self.generation += 1
+        self.is_up = False
+
+    async def handle(self, call: Call) -> Reply:
+        """Answer, however often the process is replaced meanwhile: see `_Patient` of the real one."""
+        left = None if call.deadline is None else max(0.0, call.deadline - self._loop.now)
+        try:
+            async with asyncio.timeout(left):
+                while True:
+                    reply = await self._try(call)
+                    if reply is not None:
+                        return reply
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise ReplicaUnavailable(f"the replica did not answer {call.method} in time") from error
+
+    async def _try(self, call: Call) -> Reply | None:
+        generation = self.generation
+        # Reads go on beside a transaction that takes its time.
+        most = self.most_seconds if call.method in _CHANGING else _MOST_SECONDS
+        await asyncio.sleep(self._chance.uniform(0.0001, most))
+        while self.is_hung and generation == self.generation:  # noqa: ASYNC110 - on a clock that jumps
+            await asyncio.sleep(0.05)
+        if not self.is_up or generation != self.generation:
+            return None
+        try:
+            since = _since_of(call)
+            while self.database.now.applied_seq < since:
+                await asyncio.sleep(0.01)
+                if generation != self.generation:
+                    return None
+            reply = self._answer(call)
+        except p.Refusal as refusal:
+            reply = refuse(refusal.code, refusal.details)
+        await asyncio.sleep(self._chance.uniform(0.0001, 0.002))
+        return reply if generation == self.generation else None
+
+    def _answer(self, call: Call) -> Reply:
+        name = call.method.removeprefix(_SERVICE)
+        act = _CONTROL.get(name)
+        if act is not None:
+            return Reply(act(self, call.body).SerializeToString())
+        state = self.database.now
+        if call.method == p.ALIASES:
+            return Reply(collections_pb2.ListAliasesResponse().SerializeToString())
+        request = METHODS[call.method].request.FromString(call.body)
+        self._find(state)
+        trailers = (
+            (COMPLETENESS, _NAMES[state.completeness]),
+            (AS_OF, str(state.applied_seq if state.is_whole else state.as_of_seq)),
+        )
+        return Reply(p.answer(state.points, call.method, request).SerializeToString(), trailers=trailers)
+
+    def _find(self, state: Stored) -> None:
+        if not state.exists:
+            if state.is_known:
+                raise p.no_collection(p.COLLECTION)
+            raise p.Refusal(Code.UNAVAILABLE, "the replica has not seen Qdrant's catalogue yet")
+
+    def _change(self) -> Stored:
+        state = self.database.now
+        return replace(state, points=dict(state.points))
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    def _attach(self, body: bytes) -> Message:
+        request = control.AttachRequest.FromString(body)
+        state = self._change()
+        is_other = state.log_id != request.log_id and (state.log_id != "" or state.applied_seq > 0)
+        follows = max(0 if is_other else min(state.applied_seq, request.last_seq), request.first_seq - 1)
+        rewound = is_other or follows != state.applied_seq
+        if rewound:
+            state.applied_seq = follows
+            state.distrust()
+            self._touched.restart(follows)
+        state.log_id = request.log_id
+        self.database.commit(state)
+        return control.AttachResponse(applied_seq=state.applied_seq, rewound=rewound)
+
+    def _prepare(self, body: bytes) -> Message:
+        asked = control.PrepareRequest.FromString(body)
+        state = self.database.now
+        request: Any = METHODS[asked.method].request.FromString(asked.request)
+        try:
+            self._find(state)
+            if not state.is_whole:
+                self.on_unresolved(request)
+                return control.PrepareResponse()
+            absent = p.missing(state.points, request)
+            if absent is not None:
+                raise p.no_point(absent)
+        except p.Refusal as refusal:
+            return control.PrepareResponse(code=refusal.code, details=refusal.details)
+        if p.named(request) is not None:
+            return control.PrepareResponse()
+        plain = p.delete(sorted(state.points))
+        return control.PrepareResponse(
+            resolved=[entry_pb2.Operation(method=p.DELETE, request=plain.SerializeToString())]
+        )
+
+    def _apply(self, body: bytes) -> Message:
+        request = control.ApplyRequest.FromString(body)
+        state, response = self._change(), control.ApplyResponse()
+        for entry in request.entries:
+            result = control.Applied(seq=entry.seq, reply=p.done(entry.seq).SerializeToString())
+            if entry.seq > state.applied_seq:
+                self._apply_entry(state, entry, result)
+                state.applied_seq = entry.seq
+            response.results.append(result)
+        self.database.commit(state)
+        self.trace("replica applied up to", state.applied_seq)
+        response.applied_seq = state.applied_seq
+        return response
+
+    def _apply_entry(self, state: Stored, entry: control.LogEntry, result: control.Applied) -> None:
+        whole = entry.entry
+        parts = [(part.method, part.request) for part in whole.resolved] or [(whole.method, whole.request)]
+        if not state.exists:
+            result.code, result.details, result.reply = int(Code.NOT_FOUND), "no collection", b""
+            return
+        for method, raw in parts:
+            request: Any = METHODS[method].request.FromString(raw)
+            absent = p.missing(state.points, request)
+            if absent is not None and not entry.synced and state.is_whole:
+                result.code, result.details, result.reply = int(Code.NOT_FOUND), p.no_point(absent).details, b""
+            touched = p.apply(state.points, request)
+            if p.named(request) is None:
+                self._touched.collection(_CID, entry.seq)
+            self._touched.points(_CID, map(_key, touched), entry.seq)
+
+    # --- what comes from Qdrant --------------------------------------------------------------------------------------
+
+    def _demand_memory(self, since: int) -> None:
+        if not self._touched.knows(since):
+            raise p.Refusal(Code.FAILED_PRECONDITION, f"what came after entry {since} is not known")
+
+    def _import_catalogue(self, body: bytes) -> Message:
+        request = control.ImportCatalogueRequest.FromString(body)
+        self._demand_memory(request.since_seq)
+        state = self._change()
+        state.exists = state.is_known = True
+        self.database.commit(state)
+        return control.ImportCatalogueResponse(wanted=[] if state.is_whole else [p.COLLECTION])
+
+    def _import_page(self, body: bytes) -> Message:
+        request = control.ImportPageRequest.FromString(body)
+        self._demand_memory(request.since_seq)
+        kind = points_pb2.GetResponse if request.single_ids else points_pb2.ScrollResponse
+        page = {point.id.num: p.payload_of(point) for point in kind.FromString(request.page).result}
+        state = self._change()
+        gone = self._gone(state, request, page)
+        skipped = [each for each in [*page, *gone] if self._touched.is_point_later(_CID, _key(each), request.since_seq)]
+        before = dict(state.points)
+        for number, payload in page.items():
+            if number not in skipped:
+                state.points[number] = payload
+        for number in gone:
+            if number not in skipped:
+                state.points.pop(number, None)
+        self.database.commit(state)
+        self.trace("replica imported", sorted(page), "gone", gone, "skipped", skipped)
+        return control.ImportPageResponse(
+            imported=len(page),
+            skipped=[common.PointId(num=each).SerializeToString() for each in sorted(skipped)],
+            changed=_differing(before, state.points),
+        )
+
+    def _compare_page(self, body: bytes) -> Message:
+        request = control.ComparePageRequest.FromString(body)
+        page = {each.id.num: p.payload_of(each) for each in points_pb2.ScrollResponse.FromString(request.page).result}
+        here = {number: payload for number, payload in self.database.now.points.items() if _is_in(request, number)}
+        self.trace("replica compared", sorted(page), "differing", _differing(page, here))
+        return control.ComparePageResponse(remote=_digest(page), local=_digest(here), differing=_differing(page, here))
+
+    def _note_verified(self, body: bytes) -> Message:
+        state = self._change()
+        if state.is_whole:
+            state.verified_unix_ns = control.NoteVerifiedRequest.FromString(body).verified_unix_ns
+            self.database.commit(state)
+        return control.NoteVerifiedResponse()
+
+    @staticmethod
+    def _gone(state: Stored, request: control.ImportPageRequest, page: p.Points) -> list[int]:
+        if request.single_ids:
+            absent = {common.PointId.FromString(each).num for each in request.absent}
+            return sorted(number for number in absent if number in state.points and number not in page)
+        return sorted(number for number in state.points if _is_in(request, number) and number not in page)
+
+    def _set_completeness(self, body: bytes) -> Message:
+        request = control.SetCompletenessRequest.FromString(body)
+        state = self._change()
+        was_whole = state.completeness in (control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE)
+        if request.completeness == control.COMPLETENESS_STALE and not was_whole:
+            state.distrust()
+        elif state.exists:
+            state.completeness, state.resume_at = request.completeness, request.resume_at
+            state.as_of_seq, state.expected_points = request.as_of_seq, request.expected_points
+            state.verified_unix_ns = request.verified_unix_ns or state.verified_unix_ns
+        self.database.commit(state)
+        self.trace("replica is", _NAMES[state.completeness])
+        return control.SetCompletenessResponse()
+
+    def _status(self, body: bytes) -> Message:
+        del body
+        state = self.database.now
+        response = control.StatusResponse(applied_seq=state.applied_seq, catalogue_known=state.is_known)
+        if state.exists:
+            response.collections.add(
+                name=p.COLLECTION,
+                completeness=state.completeness,  # type: ignore[arg-type]
+                points=len(state.points),
+                as_of_seq=state.as_of_seq,
+                resume_at=state.resume_at,
+                expected_points=state.expected_points,
+                verified_unix_ns=state.verified_unix_ns,
+            )
+        return response
+
+
+_CONTROL: dict[str, Callable[[Replica, bytes], Message]] = {
+    "Attach": Replica._attach,
+    "Prepare": Replica._prepare,
+    "Apply": Replica._apply,
+    "ImportCatalogue": Replica._import_catalogue,
+    "ImportPage": Replica._import_page,
+    "ComparePage": Replica._compare_page,
+    "NoteVerified": Replica._note_verified,
+    "SetCompleteness": Replica._set_completeness,
+    "Status": Replica._status,
+}
+
+
+def _is_in(request: control.ImportPageRequest | control.ComparePageRequest, number: int) -> bool:
+    """Whether a point lies in the range of a request."""
+    first = common.PointId.FromString(request.first).num if request.first else 0
+    after = common.PointId.FromString(request.after).num if request.after else 1 << 62
+    return first <= number < after
+
+
+def _differing(one: p.Points, other: p.Points) -> int:
+    """Points that one side lacks or has otherwise."""
+    return sum(one.get(number) != other.get(number) for number in one.keys() | other.keys())
+
+
+def _digest(points: p.Points) -> control.RangeDigest:
+    content = hashlib.blake2b(repr(sorted(points.items())).encode(), digest_size=16).digest()
+    return control.RangeDigest(points=len(points), content=content)
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _since_of(call: Call) -> int:
+    """Imports wait until the replica holds every entry that the page shows."""
+    name = call.method.removeprefix(_SERVICE)
+    if name == "ImportCatalogue":
+        return control.ImportCatalogueRequest.FromString(call.body).since_seq
+    if name == "ComparePage":
+        return control.ComparePageRequest.FromString(call.body).since_seq
+    if name == "ImportPage":
+        return control.ImportPageRequest.FromString(call.body).since_seq
+    return 0
+
+
+class Process:
+    """Stands in for `server.replica.process.ReplicaProcess`; belongs to one life of the proxy."""
+
+    def __init__(
+        self, replica: Replica, store: Path, settings: config.Replica, *, clock: Clock, telemetry: Telemetry
+    ) -> None:
+        del store, telemetry
+        self.pid: int | None = None
+        self.restarts = 0
+        self.on_restart: Callable[[], None] | None = None
+        self.backend = replica
+        self.control = ReplicaControl(replica, clock, settings.call_timeout_seconds)
+        self._replica = replica
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.5)
+        self._replica.start()
+        self.pid = 1
+
+    async def stop(self) -> None:
+        self._replica.crash()
+        self.pid = None
+
+    def restarted(self) -> None:
+        """The supervisor has put another process in place of a dead one."""
+        self._replica.start()
+        self.restarts += 1
+        if self.on_restart is not None:
+            self.on_restart()

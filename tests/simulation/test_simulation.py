@@ -1,0 +1,88 @@
+"""The promises of the design, over seeds: clients, faults and every interleaving of a run come from one number."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.plan import FAULTS, plan_of
+from tests.simulation.seeds import Tally, examine_many, explain_failure
+from tests.simulation.shrink import command
+from tests.simulation.world import run
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
+SOAK_SEEDS = 100_000
+
+
+def hold(seeds: range, jobs: int) -> Tally:
+    """Run them; the first failure is made short and told."""
+    total = Tally()
+    for tally in examine_many(seeds, jobs):
+        total.add(tally)
+        if tally.failures:
+            plan = plan_of(tally.failures[0][0])
+            pytest.fail(explain_failure(run(plan), plan))
+    return total
+
+
+def test_the_promises_hold() -> None:
+    total = hold(range(SEEDS), 2)
+    # What does not happen is not tested.
+    happened = total.counts
+    assert happened.keys() >= FAULTS.keys()
+    for call in (
+        "upsert ok local",
+        "upsert ok remote",
+        "set ok local",
+        "delete ok local",
+        "get ok local",
+        "wipe ok local",
+    ):
+        assert happened[call] > 0, call
+    assert happened["quarantined"] > 0
+    assert happened["answers of a copy that is not whole, judged"] > 0
+    assert happened["upsert no answer "] + happened["upsert no answer local"] > 0
+
+
+@pytest.mark.soak
+def test_the_promises_hold_for_long() -> None:
+    total = hold(range(1_000_000, 1_000_000 + SOAK_SEEDS), 2)
+    assert total.seeds == SOAK_SEEDS
+
+
+def test_a_seed_is_the_same_run_in_every_process() -> None:
+    digests = []
+    for hash_seed in ("0", "4242"):
+        done = subprocess.run(
+            [sys.executable, "-c", "from tests.simulation.test_simulation import print_digests; print_digests()"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.append(done.stdout)
+    assert digests[0].count("\n") == 8
+    assert len(set(digests)) == 1
+
+
+def print_digests() -> None:
+    """The traces of some runs, the first one twice: nothing of a run is left for the next."""
+    for seed in (3, *range(6), 3):
+        print(seed, run(plan_of(seed)).digest)
+
+
+def test_the_plan_of_a_seed_can_be_run_in_part() -> None:
+    plan = plan_of(5)
+    some = frozenset(each.number for each in plan.operations[:4])
+    part = plan.only(some, frozenset())
+    assert len(part.operations) == 4 and not part.faults
+    assert command(part, plan).endswith(
+        f"5 --operations {','.join(map(str, (e.number for e in part.operations)))} --faults none"
+    )
+    assert not run(part).violations
