@@ -100,11 +100,12 @@ class Play:
             if _is_refusal(ours):
                 self.tally.refused[call.method] += 1
             return None, True
-        case = Case(call, ours, theirs, self._oracle, self._shape, where, self._names)
-        for row in self._rows:
-            if row.explains(case):
-                self.tally.used[row.name] += 1
-                return None, False
+        for together in (False, True):
+            case = Case(call, ours, theirs, self._oracle, self._shape, where, self._names, together)
+            for row in self._rows:
+                if row.explains(case):
+                    self.tally.used[row.name] += 1
+                    return None, False
         return Disagreement(at, call, where), False
 
 

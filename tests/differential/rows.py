@@ -22,6 +22,8 @@ class Case:
     where: str
     rows: frozenset[str]
     """The names of the rows that hold in this run."""
+    together: bool
+    """Whether rows may lean on each other: asked only when none explains the difference alone."""
 
 
 @dataclass(frozen=True, slots=True)
