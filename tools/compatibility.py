@@ -59,7 +59,7 @@ TAIL = """
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in
-  `tests/replica/test_search_differential.py` and `tests/replica/test_filters_engines.py`.
+  `tests/differential` and `tests/replica/test_filters_engines.py`.
 """
 
 _FORMS: tuple[tuple[str, str, Descriptor], ...] = (
