@@ -50,8 +50,8 @@ TAIL = """
 ## Where a local answer differs from Qdrant's
 
 - `Get` of a collection tells the last real info of Qdrant with the counts, the configuration and the payload indexes
-  of the replica. How many points a payload index holds is as Qdrant told it last, or left out; numbers of segments and
-  of indexed vectors are not kept.
+  of the replica. How many points a payload index holds is counted where that is cheap, else as Qdrant told it last;
+  numbers of segments and of indexed vectors are not kept.
 - Points carry no `shard_key`.
 - The limits of strict mode are not enforced. A write that Qdrant refuses for them at replay goes to the quarantine.
 - Text conditions on a field whose text index has a stemmer, stopwords of a language, or the multilingual or code
