@@ -230,11 +230,15 @@ class _Patient:
         while True:
             upstream = await self._process.serving()
             try:
-                return await upstream.handle(call)
+                reply = await upstream.handle(call)
+                # Nobody here cancelled it: the process was told to end and did not wait for this call.
+                if reply.code is not Code.CANCELLED:
+                    return reply
             except UpstreamTimeout:
                 raise
             except UpstreamUnreachable:
-                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+                pass
+            await asyncio.sleep(_RETRY_PAUSE_SECONDS)
 
 
 class ReplicaControl:

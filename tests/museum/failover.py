@@ -35,8 +35,8 @@ ROUTING = (
         "reads during a drain go to Qdrant",
         "read your writes",
         "router.py",
-        "        if self._mode.is_remote:\n            reply = await self._read_remote",
-        "        if self._mode.is_remote or self._mode.is_draining:\n            reply = await self._read_remote",
+        "        if self._mode.is_remote and not is_explained:\n",
+        "        if (self._mode.is_remote or self._mode.is_draining) and not is_explained:\n",
         seed=True,
     ),
     _bug(
@@ -130,7 +130,7 @@ DOUBTS = (
     _bug(
         "pages overwrite what was written meanwhile",
         "concurrent writes win over the page",
-        "replica/copying.py",
+        "replica/pages.py",
         "after=page.next_offset, since_seq=since\n",
         "after=page.next_offset, since_seq=self._.log.last_seq\n",
         _FOUND,

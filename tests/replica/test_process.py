@@ -215,6 +215,24 @@ async def test_it_comes_back_after_a_kill_and_calls_wait_for_it(tmp_path: Path) 
         assert replica.pid == status.pid
 
 
+async def test_a_call_that_outlasts_a_process_told_to_end_is_answered_by_the_next_one(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        restarted = asyncio.Event()
+        replica.on_restart = restarted.set
+        await _apply(replica, entry(1, CREATE, create()))
+        waiting = asyncio.create_task(
+            replica.control.import_catalogue(control.ImportCatalogueRequest(since_seq=2, remote_version="1.20.0"))
+        )
+        # Answered only after the import has reached the process: both go over one connection.
+        await replica.control.status()
+        _kill(replica, signal.SIGTERM)
+        await restarted.wait()
+        assert not waiting.done()
+        await _apply(replica, entry(2, r.UPSERT, upsert(point(1, a=1))))
+        await asyncio.wait_for(waiting, 20)
+        assert (await replica.control.status()).remote_version == "1.20.0"
+
+
 async def test_a_call_does_not_wait_beyond_its_deadline(tmp_path: Path) -> None:
     clock = SystemClock()
     async with _running(tmp_path / "store") as replica:
