@@ -31,13 +31,12 @@ def _in_words(rewrite: Rewrite) -> Callable[[Case], bool]:
     def explains(case: Case) -> bool:
         words = Words(case.oracle, case.shape)
         call = rewrites.modern(case.call)
-        if not rewrite(words, call.request):
-            return False
         if not case.together:
-            return _says_it(case, call)
-        others = [other for name, other in _REWRITES.items() if name in case.rows and other is not rewrite]
-        changed = [other(words, call.request) for other in others]
-        return any(changed) and _says_it(case, call)
+            return rewrite(words, call.request) and _says_it(case, call)
+        changed = [
+            one for name, one in _REWRITES.items() if (name in case.rows or one is rewrite) and one(words, call.request)
+        ]
+        return rewrite in changed and len(changed) > 1 and _says_it(case, call)
 
     return explains
 
@@ -143,12 +142,13 @@ def _values_of_the_index(case: Case) -> bool:
 
 _AN_INDEX = _witnessed(sees_index)
 _SEVERAL_VALUES = _witnessed(sees_several_values)
+# In this order: what a rewrite adds to the filter of the whole query has to be there before filters are merged.
 _REWRITES: dict[str, Rewrite] = {
     "examples without the vector": rewrites.examples_without_vector,
     "averages by datatype": rewrites.whole_averages,
     "a dense query of rows": rewrites.one_row,
-    "filters over candidates": rewrites.filters_of_candidates,
     "ids that prefetches refer to": rewrites.ids_of_prefetches,
+    "filters over candidates": rewrites.filters_of_candidates,
     "what an index changes": _AN_INDEX,
     "emptiness of several values": _SEVERAL_VALUES,
 }

@@ -40,6 +40,11 @@ class Vector:
         """Whether it is kept as whole numbers from 0 to 255."""
         return self.datatype == collections.Uint8
 
+    @property
+    def has_large_scores(self) -> bool:
+        """Whether its products and distances go into the thousands: squashed into 0 to 1, many are one float32."""
+        return self.is_exact or (self.is_bytes and self.distance != "cosine")
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
