@@ -28,7 +28,7 @@ class Vector:
     has_idf: bool = False
     datatype: int = collections.Default
     is_exact: bool = False
-    """Values are small whole numbers, which every datatype holds exactly."""
+    """Values have few bits, so that the datatype holds them exactly."""
 
     @property
     def is_sparse(self) -> bool:
