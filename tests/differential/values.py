@@ -57,7 +57,7 @@ class Values:
         if vector.is_exact and vector.is_bytes:
             return [float(self.chance.randint(0, 255)) for _ in range(vector.size)]
         if vector.is_exact:
-            # Eleven bits each, as half a float holds, at different places: with whole numbers the sums of many points tie.
+            # Eleven bits each, as half a float holds, at different places: the sums of whole numbers would often tie.
             return [self.chance.randint(0, 2000) * 4.0**-place for place in range(vector.size)]
         if vector.is_bytes:
             # What is below 0 becomes 0, so with many such numbers points would tie.
