@@ -121,12 +121,11 @@ class Discover(_Plain):
         self._pairs = pairs
 
     def scores(self, block: Block) -> tuple[Floats, Mask]:
-        """See Scorer."""
-        total = _half_sigmoid(block.similarity(self._target))
+        """See Scorer. Ranks are summed first: added one by one to the likeness, they would round it away."""
+        rank = np.zeros(len(block), dtype=np.float32)
         for positive, negative in self._pairs:
-            difference = np.sign(block.similarity(positive) - block.similarity(negative))
-            total = total + difference.astype(np.float32)
-        return total, None
+            rank += np.sign(block.similarity(positive) - block.similarity(negative))
+        return rank + _half_sigmoid(block.similarity(self._target)), None
 
 
 class Context(_Plain):

@@ -16,7 +16,7 @@ ORDERED = ("n", "f", "when")
 
 
 class Queries:
-    """Queries for a shape. Without `ties`, forms that give many points the same score are left out.
+    """Queries for a shape. In prefetches, forms that give many points the same score are left out.
 
     Which of the points that tie a limit in the middle of a query keeps is nobody's promise, and what comes after it
     differs.
@@ -33,9 +33,13 @@ class Queries:
     def query(self, name: str, *, in_prefetch: bool = False) -> pb.Query:
         """A query by vectors."""
         chance, values = self._chance, self._values
+        vector = values.shape.vectors[name]
         kind = chance.random()
         # In a prefetch, points without a common index would tie at 0.
-        if kind < 0.4 or (in_prefetch and values.shape.vectors[name].is_sparse):
+        if kind < 0.4 or (in_prefetch and vector.is_sparse):
+            return pb.Query(nearest=values.input(name))
+        # Discover squashes scores: of large ones many tie, in either engine, and fusion gives each of them its rank.
+        if kind >= 0.75 and in_prefetch and vector.has_large_scores:
             return pb.Query(nearest=values.input(name))
         if kind < 0.5 and not in_prefetch:
             mmr = pb.Mmr()
@@ -59,7 +63,11 @@ class Queries:
         return pb.Query(context=pb.ContextInput(pairs=pairs))
 
     def _recommend(self, name: str, *, in_prefetch: bool) -> pb.RecommendInput:
-        strategy = self._chance.choice((None, pb.AverageVector, pb.BestScore, pb.SumScores))
+        strategies = [None, pb.AverageVector, pb.SumScores]
+        if not (in_prefetch and self._values.shape.vectors[name].has_large_scores):
+            # The best score is squashed as that of Discover is.
+            strategies.append(pb.BestScore)
+        strategy = self._chance.choice(strategies)
         positive = [self._values.input(name, by_id=0.5) for _ in range(self._chance.randint(0, 2))]
         negative = [self._values.input(name, by_id=0.5) for _ in range(self._chance.randint(0, 2))]
         if in_prefetch or strategy in (None, pb.AverageVector) or not negative:

@@ -137,10 +137,16 @@ def ids_of_prefetches(words: Words, request: Any) -> bool:
 
 
 def filters_of_candidates(words: Words, request: Any) -> bool:
-    """Filters are merged into those of the innermost prefetches and are not asked again over what those found."""
+    """Filters are merged into those of the innermost prefetches and are not asked again over what those found.
+
+    That the points of the query itself are no results is a filter too: it makes room for others in the prefetches.
+    """
     roots = {id(root): root for node, root in levels(request) if node is root and root.prefetch}
     before = request.SerializeToString()
     for root in roots.values():
+        for one in inputs_of(root.query) if not root.HasField("lookup_from") else ():
+            if one.WhichOneof("variant") == "id":
+                _exclude(root, one.id)
         _push(root, common.Filter())
     return bool(request.SerializeToString() != before)
 

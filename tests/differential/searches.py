@@ -156,6 +156,9 @@ class Searches:
         """RecommendGroups."""
         request = self._recommend_request(pb.RecommendPointGroups())
         self._grouped(request)
+        if request.HasField("with_lookup"):
+            # The collection may be missing: with examples that all lack the vector there would be two faults.
+            request.positive_vectors.append(self._values.vector(request.using))
         return Call(POINTS + "RecommendGroups", request)
 
     def _example(self, name: str) -> pb.VectorExample:

@@ -28,7 +28,7 @@ class Vector:
     has_idf: bool = False
     datatype: int = collections.Default
     is_exact: bool = False
-    """Values are small whole numbers, which every datatype holds exactly."""
+    """Values have few bits, so that the datatype holds them exactly."""
 
     @property
     def is_sparse(self) -> bool:
@@ -39,6 +39,11 @@ class Vector:
     def is_bytes(self) -> bool:
         """Whether it is kept as whole numbers from 0 to 255."""
         return self.datatype == collections.Uint8
+
+    @property
+    def has_large_scores(self) -> bool:
+        """Whether its products and distances go into the thousands: squashed into 0 to 1, many are one float32."""
+        return self.is_exact or (self.is_bytes and self.distance != "cosine")
 
 
 @dataclass(frozen=True, slots=True)

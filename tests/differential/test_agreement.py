@@ -21,8 +21,8 @@ from .engine import Engine
 from .local_mode import LocalMode
 from .running import ORACLES, Run, Workload, attempt, run
 
-# With 250 calls each: 7,500 beside the engine in six shapes, 8,750 beside local mode in five.
-SEEDS = {Engine.name: range(5), LocalMode.name: range(7)}
+# With 250 calls each: 10,500 beside the engine in six shapes, 8,750 beside local mode in five.
+SEEDS = {Engine.name: range(7), LocalMode.name: range(7)}
 SOAK_SEEDS = {Engine.name: range(100, 168), LocalMode.name: range(100, 180)}
 CALLS_LEAST = {Engine.name: 5_500, LocalMode.name: 8_000}
 both = pytest.mark.parametrize("oracle", list(ORACLES))

@@ -54,10 +54,11 @@ class Values:
 
     def row(self, vector: Vector) -> list[float]:
         """The numbers of one dense vector."""
+        if vector.is_exact and vector.is_bytes:
+            return [float(self.chance.randint(0, 255)) for _ in range(vector.size)]
         if vector.is_exact:
-            # Far apart, so that few points tie.
-            most = 255 if vector.is_bytes else 2000
-            return [float(self.chance.randint(0, most)) for _ in range(vector.size)]
+            # Eleven bits each, as half a float holds, at different places: the sums of whole numbers would often tie.
+            return [self.chance.randint(0, 2000) * 4.0**-place for place in range(vector.size)]
         if vector.is_bytes:
             # What is below 0 becomes 0, so with many such numbers points would tie.
             return [self.chance.uniform(-10, 270) for _ in range(vector.size)]

@@ -363,6 +363,30 @@ def test_groups_with_lookup(reads: Reads) -> None:
     assert not groups[0].hits[0].payload
 
 
+def test_a_wrong_query_is_refused_before_the_lookup_of_groups(reads: Reads) -> None:
+    request = pb.QueryPointGroups(collection_name="c", group_by="n", limit=2, group_size=1)
+    request.query.nearest.dense.data.extend([1, 0])
+    request.with_lookup.collection = "missing"
+    assert refused(lambda: reads.ask("QueryGroups", request))[0] is Code.NOT_FOUND
+    request.query.recommend.negative.add().id.num = 1
+    code, text = refused(lambda: reads.ask("QueryGroups", request))
+    assert code is Code.INVALID_ARGUMENT and "At least one positive" in text
+
+
+def test_ranks_of_a_discovery_do_not_round_likeness_away(reads: Reads) -> None:
+    reads.local.do(make.CREATE, make.create("far"))
+    points = [make.point(1, make.dense(-7889, 1)), make.point(2, make.dense(-7882, 1))]
+    reads.local.do(r.UPSERT, make.upsert(*points, name="far"))
+    request = pb.QueryPoints(collection_name="far")
+    discover = request.query.discover
+    discover.target.dense.data.extend([1, 0])
+    for positive, negative in ((1, -1), (-1, 1)):
+        pair = discover.context.pairs.add()
+        pair.positive.dense.data.extend([0, positive])
+        pair.negative.dense.data.extend([0, negative])
+    assert ids(reads.ask("Query", request).result) == [2, 1]
+
+
 def test_lookup_from_another_collection_leaves_nothing_out(reads: Reads) -> None:
     reads.local.do(make.CREATE, make.create("other"))
     reads.local.do(r.UPSERT, make.upsert(make.point(5, make.dense(-1, 0)), name="other"))
