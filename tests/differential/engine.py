@@ -257,9 +257,11 @@ class Engine:
             # Without wait a server has acknowledged before it finds that a point is missing.
             if request.wait or "No point with id" not in str(error):
                 raise
-        if isinstance(request, pb.ClearPayloadPoints) and NULLS_KEPT in self._mended:
-            self.mends[NULLS_KEPT] += 1
-            shard.keep_payloads()
+        finally:
+            # Also when one point is missing: the others are changed all the same.
+            if isinstance(request, pb.ClearPayloadPoints) and NULLS_KEPT in self._mended:
+                self.mends[NULLS_KEPT] += 1
+                shard.keep_payloads()
         status = pb.Completed if request.wait else pb.Acknowledged
         return pb.PointsOperationResponse(result=pb.UpdateResult(status=status))
 
