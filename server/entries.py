@@ -19,6 +19,9 @@ from server.rpc import Code, Method, Reply, Scope
 # Room for the fields of an entry beside its request.
 _ENVELOPE_BYTES = 4096
 _ONE_POINT_MISSING = "Not found: No point with id"
+# How Qdrant refuses one part of a batch, and what it says before it has looked at any part.
+_OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL))
+_OF_THE_WHOLE = ("Validation error", "Not found: Collection", "failed to decode")
 
 
 def pending_entry(
@@ -82,9 +85,17 @@ def _entry(row: Method, request: Message, body: bytes, tenant: str) -> entry_pb2
     )
 
 
-def changes_some(row: Method, reply: Reply) -> bool:
-    """Whether Qdrant changed the other points although it refused: it does when one of several ids is missing."""
-    return row.scope is Scope.POINTS and reply.code is Code.NOT_FOUND and reply.details.startswith(_ONE_POINT_MISSING)
+def changes_some(row: Method, request: Message, reply: Reply) -> bool:
+    """Whether Qdrant may have changed points although it refused.
+
+    It does when one of several ids is missing, and when a batch stops at a part that is not its first.
+    """
+    if row.scope is not Scope.POINTS:
+        return False
+    if reply.code is Code.NOT_FOUND and reply.details.startswith(_ONE_POINT_MISSING):
+        return True
+    has_parts_before = isinstance(request, points_pb2.UpdateBatchPoints) and len(request.operations) > 1
+    return has_parts_before and reply.code in _OF_ONE_PART and not reply.details.startswith(_OF_THE_WHOLE)
 
 
 def collection_name(request: Message) -> str:

@@ -247,7 +247,7 @@ class Router:
     async def _acknowledged(self, call: Call, row: Method, request: Message, reply: Reply) -> Reply:
         """Qdrant has answered: what it accepted goes to the log for the replica."""
         self._credentials.saw(call, Kind.WRITE, reply)
-        if reply.is_ok or changes_some(row, reply):
+        if reply.is_ok or changes_some(row, request, reply):
             scrubbed = self._scrub(call)
             if scrubbed.in_filters:
                 self._in_doubt(request, _FILTER_ON_REDACTED)

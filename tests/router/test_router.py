@@ -356,6 +356,38 @@ async def test_what_qdrant_changed_although_it_refused_is_mirrored(make_rig: Mak
     await until(lambda: rig.replica.marked == ["c", "c", "c"] * (1 - logged))
 
 
+_WRONG = "Wrong input: Vector dimension error: expected dim: 2, got 3"
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "details", "doubted"),
+    [
+        (2, Code.INVALID_ARGUMENT, _WRONG, True),
+        (2, Code.INTERNAL, "Service internal error", True),
+        (1, Code.INVALID_ARGUMENT, _WRONG, False),
+        (2, Code.INVALID_ARGUMENT, "Validation error in body: [operations[0].x: wrong]", False),
+        (2, Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!", False),
+        (2, Code.PERMISSION_DENIED, "no", False),
+    ],
+)
+async def test_a_batch_that_qdrant_refused_in_the_middle_leaves_a_doubt(
+    make_rig: MakeRig, parts: int, code: Code, details: str, doubted: bool
+) -> None:
+    """The parts before the wrong one are done at Qdrant, and the answer does not say which they are."""
+    rig = make_rig().online()
+    part = points_pb2.PointsUpdateOperation(upsert=points_pb2.PointsUpdateOperation.PointStructList())
+    batch = points_pb2.UpdateBatchPoints(collection_name="c", operations=[part] * parts)
+    rig.qdrant.answers = [Reply(code=code, details=details)]
+    reply = await rig.router.handle(Call("/qdrant.Points/UpdateBatch", batch.SerializeToString()))
+    assert (reply.code, reply.details) == (code, details)
+    assert await rig.entries() == []
+    if doubted:
+        await until(lambda: bool(rig.replica.marked))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert bool(rig.replica.marked) is doubted
+
+
 async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
     rig = make_rig()
 
