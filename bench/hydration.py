@@ -68,6 +68,14 @@ class Copying:
                 raise SystemExit("the copy does not end")
             time.sleep(0.1)
 
+    def until_indexed(self) -> None:
+        """Wait until the index has every point too: it is built behind the copy and takes its share of the machine."""
+        give_up_at = time.monotonic() + LIMIT_SECONDS
+        while any(each["index_state"] != "ready" or each["index_lag"] for each in self.status()["collections"]):
+            if time.monotonic() > give_up_at:
+                raise SystemExit("the index does not end")
+            time.sleep(0.2)
+
     def until_begun(self) -> None:
         """Wait for the first page."""
         while not self.points()[0]:
@@ -157,6 +165,7 @@ def copy_under_calls(upstream: str, work: Path, body: Path, chosen: argparse.Nam
         if done:
             raise SystemExit("the copy ended before the calls did: ask for more --points or fewer --seconds")
         understudy.until_done()
+        understudy.until_indexed()
         return {"during": during, "after": load(understudy.address, body, rate, seconds)}
 
 

@@ -239,13 +239,13 @@ class Hydrate(Section):
     max_points: int = Field(5_000_000, ge=0, description="Collections with more points are left out and say so")
     page_points: PositiveInt = Field(256, le=10_000, description="Most points per page")
     page_bytes: PositiveInt = Field(
-        MIB // 4, description="Pages of large points hold fewer points, to stay near this size"
+        MIB // 16, description="Pages of large points hold fewer points, to stay near this size"
     )
     page_bytes_max: PositiveInt = Field(
         64 * MIB, description="A page past this size is not taken in: fewer points are asked for; bounds the memory"
     )
     points_per_second: int = Field(
-        5000, ge=0, description="Rate limit, halved while clients' calls keep the event loop busy; 0 = none"
+        2100, ge=0, description="Rate limit, halved while clients' calls keep the event loop busy; 0 = none"
     )
     refresh_seconds: Seconds = Field(60.0, gt=0, description="Time between looks at Qdrant's list of collections")
     retry_seconds: Seconds = Field(5.0, gt=0, description="Pause after a copy failed")

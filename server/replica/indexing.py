@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from server import config
+from server.replica import catalogue
 from server.replica.chroma_server import ChromaServer
 from server.replica.index_building import Building, Step
 from server.replica.index_files import IndexFiles
@@ -168,12 +169,15 @@ class Index:
 
     def _note(self, changes: Changes) -> None:
         """Called before and after each commit: what a batch read between the two is told again."""
+        is_work = False
         with self._lock:
             for (cid, _), part in self._parts.items():
                 keys = changes.touched.get(cid)
                 if keys:
                     part.note(changes.revisions.get(cid, 0), keys)
-        self._wake.set()
+                    is_work = True
+        if is_work:
+            self._wake.set()
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -259,6 +263,8 @@ class Index:
             and not space.field.is_multi
             and space.metric in _CHROMA_SPACES
             and vectors > self._settings.exact_below_bytes
+            # While a collection is copied for the first time, the copy has the processor to itself.
+            and catalogue.was_whole(collection)
         )
 
     def _ask(self, head: dict[str, Any], body: bytes = b"", timeout: float = _WRITE_TIMEOUT_SECONDS) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config
 from server.clock import SystemClock
 from server.replica import catalogue, frames
@@ -69,7 +70,8 @@ class Bench:
             params = collections.VectorParams(size=SIZE, distance=distance)  # type: ignore[arg-type]
             shape = collections.CollectionParams(vectors_config=collections.VectorsConfig(params=params))
             if self.store.collection("c") is None:
-                tx.save_collection(Collection("c", collections.CollectionConfig(params=shape).SerializeToString()))
+                config_body = collections.CollectionConfig(params=shape).SerializeToString()
+                tx.save_collection(Collection("c", config_body, completeness=control.COMPLETENESS_COMPLETE))
         self.cid = self.store.collection("c").cid  # type: ignore[union-attr]
         self.index = Index(self.store, directory / "index", settings)
         self.through = Searcher(self.store, settings, self.index)
@@ -100,6 +102,11 @@ class Bench:
 
     def ready(self) -> None:
         until(lambda: self.index.state(self.cid) == "ready" and self.index.lag(self.cid) == 0, "the index gets ready")
+
+    def is_copied(self, completeness: control.Completeness) -> None:
+        """How much of Qdrant's collection is here."""
+        with self.store.transaction() as tx:
+            tx.set_completeness(self.cid, completeness, as_of_seq=0, expected_points=0)
 
     def given_up(self) -> None:
         """Wait until the index was begun and found to be of no use; before it begins, it is off too."""
@@ -139,6 +146,22 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path / "store")
     yield made
     made.close()
+
+
+def test_a_collection_that_is_copied_for_the_first_time_gets_its_index_afterwards(bench: Bench) -> None:
+    bench.is_copied(control.COMPLETENESS_HYDRATING)
+    bench.put(*range(300))
+    threading.Event().wait(2.5)  # two rounds of the index
+    assert bench.index.pid is None
+    assert bench.index.state(bench.cid) == "off"
+    bench.same()
+    bench.is_copied(control.COMPLETENESS_COMPLETE)
+    bench.ready()
+    assert bench.proposes()
+    bench.is_copied(control.COMPLETENESS_STALE)
+    bench.put(*range(300, 310))
+    bench.ready()
+    bench.same()
 
 
 @pytest.mark.parametrize("distance", [collections.Distance.Cosine, collections.Distance.Euclid])
