@@ -27,6 +27,7 @@ from bench.page import ROOT, machine, publish
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config
 from server.clock import SystemClock
 from server.replica import catalogue
@@ -98,7 +99,8 @@ def fill(store: Store, vectors: Floats) -> None:
     shape = collections.CollectionParams(vectors_config=collections.VectorsConfig(params=params))
     with store.transaction() as tx:
         tx.set_meta(catalogue.KNOWN, "1")
-        tx.save_collection(Collection("c", collections.CollectionConfig(params=shape).SerializeToString()))
+        body = collections.CollectionConfig(params=shape).SerializeToString()
+        tx.save_collection(Collection("c", body, completeness=control.COMPLETENESS_COMPLETE))
     collection = store.collection("c")
     assert collection is not None
     field = Field("", SIZE, is_cosine=True)
