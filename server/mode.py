@@ -116,6 +116,7 @@ class Mode:
         self.since_ns = self._clock.wall_ns()
         self._telemetry.metrics.state(int(after))
         self._telemetry.log.info(_MESSAGES[after], before=before.name, after=after.name, reason=reason)
+        self._telemetry.moment("state.changed", before=before.name, after=after.name, reason=reason)
         if self.on_change is not None:
             self.on_change(change)
         self.subscribers.fire(change)

@@ -71,6 +71,8 @@ async def status_document(sources: Sources) -> dict[str, Any]:
             "state": progress.state.name.lower(),
             "attempt": progress.attempt,
             "remaining": progress.remaining,
+            "entries_per_second": round(progress.entries_per_second, 1),
+            "left_seconds": None if progress.left_seconds is None else round(progress.left_seconds, 1),
             "last_error": progress.last_error,
         }
         if progress

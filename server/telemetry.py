@@ -314,6 +314,16 @@ class Telemetry:
             return _SILENT
         return self._recorded(self._tracer, name, here.context, attributes, links, kind=trace.SpanKind.INTERNAL)
 
+    def moment(self, name: str, /, **attributes: Attribute) -> None:
+        """A rare moment of the process: an event of the current span, and a span of its own that is always traced."""
+        self.current().event(name, **attributes)
+        if self._tracer is None:
+            return
+        drawn = random.getrandbits(128) or 1
+        kind = trace.SpanKind.INTERNAL
+        with self._recorded(self._tracer, name, Context(), attributes, (), kind=kind, drawn=drawn) as span:
+            span.event(name, **attributes)
+
     def current(self) -> Span:
         """The span that is entered here; a silent one when there is none."""
         return _CURRENT.get() or _SILENT

@@ -1,4 +1,4 @@
-"""`understudy doctor`: what stands in the way of a start, and what to do about it.
+"""`understudy doctor`: what stands in the way of a start, or what troubles a running server, and what to do about it.
 
 Promises: changes nothing and starts nothing; each finding says what to do. Does not prove that all will be well.
 """
@@ -11,14 +11,15 @@ import shutil
 import socket
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.markup import escape
 
 from server.addresses import is_loopback, split_address
+from server.cli.findings import Finding, Verdict, of_status
 from server.cli.options import AdminAddress, AsJson, ConfigFile, DataDir, keys_of, settings_from
 from server.cli.output import as_json, console, size
 from server.cli.remote import Port
@@ -28,23 +29,6 @@ from server.errors import AdminRefused, AdminUnreachable, UnderstudyError, WalLo
 from server.wal import inspect
 
 FREE_BYTES_LEAST = 1_000_000_000
-
-
-class Verdict(Enum):
-    """How a check came out."""
-
-    OK = "ok"
-    NOTE = "note"
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: what was looked at, how it is, what to do."""
-
-    about: str
-    verdict: Verdict
-    text: str
 
 
 _MARKS = {Verdict.OK: "[green]ok[/green]  ", Verdict.NOTE: "[yellow]note[/yellow]", Verdict.BAD: "[red]bad[/red] "}
@@ -62,7 +46,7 @@ def doctor(
     admin: AdminAddress = None,
     as_json_: AsJson = False,
 ) -> None:
-    """Check settings, directories, log, ports and Qdrant, and say what to do."""
+    """Check settings, directories, log, ports, Qdrant and a running server, and say what to do."""
     settings = settings_from(config, data_dir=data_dir, admin=admin, vectorstore__url=upstream).settings
     findings = list(examine(settings))
     if as_json_:
@@ -77,9 +61,11 @@ def doctor(
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, in the order of a start."""
     fallback = settings.vectorstore.fallback
-    is_running = _answers(settings)
-    if is_running:
+    document = _status(settings)
+    is_running = document is not None
+    if document is not None:
         yield Finding("server", Verdict.NOTE, f"one is running, see it at http://{settings.admin}/")
+        yield from of_status(document)
     else:
         yield Finding("server", Verdict.OK, "none is running with these settings")
     yield _directory("replica", fallback.local_path)
@@ -96,14 +82,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _chroma(settings.replica.chroma)
 
 
-def _answers(settings: Settings) -> bool:
+def _status(settings: Settings) -> dict[str, Any] | None:
+    """What a running server says of itself; None when none answers."""
     if settings.admin is None:
-        return False
+        return None
     try:
-        Port(settings.admin).get("/status")
+        return Port(settings.admin).get("/status")
     except (AdminUnreachable, AdminRefused):
-        return False
-    return True
+        return None
 
 
 def _directory(about: str, path: Path) -> Finding:

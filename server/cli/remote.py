@@ -200,6 +200,8 @@ def _copy_state(row: dict[str, Any], copy: dict[str, Any]) -> str:
 def _replay(replay: dict[str, Any]) -> str:
     words = [str(replay[key]) for key in ("state",) if replay.get(key)]
     words += [f"{key} {replay[key]}" for key in ("attempt", "remaining") if replay.get(key)]
+    if replay.get("left_seconds") is not None:
+        words += [f"{replay['entries_per_second']:,.0f} entries/s", f"about {duration(replay['left_seconds'])} left"]
     words += [f"last error: {replay['last_error']}"] if replay.get("last_error") else []
     return ", ".join(words) or "idle"
 

@@ -21,7 +21,10 @@ class ReplayState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A snapshot. Times are nanoseconds since the epoch, None = never; `attempt` counts from 1 within one sync."""
+    """A snapshot. Times are nanoseconds since the epoch, None = never; `attempt` counts from 1 within one sync.
+
+    `entries_per_second` is the mean since Qdrant began to take entries this time, 0 while none goes to it.
+    """
 
     state: ReplayState
     attempt: int
@@ -31,3 +34,9 @@ class Progress:
     started: int | None
     last_sync: int | None
     last_error: str
+    entries_per_second: float = 0.0
+
+    @property
+    def left_seconds(self) -> float | None:
+        """How long what remains takes at this pace; None = cannot be told."""
+        return self.remaining / self.entries_per_second if self.remaining and self.entries_per_second else None

@@ -91,6 +91,9 @@ class Replayer:
         self._started: int | None = None
         self._last_sync: int | None = None
         self._last_error = ""
+        # When Qdrant began to take entries this time, and how many it had taken by then.
+        self._running_since = 0.0
+        self._replayed_before = 0
 
     # --- what the owner sees -----------------------------------------------------------------------------------------
 
@@ -135,6 +138,7 @@ class Replayer:
             self._started,
             self._last_sync,
             self._last_error,
+            self._entries_per_second(),
         )
 
     async def run(self) -> None:
@@ -190,6 +194,7 @@ class Replayer:
                 await self._up.wait()
             self._attempt += 1
             self._state = ReplayState.RUNNING
+            self._running_since, self._replayed_before = self._clock.monotonic(), self._stepper.replayed
             self._stepper.look_again()
             had_work = self._log.pending_count > 0
             if had_work:
@@ -243,6 +248,12 @@ class Replayer:
                 await self._sleep(self._breaker.wait_seconds(self._clock.monotonic()))
             case _:
                 await self._sleep(max(self._backoff_seconds(), standing.retry_after_seconds))
+
+    def _entries_per_second(self) -> float:
+        if self._state is not ReplayState.RUNNING:
+            return 0.0
+        seconds = self._clock.monotonic() - self._running_since
+        return (self._stepper.replayed - self._replayed_before) / seconds if seconds > 0 else 0.0
 
     def _backoff_seconds(self) -> float:
         """Exponential with the number of failures in a row, between half and the whole of it."""

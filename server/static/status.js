@@ -50,13 +50,18 @@ function bar(value, most) {
   return made;
 }
 
+function left(status) {
+  const seconds = status.replay?.left_seconds;
+  return seconds === null || seconds === undefined ? "" : `, done in ${span(seconds)}`;
+}
+
 function cards(status) {
   const oldest = status.oldest_pending_age_seconds;
   const phase = String(status.breaker?.phase ?? status.breaker ?? "closed").replace("_", "-");
   const replica = status.replica ?? {};
   const held = Number(status.quarantine?.length ?? status.quarantine ?? 0);
   return [
-    card(count(status.pending), status.pending ? `writes pending, oldest ${span(oldest)}` : "writes pending", status.pending ? "tone" : ""),
+    card(count(status.pending), status.pending ? `writes pending, oldest ${span(oldest)}${left(status)}` : "writes pending", status.pending ? "tone" : ""),
     card(ago(status.last_sync), "last sync"),
     card(phase, "circuit breaker", phase === "closed" ? "" : "bad"),
     card(count(held), "in quarantine", held ? "bad" : ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from server.clock import SystemClock
 from server.health.detector import Verdict
 from server.health.state import State
@@ -67,3 +69,14 @@ def test_with_nothing_pending_nobody_has_to_ask() -> None:
     made = mode()
     made.upstream_changed(UP, pending=0)
     assert made.state is State.REMOTE
+
+
+def test_each_change_is_one_line_and_one_moment_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mode(sync_on_connect=True)
+    moments: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(made._telemetry, "moment", lambda name, **more: moments.append((name, more)))
+    made.upstream_changed(UP, pending=3)
+    made.upstream_changed(UP, pending=3)
+    made.upstream_changed(DOWN, pending=2)
+    told = [(more["before"], more["after"], more["reason"]) for name, more in moments if name == "state.changed"]
+    assert told == [("LOCAL", "DRAINING", "it answers"), ("DRAINING", "LOCAL", "it is gone")]

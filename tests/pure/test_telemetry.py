@@ -78,6 +78,21 @@ def _call(traceparent: str = "", **more: str) -> Call:
 # --- spans ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_moment_of_the_process_is_always_traced_and_shows_in_the_call_that_caused_it(
+    stage: Stage, never: Stage
+) -> None:
+    never.telemetry.moment("state.changed", before="REMOTE", reason="hunter2 refused")
+    alone = never.spans["state.changed"]
+    assert alone.parent is None
+    assert [event.name for event in alone.events] == ["state.changed"]
+    assert dict(alone.events[0].attributes or {}) == {"before": "REMOTE", "reason": "[gone] refused"}
+    with stage.telemetry.server_span(_call()):
+        stage.telemetry.moment("state.changed", before="REMOTE")
+    assert stage.spans["state.changed"].parent is None
+    assert [event.name for event in stage.spans["qdrant.Points/Query"].events] == ["state.changed"]
+    Telemetry.silent().moment("state.changed", before="REMOTE")
+
+
 def test_a_call_and_its_parts_are_one_tree(stage: Stage) -> None:
     with (
         stage.telemetry.server_span(_call(SAMPLED, tracestate="a=b")) as root,

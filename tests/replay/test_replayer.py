@@ -19,7 +19,8 @@ from server import config
 from server.config import QuarantinePolicy, Settings
 from server.health.breaker import Breaker, Phase
 from server.replay import Replayer, ReplayState
-from server.rpc import WAL_KINDS, Backend, Code, Metadata
+from server.replay.progress import Progress
+from server.rpc import WAL_KINDS, Backend, Call, Code, Metadata, Reply
 from server.telemetry import Telemetry
 from server.wal.record import EntryState, Record
 from tests.faults.backends import FlakyBackend, LostAnswer, Refused, Silence, Stall, says
@@ -118,6 +119,30 @@ async def test_first_in_first_out_with_wait() -> None:
     assert bench.log.kept == {}
     progress = bench.replayer.progress
     assert (progress.replayed, progress.remaining, progress.last_error) == (20, 0, "")
+
+
+async def test_the_pace_of_a_drain_and_how_long_it_will_take() -> None:
+    seen: list[Progress] = []
+
+    class Slow:
+        """Takes a quarter of a second for each entry."""
+
+        def __init__(self) -> None:
+            self.qdrant = MiniQdrant("c")
+
+        async def handle(self, call: Call) -> Reply:
+            bench.clock.advance(0.25)
+            seen.append(bench.replayer.progress)
+            return await self.qdrant.handle(call)
+
+    bench = Bench(MemoryLog(*(upsert(point(n)) for n in range(40))), Slow())
+    await bench.drain()
+    assert (seen[0].entries_per_second, seen[0].left_seconds) == (0.0, None)
+    last = seen[-1]
+    assert last.entries_per_second == pytest.approx(4, rel=0.1)
+    assert last.left_seconds == pytest.approx(last.remaining / last.entries_per_second)
+    idle = bench.replayer.progress
+    assert (idle.entries_per_second, idle.left_seconds) == (0.0, None)
 
 
 async def test_resolved_operations_go_instead_of_the_request() -> None:
