@@ -129,6 +129,8 @@ class Session:
         self.plan = aids.plan if aids is not None else NO_PLAN
         self._resident = aids.resident if aids is not None else None
         self._tables = aids.tables if aids is not None else None
+        # One request asks several times what passes its filter, and the snapshot does not change meanwhile.
+        self._last: tuple[Selection, tuple[Path, ...], Judged | None] | None = None
 
     @cached_property
     def fields(self) -> Fields:
@@ -222,12 +224,15 @@ class Session:
         """What the columns say about a selection; None when the points have to be walked."""
         if self._tables is None or selection.only is not None or (selection.matcher is None and not more):
             return None
+        if self._last is not None and self._last[0] is selection and self._last[1] == more:
+            return self._last[2]
         node = selection.matcher.node if selection.matcher is not None else Combined()
         table = self._tables.table(self.collection, node, *more)
         judged = None if table is None else Judged(table, *table.bounds(node))
         if judged is not None and self.plan.is_wanted:
             surely, maybe = int(np.count_nonzero(judged.surely)), int(np.count_nonzero(judged.maybe))
             self.plan.step("filter", by="columns", exact=surely == maybe, surely=surely, maybe=maybe)
+        self._last = selection, more, judged
         return judged
 
     def _note_walk(self, selection: Selection) -> None:
