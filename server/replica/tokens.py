@@ -1,23 +1,27 @@
 """PURE. How Qdrant's full-text index cuts text into tokens.
 
-Promises: the tokenizers word, whitespace and prefix with lower-casing, token lengths, ASCII folding and own stopwords.
-Does not promise the language tables (stemmers, stopwords by language, multilingual): `tokenizer` raises NotServed.
+Promises: the tokenizers word, whitespace and prefix with lower-casing, token lengths, ASCII folding, own stopwords and
+stemmers. Does not promise the language tables (stopwords by language, multilingual): `tokenizer` raises NotServed.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+import regex
+
 from generated.qdrant import collections_pb2 as collections
+from server.replica import stems
 from server.replica.refusal import NotServed
 
 Tokenizer: TypeAlias = Callable[[str], list[str]]
 """Text → its tokens in order."""
 
-_WORD = re.compile(r"[^\W_]+")
+# As Rust sees letters and digits: Python's own `\w` lacks the vowel signs that many scripts write as marks.
+_WORD = regex.compile(r"[\p{Alphabetic}\p{N}]+")
+_NO_SPACE = regex.compile(r"\P{White_Space}+")
 
 
 def words(text: str) -> list[str]:
@@ -65,13 +69,21 @@ def _folded_letter(letter: str) -> str:
     return base if base.isascii() else letter
 
 
+def _stemmer(params: collections.TextIndexParams) -> Callable[[str], str] | None:
+    if not params.HasField("stemmer") or params.stemmer.WhichOneof("stemming_params") != "snowball":
+        return None
+    found = stems.stemmer(params.stemmer.snowball.language)
+    if found is None:
+        raise NotServed(f"a text index with a stemmer for `{params.stemmer.snowball.language}` is not known here")
+    return found
+
+
 def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokenizer:
     """The tokenizer of a text index. `of_query`: a prefix index keeps a query's words whole.
 
     Raises NotServed for an index that needs tables of a language.
     """
-    if params.HasField("stemmer") and params.stemmer.WhichOneof("stemming_params") == "snowball":
-        raise NotServed("a text index with a stemmer needs the server's language tables")
+    stem = _stemmer(params)
     if params.stopwords.languages:
         raise NotServed("a text index with stopwords of a language needs the server's language tables")
     if params.tokenizer in (collections.Multilingual, collections.Code):
@@ -82,11 +94,11 @@ def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokeniz
     stopwords = {word.lower() if lower else word for word in params.stopwords.custom}
 
     def accepted(text: str) -> Iterator[str]:
-        for piece in text.split() if params.tokenizer == collections.Whitespace else _WORD.findall(text):
+        for piece in (_NO_SPACE if params.tokenizer == collections.Whitespace else _WORD).findall(text):
             folded = _fold(piece) if params.ascii_folding else piece
             token = folded.lower() if lower else folded
             if token not in stopwords:
-                yield token
+                yield token if stem is None else stem(token)
 
     def whole(text: str) -> list[str]:
         return [

@@ -120,11 +120,6 @@ LINES: Mapping[str, Line] = {
         for kind in ("Keyword", "Integer", "Float", "Geo", "Text", "Bool", "Datetime", "Uuid")
     },
     "TextIndexParams.scoring": Line(Effect.TOLD, "queries by text are refused, see `Query.text`"),
-    "TextIndexParams.stemmer": Line(
-        Effect.TOLD, "Snowball stemmers need the server's tables: text conditions on such a field are UNAVAILABLE"
-    ),
-    "StemmingAlgorithm.*": Line(Effect.TOLD, "see `TextIndexParams.stemmer`"),
-    "SnowballParams.*": Line(Effect.TOLD, "see `TextIndexParams.stemmer`"),
     "StopwordsSet.languages": Line(
         Effect.TOLD, "stopwords by language are the server's tables: text conditions on such a field are UNAVAILABLE"
     ),

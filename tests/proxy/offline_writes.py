@@ -254,6 +254,9 @@ def field_indexes() -> Iterator[Case]:
     plain_text = {"text_index_params": {"tokenizer": "Word", "stemmer": {"disabled": {}}}}
     request = {"collection_name": NAMED, "field_name": "plain_text", "field_type": "FieldTypeText"}
     yield _case(create, "text without a stemmer", {**request, "field_index_params": plain_text, **WAIT})
+    stemmed = {"text_index_params": {"tokenizer": "Word", "stemmer": {"snowball": {"language": "english"}}}}
+    request = {"collection_name": NAMED, "field_name": "stemmed_text", "field_type": "FieldTypeText"}
+    yield _case(create, "text with a stemmer", {**request, "field_index_params": stemmed, **WAIT})
     yield _case(create, "no field name", {"collection_name": PLAIN, "field_type": "FieldTypeText", "wait": True})
     yield _case(delete, "one that is there", {"collection_name": NAMED, "field_name": "text", **WAIT})
     yield _case(delete, "no wait", {"collection_name": NAMED, "field_name": "k", **NO_WAIT})
