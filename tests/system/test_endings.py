@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from qdrant_client import QdrantClient, models
 from server.errors import WalError
 from tests.system.test_wal_commands import answer, seqs, wal
 from tests.system.understudy import Understudy
-from tests.upstream.process import Standin, until
+from tests.upstream.process import ROOT, Standin, until
 
 CALM = {"UNDERSTUDY_HYDRATE_SETTLE_SECONDS": "0.2", "UNDERSTUDY_HYDRATE_REFRESH_SECONDS": "0.5"}
 KEY = "a-key-of-some-length-4711"
@@ -110,6 +112,23 @@ def outside(standin: Standin, **options: Any) -> Iterator[QdrantClient]:
         client.close()
 
 
+@contextmanager
+def replica_alone(data: Path) -> Iterator[QdrantClient]:
+    """A client of `understudy replica` on a data directory."""
+    command = [sys.executable, "-m", "server.cli", "replica", "--listen", "127.0.0.1:0", "--data-dir", str(data)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline().rsplit(":", 1)[-1])
+        client = QdrantClient(host="127.0.0.1", grpc_port=port, port=1, prefer_grpc=True, check_compatibility=False)
+        yield client
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
 @pytest.fixture
 def proxy(standin: Standin, tmp_path: Path) -> Iterator[Understudy]:
     """A proxy that looks at Qdrant's catalogue often, with a collection `docs` of five points that it has whole."""
@@ -179,6 +198,12 @@ def test_qdrant_comes_back_empty(standin: Standin, proxy: Understudy, tmp_path: 
     standin.kill()
     proxy.wait_state("local")
     assert held(client, "docs") == now
+    # Without a backup the points can be read from a copy of the data directory.
+    proxy.terminate()
+    shutil.copytree(proxy.data, tmp_path / "copy")
+    with replica_alone(tmp_path / "copy") as alone:
+        assert held(alone, "docs") == now
+    proxy.start()
     # The operator puts the backup back.
     standin.directory = full
     standin.start()
