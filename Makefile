@@ -48,6 +48,7 @@ check: setup buf ## What must pass before a commit: format, lint, types, contrac
 	$(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/configuration.py --check
 	$(BIN)/python -m tools.compatibility --check
+	$(BIN)/python -m tools.states --check
 	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 buf: # Lints Understudy's own protos; says so when it cannot.
@@ -80,9 +81,10 @@ demo: setup ## A whole outage on real data, in the terminal
 generate: setup ## Make generated/ from protos/
 	@$(BIN)/python tools/generate.py
 
-docs: setup ## Make docs/configuration.md from server/config.py, docs/compatibility.md from the offline table and its tests
+docs: setup ## Make docs/configuration.md, docs/compatibility.md and the states in docs/architecture.md from the code
 	@$(BIN)/python tools/configuration.py
 	@$(BIN)/python -m tools.compatibility
+	@$(BIN)/python -m tools.states
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: setup ## Pin the newest allowed version of every dependency

@@ -47,6 +47,8 @@ class Message(StrEnum):
     HYDRATION_STARTED = "hydration started"
     HYDRATION_COMPLETE = "hydration complete"
     HYDRATION_FAILED = "hydration failed, it will be tried again"
+    COLLECTION_GONE = "Qdrant no longer has the collection, its local copy is removed"
+    CAME_BACK_EMPTY = "Qdrant came back without any collection, the local copies are kept"
     CREDENTIAL_MISSING = "replay waits: Qdrant wants a key and none is known"
 
 

@@ -165,7 +165,7 @@ class Router:
         request = _parse(row, call.body)
         if isinstance(request, Reply):
             return request
-        refusal = self._credentials.check(call, row.kind, collection_name(request))
+        refusal = await self._let_in(call, row.kind, collection_name(request))
         if refusal is not None:
             return refusal
         if self._scrubber.secrets_in_filters(call.method, call.body):
@@ -174,6 +174,17 @@ class Router:
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
         return self._from_local(call, reply if is_settled else _as_stale(reply))
+
+    async def _let_in(self, call: Call, kind: Kind, collection: str) -> Reply | None:
+        """Whether a call may be answered here; of a caller that nobody knows Qdrant is asked, if it is up."""
+        refusal = self._credentials.check(call, kind, collection)
+        question = self._credentials.question(call, refusal) if refusal and self._mode.upstream_up else None
+        if question is None:
+            return refusal
+        reply = await self._forward(question)
+        if isinstance(reply, Reply):
+            self._credentials.saw(question, Kind.READ, reply)
+        return self._credentials.check(call, kind, collection)
 
     async def _writes_settled(self, call: Call) -> bool:
         """Wait for the writes that Qdrant may have shown to others already; False when that takes too long."""
@@ -277,7 +288,7 @@ class Router:
 
     async def _write_local(self, call: Call, row: Method, request: Message, sent: _Sent) -> Reply:
         """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""
-        refusal = self._credentials.check(call, Kind.WRITE, collection_name(request))
+        refusal = await self._let_in(call, Kind.WRITE, collection_name(request))
         if refusal is not None:
             return refusal
         scrubbed = self._scrub(call)

@@ -56,6 +56,8 @@ TAIL = """
 - The limits of strict mode are not enforced. A write that Qdrant refuses for them at replay goes to the quarantine.
 - Text conditions on a field whose text index has a stemmer, stopwords of a language, or the multilingual or code
   tokenizer are refused with UNAVAILABLE: they need the server's language tables.
+- A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
+  engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in

@@ -21,11 +21,14 @@ from server.credentials.ledger import COLLECTIONS_PER_TOKEN, Grant, LedgerFile
 from server.credentials.named import collections_in
 from server.credentials.presented import API_KEY, Absent, Credential, presented, raw_value
 from server.credentials.proof import Proof, is_checked, proof_of
-from server.rpc import HEALTH_CHECK, Call, Code, Kind, Metadata, Reply, refuse
+from server.rpc import COLLECTIONS, HEALTH_CHECK, Call, Code, Kind, Metadata, Reply, refuse
 from server.wal.files import Disk, RealDisk
 
 _NS = 1_000_000_000
 _HEALTH = "/grpc.health.v1.Health/"
+# The lightest call whose key Qdrant checks.
+_QUESTION = COLLECTIONS + "List"
+_QUESTION_SECONDS = 1.0
 _NONE_GIVEN = "Must provide an API key or an Authorization bearer token"
 _UNKNOWN = "Invalid API key or JWT"
 _AWAY = "Qdrant is away, and offline only credentials that it was seen to accept are let in"
@@ -39,6 +42,8 @@ class _Known:
     digest: bytes
     credential: Credential
     grant: Grant
+    may_write: bool = True
+    """Whether Qdrant was not seen to forbid it to write."""
 
 
 class Credentials:
@@ -147,6 +152,7 @@ class Credentials:
                     if kind is not Kind.READ:
                         grant.write_in.add(collection)
         if kind is not Kind.READ:
+            known.may_write = True
             self._use_for_replay(credential)
         if before != (grant.reads, grant.writes, len(grant.read_in), len(grant.write_in)):
             self._touch()
@@ -236,6 +242,8 @@ class Credentials:
                 return
             grant.writes = False
             grant.write_in -= collections_in(call) or grant.write_in
+            if value in self._known:
+                self._known[value].may_write = False
             if self._for_replay is not None and self._for_replay.value == value:
                 self._for_replay = None
         if grant.is_empty:
@@ -272,6 +280,18 @@ class Credentials:
         if refusal is None:
             self._accepted_offline(found, kind)
         return refusal
+
+    def question(self, call: Call, refusal: Reply) -> Call | None:
+        """What to ask Qdrant, if it is there, about a caller that was refused here only because nobody knows it.
+
+        `saw` takes the answer. None when no answer would help.
+        """
+        found = presented(call.metadata)
+        is_plain = found is Absent.ANONYMOUS or (isinstance(found, Credential) and found.claims is None)
+        if refusal.code is not Code.UNAUTHENTICATED or not is_plain:
+            return None
+        key = ((API_KEY, found.value),) if isinstance(found, Credential) else ()
+        return Call(_QUESTION, b"", key, self._clock.monotonic() + _QUESTION_SECONDS)
 
     @property
     def _is_open_to_all(self) -> bool:
@@ -310,14 +330,19 @@ class Credentials:
     # --- replay ------------------------------------------------------------------------------------------------------
 
     def for_replay(self) -> Metadata | None:
-        """What replay presents to Qdrant: the configured key, else one seen good for writes; None = none is known."""
+        """What replay presents to Qdrant; None = none is known.
+
+        The configured key, else the last one seen good for writes, else one seen reading that may be good for more.
+        """
         if self._upstream_key is not None:
             return ((API_KEY, self._upstream_key),)
         if self._ledger.is_open:
             return ()
         credential = self._for_replay
         if credential is None:
-            return None
+            readers = (one.credential for one in reversed(self._known.values()) if one.grant.reads and one.may_write)
+            value = next((one.value for one in readers if one.claims is None), None)
+            return None if value is None else ((API_KEY, value),)
         if credential.claims is not None and credential.claims.is_expired(self._clock.wall_ns()):
             self._for_replay = None
             return None

@@ -53,8 +53,8 @@ class Causality:
         whole = [self._collections[name] for name in names if name in self._collections]
         if whole:
             return Split(None, operation, min(whole))
-        points = {key: seq for name in names for key, seq in self._points.get(name, {}).items()}
-        touched = [points[key] for key in keys_of(operation) if key in points] if points else []
+        held = [self._points[name] for name in names if name in self._points]
+        touched = {key: points[key] for key in keys_of(operation) for points in held if key in points} if held else {}
         if not touched:
             return Split(operation, None, 0)
-        return Split(without(operation, points), only(operation, points), min(touched))
+        return Split(without(operation, touched), only(operation, touched), min(touched.values()))

@@ -2,7 +2,7 @@
 
 Promises: what is merged does the same as its entries one after the other: plain upserts of whole points, all to one
 collection with the same ordering and shard keys, and no point twice. Qdrant checks each point by itself, so what it
-accepts together it accepts one by one; when it refuses, the entries must be sent singly to learn which is to blame.
+accepts together it accepts one by one; when it refuses, fewer must be sent until the one to blame is alone.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 
 from server import config
 from server.clock import Clock
@@ -94,8 +95,10 @@ class Stepper:
         self._recalled = False
         self._doubts = 0
         self._may_blame = True
-        # Entries up to here were refused as one: they go singly.
+        # Entries up to here failed as one: they go singly.
         self._singly_until = 0
+        # Of the entries up to here Qdrant refuses one: half of them go as one.
+        self._refused_until = 0
         self.failures = 0
         self.replayed = 0
 
@@ -207,24 +210,31 @@ class Stepper:
         """Entries from the front that may go as one. Never while the breaker tries Qdrant with a single entry."""
         if self._breaker.phase is not Phase.CLOSED or self._page[0].seq <= self._singly_until:
             return None
-        found = merge(self._page, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
-        follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty
-        if found is None or (follows and self._causality.split(found[1]).follows is not None):
-            return None
-        return found
+        parcels: Iterable[Parcel] = self._page
+        if self._page[0].seq <= self._refused_until:
+            suspects = [parcel for parcel in self._page if parcel.seq <= self._refused_until]
+            parcels = suspects[: len(suspects) // 2]
+        if self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty:
+            parcels = takewhile(self._is_free, parcels)
+        return merge(parcels, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
+
+    def _is_free(self, parcel: Parcel) -> bool:
+        """Whether an entry follows nothing that is in quarantine."""
+        return all(self._causality.split(operation).follows is None for operation in parcel.operations)
 
     async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
-        """One call for several entries; unless it is simply done, they go singly from here on."""
+        """One call for several entries. Refused, they are halved until one is alone; failed, they go singly."""
         with self._span(run):
             answer = await self._delivery.send(operation)
         if answer.outcome is Outcome.DONE:
             self._breaker.success(permit)
             self._done(run)
             return _ADVANCED
-        self._singly_until = run[-1].seq
         if answer.outcome is Outcome.PERMANENT:
+            self._refused_until = run[-1].seq
             self._breaker.permanent(permit)
             return _ADVANCED
+        self._singly_until = run[-1].seq
         return self._not_now(run[0], answer, permit)
 
     def _done(self, parcels: list[Parcel]) -> None:

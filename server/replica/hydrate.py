@@ -65,6 +65,8 @@ class Hydrator:
         # Asked for since the copy of it that is under way began: what that one copied may be old.
         self._doubted: set[str] = set()
         self._progress: dict[str, CopyProgress] = {}
+        # Here, and not in a Qdrant that holds nothing at all.
+        self._kept: set[str] = set()
         self._settled = Settled(settings.settle_seconds)
         self._drift = Drift(telemetry)
         self._tools = Tools(
@@ -191,7 +193,7 @@ class Hydrator:
         self._bring_progress_up_to_date(known, wanted)
         done = True
         for name in wanted:
-            if name in known and (name in self._asked or self._is_chosen(name)):
+            if name in known and name not in self._kept and (name in self._asked or self._is_chosen(name)):
                 done = await self._copy(name, known[name]) and done
         known = await self._known()
         chosen = [name for name in known if self._is_chosen(name)]
@@ -222,7 +224,17 @@ class Hydrator:
         found = await self._tools.remote.catalogue()
         self._tools.check()
         found.request.since_seq = since
-        return list((await self._control.import_catalogue(found.request)).wanted), found.points
+        answer = await self._control.import_catalogue(found.request)
+        self._tell_of_losses(answer)
+        return list(answer.wanted), found.points
+
+    def _tell_of_losses(self, answer: control_pb.ImportCatalogueResponse) -> None:
+        """Points that Qdrant no longer has: once for each collection."""
+        for name in answer.dropped:
+            self._telemetry.log.warning(Message.COLLECTION_GONE, collection=name)
+        if kept := [name for name in answer.kept if name not in self._kept]:
+            self._telemetry.log.error(Message.CAME_BACK_EMPTY, collections=kept)
+        self._kept = set(answer.kept)
 
     async def _known(self) -> dict[str, control_pb.CollectionState]:
         return {each.name: each for each in (await self._control.status()).collections}

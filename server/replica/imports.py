@@ -8,7 +8,7 @@ written again. Only one thread may call it at a time, but for `compare`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from generated.qdrant import collections_pb2 as collections
@@ -62,20 +62,22 @@ class Imports:
     def catalogue(self, request: control.ImportCatalogueRequest) -> control.ImportCatalogueResponse:
         """Make collections and aliases those of the remote, but for what later entries changed."""
         since = self._demand_memory(request.since_seq)
-        wanted: list[str] = []
+        answer = control.ImportCatalogueResponse()
         with self._store.transaction() as tx:
             for remote in request.collections:
                 if not self._touched.is_name_later(remote.name, since):
-                    wanted.extend(self._import_collection(tx, remote))
+                    self._import_collection(tx, remote, answer)
             if request.whole:
-                self._drop_gone(tx, {remote.name for remote in request.collections}, since)
+                self._drop_gone(tx, {remote.name for remote in request.collections}, since, answer)
                 tx.set_meta(catalogue.KNOWN, "1")
-            self._import_aliases(tx, request, since)
+            self._import_aliases(tx, request, since, answer.kept)
             if request.remote_version:
                 tx.set_meta(catalogue.REMOTE_VERSION, request.remote_version)
-        return control.ImportCatalogueResponse(wanted=wanted)
+        return answer
 
-    def _import_collection(self, tx: Transaction, remote: control.RemoteCollection) -> Iterable[str]:
+    def _import_collection(
+        self, tx: Transaction, remote: control.RemoteCollection, answer: control.ImportCatalogueResponse
+    ) -> None:
         info = collections.CollectionInfo.FromString(remote.info)
         config = info.config.SerializeToString(deterministic=True)
         existing = tx.collection(remote.name)
@@ -83,7 +85,7 @@ class Imports:
             tx.delete_alias(remote.name)
             existing = None
         if existing is not None and not _have_same_vectors(existing, info.config):
-            tx.drop_collection(existing.cid)
+            _drop(tx, existing, answer)
             existing = None
         if existing is None:
             collection = Collection(name=remote.name, config=config, completeness=control.COMPLETENESS_EMPTY)
@@ -94,7 +96,8 @@ class Imports:
         # A look that shows nothing new leaves alone what readers keep in memory of the collection.
         collection = seen if seen == existing else tx.save_collection(seen)
         self._import_schema(tx, collection, info)
-        return [] if catalogue.is_whole(collection) else [remote.name]
+        if not catalogue.is_whole(collection):
+            answer.wanted.append(remote.name)
 
     def _import_schema(self, tx: Transaction, collection: Collection, info: collections.CollectionInfo) -> None:
         for field in collection.schema:
@@ -105,19 +108,30 @@ class Imports:
             if collection.schema.get(field) != body:
                 tx.save_schema(collection.cid, field, body)
 
-    def _drop_gone(self, tx: Transaction, remote_names: set[str], since: int) -> None:
+    def _drop_gone(
+        self, tx: Transaction, remote_names: set[str], since: int, answer: control.ImportCatalogueResponse
+    ) -> None:
+        """Take away what the remote lacks. A remote without any collection may have lost its disk: points stay then."""
         for collection in tx.collections():
-            if collection.name not in remote_names and not self._touched.is_name_later(collection.name, since):
-                tx.drop_collection(collection.cid)
+            if collection.name in remote_names or self._touched.is_name_later(collection.name, since):
+                continue
+            if collection.points and not remote_names:
+                if catalogue.is_whole(collection):
+                    catalogue.distrust(tx, collection)
+                answer.kept.append(collection.name)
+            else:
+                _drop(tx, collection, answer)
 
-    def _import_aliases(self, tx: Transaction, request: control.ImportCatalogueRequest, since: int) -> None:
+    def _import_aliases(
+        self, tx: Transaction, request: control.ImportCatalogueRequest, since: int, kept: Container[str]
+    ) -> None:
         remote = {alias.alias: alias.collection for alias in request.aliases}
         for alias, target in remote.items():
             if not self._touched.is_name_later(alias, since) and tx.collection(target) is not None:
                 tx.set_alias(alias, target)
         if request.whole:
-            for alias in tx.aliases():
-                if alias not in remote and not self._touched.is_name_later(alias, since):
+            for alias, target in tx.aliases().items():
+                if alias not in remote and target not in kept and not self._touched.is_name_later(alias, since):
                     tx.delete_alias(alias)
 
     # --- points ------------------------------------------------------------------------------------------------------
@@ -223,6 +237,12 @@ def _rounded(collection: Collection) -> frozenset[str]:
     """Vectors that Qdrant and the replica each normalise by themselves: their last bits may differ."""
     fields = fields_of(catalogue.config_of(collection).params)
     return frozenset(name for name, field in fields.items() if field.is_cosine)
+
+
+def _drop(tx: Transaction, collection: Collection, answer: control.ImportCatalogueResponse) -> None:
+    if collection.points:
+        answer.dropped.append(collection.name)
+    tx.drop_collection(collection.cid)
 
 
 def _have_same_vectors(collection: Collection, remote: collections.CollectionConfig) -> bool:

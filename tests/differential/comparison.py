@@ -37,7 +37,15 @@ def difference(call: Call, ours: Outcome, theirs: Outcome, ask: Ask) -> str:
     return ""
 
 
+def _answered(call: Call, ask: Ask) -> Any:
+    """What the oracle says to a further question. Raises Differs when it has no answer."""
+    found = ask(call)
+    _demand(not isinstance(found, Refused | Gap), f"the oracle does not answer without a limit: {_told(found)}")
+    return said(call.method, found)
+
+
 def _compare(call: Call, ours: Outcome, theirs: Outcome, ask: Ask) -> None:
+    _demand(not isinstance(theirs, Gap), f"the oracle cannot say it: {_told(theirs)}")
     if isinstance(ours, Refused) or isinstance(theirs, Refused):
         mine, other = (one.status if isinstance(one, Refused) else "OK" for one in (ours, theirs))
         _demand(mine == other, f"status {_told(ours)}, oracle {_told(theirs)}")
@@ -158,10 +166,7 @@ def parts_of(call: Call) -> list[Call]:
 
 
 def _everything(call: Call, ask: Ask) -> list[Hit]:
-    found = ask(call.changed(widen))
-    _demand(not isinstance(found, Refused | Gap), f"the oracle does not answer without a limit: {_told(found)}")
-    page = said(call.method, found)
-    return list(page.hits)
+    return list(_answered(call.changed(widen), ask).hits)
 
 
 def widen(request: Any) -> None:
@@ -192,9 +197,7 @@ def _groups(call: Call, mine: list[Group], other: list[Group], ask: Ask) -> None
             whole = its
         else:
             if not all_groups:
-                found = ask(call.changed(widen))
-                _demand(not isinstance(found, Refused | Gap), f"no answer without a limit: {_told(found)}")
-                all_groups = {group.value: group for group in said(call.method, found)}
+                all_groups = {group.value: group for group in _answered(call.changed(widen), ask)}
             _demand(one.value in all_groups, f"group {one.value!r}, which the oracle does not find")
             whole = all_groups[one.value]
         _same_group(one, whole, call.request.group_size or DEFAULT_GROUP_SIZE)
@@ -219,8 +222,7 @@ def _facets(call: Call, mine: list[tuple[Any, int]], other: list[tuple[Any, int]
     _demand(counts == [count for _, count in other], f"{mine}, oracle {other}")
     at = {_typed(value): count for value, count in other}
     if any(_typed(value) not in at for value, _ in mine):
-        found = ask(call.changed(widen))
-        at = {_typed(value): count for value, count in said(call.method, found)}
+        at = {_typed(value): count for value, count in _answered(call.changed(widen), ask)}
     for value, count in mine:
         _demand(at.get(_typed(value)) == count, f"{value!r} {count} times, oracle {at.get(_typed(value))}")
 
@@ -237,8 +239,7 @@ def _pairs(call: Call, mine: Pairs, other: Pairs, ask: Ask) -> None:
     _demand(first.keys() == second.keys(), f"pairs of {sorted(map(str, first))}, oracle {sorted(map(str, second))}")
     at = dict(other.scores)
     if mine.scores.keys() != other.scores.keys():
-        found = ask(call.changed(widen))
-        at = said(call.method, found).scores
+        at = _answered(call.changed(widen), ask).scores
     for point, scores in first.items():
         _demand(
             len(scores) == len(second[point]) and all(map(is_close, scores, second[point])),

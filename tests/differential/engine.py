@@ -1,13 +1,12 @@
 """The real Qdrant engine of `qdrant-edge-py` as an oracle: shards in a directory behind requests of the wire.
 
-The engine is what lies below a server's collections, so calls that only those answer are gaps (`GAPS` says which).
+The engine is what lies below a server's collections, so calls that only those answer are gaps.
 What it raises is given the status that a server gives it (FACTS 3 and 3.1).
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -24,8 +23,9 @@ from server.rpc import COLLECTIONS, POINTS
 from tests.replica.edge_engine import Inexpressible
 from tests.upstream import legacy
 
-from .answers import Id, id_of, id_order
+from .answers import Id, id_of
 from .calls import Call, Gap, Outcome, Refused
+from .engine_answers import filter_given, payload_wanted, plain, point_shown, rank_of, vectors_wanted
 from .engine_queries import (
     DEFAULT_LIMIT,
     Refusal,
@@ -36,21 +36,16 @@ from .engine_queries import (
     referenced,
     without,
 )
-from .engine_writes import DISTANCES, METHODS_OF_SHARDS, operation_of, parts_of
+from .engine_shard import Shard
+from .engine_writes import METHODS_OF_SHARDS, operation_of, parts_of
 from .searches import EVERYTHING
-from .values import as_payload, spelt
+from .values import spelt
 
 # What a server answers with where the engine only has a text.
 _STATUSES = (
     (re.compile(r"No point with id|Vector with name"), "NOT_FOUND"),
     (re.compile(r""), "INVALID_ARGUMENT"),
 )
-_DATATYPES = {
-    collections.Uint8: edge.VectorStorageDatatype.Uint8,
-    collections.Float16: edge.VectorStorageDatatype.Float16,
-    collections.Float32: edge.VectorStorageDatatype.Float32,
-}
-
 
 NULLS_KEPT = "nulls set on no payload"
 _SHAPING = (
@@ -59,91 +54,6 @@ _SHAPING = (
     pb.CreateVectorNameRequest,
     pb.DeleteVectorNameRequest,
 )
-
-
-class Shard:
-    """One collection."""
-
-    def __init__(self, directory: Path, request: collections.CreateCollection) -> None:
-        directory.mkdir(parents=True)
-        self.directory = directory
-        config = request.vectors_config
-        self.is_unnamed = config.WhichOneof("config") == "params"
-        self.dense = {"": config.params} if self.is_unnamed else dict(config.params_map.map)
-        sparse = request.sparse_vectors_config.map
-        self.names = {*self.dense, *sparse}
-        self._request = request
-        self._shaping: list[Any] = []
-        self.shard = edge.EdgeShard.create(
-            str(directory),
-            edge.EdgeConfig(
-                vectors={name: _dense(params) for name, params in self.dense.items()},
-                sparse_vectors={name: _sparse(params) for name, params in sparse.items()},
-                wal_enabled=False,
-            ),
-        )
-
-    def close(self) -> None:
-        """Release the shard and its directory."""
-        self.shard.close()
-        shutil.rmtree(self.directory)
-
-    def update(self, operation: Any, *, is_shaping: bool = False) -> None:
-        """Apply one operation. `is_shaping`: it changes indexes or vectors, not points."""
-        self.shard.update(operation)
-        if is_shaping:
-            self._shaping.append(operation)
-
-    def keep_payloads(self) -> None:
-        """Give every point without a payload an empty one, which is the same to everybody who asks."""
-        records, _ = self.shard.scroll(edge.ScrollRequest(limit=100_000, with_payload=True))
-        bare = [record.id for record in records if not record.payload]
-        if bare:
-            self.shard.update(edge.UpdateOperation.set_payload(bare, {}))
-
-    def copied(self, directory: Path) -> Shard:
-        """A shard with the same points that never held others."""
-        made = Shard(directory, self._request)
-        for operation in self._shaping:
-            made.update(operation, is_shaping=True)
-        records, _ = self.shard.scroll(edge.ScrollRequest(limit=100_000, with_payload=True, with_vector=True))
-        points = [edge.Point(record.id, record.vector or {}, record.payload or {}) for record in records]
-        made.update(edge.UpdateOperation.upsert_points(points))
-        made.names = set(self.names)
-        return made
-
-    def vector(self, identity: Id, using: str) -> Any:
-        """The stored vector of a point. Raises Refusal."""
-        found = self.shard.retrieve([identity], False, True)
-        if not found:
-            raise Refusal("NOT_FOUND", f"Not found: No point with id {identity} found")
-        vectors = found[0].vector
-        named = vectors if isinstance(vectors, dict) else {"": vectors}
-        if named.get(using) is None:
-            raise Refusal("NOT_FOUND", f'Not found: Vector with name "{using}" for point not found')
-        return named[using]
-
-    def demand(self, ids: list[Id]) -> None:
-        """Raise Refusal for the first point that does not exist: a server looks before it does anything else."""
-        found = {_plain(record.id) for record in self.shard.retrieve(list(dict.fromkeys(ids)), False, False)}
-        for one in ids:
-            if one not in found:
-                raise Refusal("NOT_FOUND", f"Not found: No point with id {one} found")
-
-    def is_plain(self, name: str) -> bool:
-        """Whether a vector is dense and of one row."""
-        return name in self.dense and not self.dense[name].HasField("multivector_config")
-
-
-def _dense(params: collections.VectorParams) -> Any:
-    multi = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if params.HasField("multivector_config") else None
-    return edge.EdgeVectorParams(
-        params.size, DISTANCES[params.distance], multivector_config=multi, datatype=_DATATYPES.get(params.datatype)
-    )
-
-
-def _sparse(params: collections.SparseVectorParams) -> Any:
-    return edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if params.modifier == collections.Idf else None)
 
 
 class Engine:
@@ -288,15 +198,15 @@ class Engine:
                 prefetches=[translator.prefetch(one) for one in request.prefetch],
                 filter=filter_from(query_filter) if query_filter.ListFields() else None,
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
-                with_payload=_payload(request, default=False),
-                with_vector=_with_vectors(request),
+                with_payload=payload_wanted(request, default=False),
+                with_vector=vectors_wanted(request),
             )
         )
-        scored = [_point(hit, pb.ScoredPoint(score=hit.score)) for hit in hits]
+        scored = [point_shown(hit, pb.ScoredPoint(score=hit.score)) for hit in hits]
         if request.query.HasField("order_by"):
             # Merging the shards' answers, a server drops a point that stands there twice running. Which of two points
             # with one value comes first is nobody's promise; here it is the id that says so.
-            scored.sort(key=_rank, reverse=request.query.order_by.direction == pb.Desc)
+            scored.sort(key=rank_of, reverse=request.query.order_by.direction == pb.Desc)
             scored = scored[: limit + request.offset]
             scored = [next(same) for _, same in groupby(scored, key=lambda point: id_of(point.id))]
         return scored[request.offset :]
@@ -341,8 +251,8 @@ class Engine:
     def _get(self, request: pb.GetPoints) -> Message:
         shard = self._shard(request.collection_name)
         ids = list(dict.fromkeys(id_of(one) for one in request.ids))
-        records = shard.shard.retrieve(ids, _payload(request, default=False), _with_vectors(request))
-        return pb.GetResponse(result=[_point(record, pb.RetrievedPoint()) for record in records])
+        records = shard.shard.retrieve(ids, payload_wanted(request, default=False), vectors_wanted(request))
+        return pb.GetResponse(result=[point_shown(record, pb.RetrievedPoint()) for record in records])
 
     def _scroll(self, request: pb.ScrollPoints) -> Message:
         shard = self._shard(request.collection_name)
@@ -353,26 +263,26 @@ class Engine:
             edge.ScrollRequest(
                 offset=id_of(request.offset) if request.HasField("offset") else None,
                 limit=request.limit if request.HasField("limit") else DEFAULT_LIMIT,
-                filter=_filter(request),
-                with_payload=_payload(request, default=True),
-                with_vector=_with_vectors(request),
+                filter=filter_given(request),
+                with_payload=payload_wanted(request, default=True),
+                with_vector=vectors_wanted(request),
                 order_by=order_of(request.order_by) if request.HasField("order_by") else None,
             )
         )
-        response = pb.ScrollResponse(result=[_point(record, pb.RetrievedPoint()) for record in records])
+        response = pb.ScrollResponse(result=[point_shown(record, pb.RetrievedPoint()) for record in records])
         if following is not None:
-            response.next_page_offset.CopyFrom(spelt(_plain(following)))
+            response.next_page_offset.CopyFrom(spelt(plain(following)))
         return response
 
     def _count(self, request: pb.CountPoints) -> Message:
         shard = self._shard(request.collection_name)
-        count = shard.shard.count(edge.CountRequest(exact=True, filter=_filter(request)))
+        count = shard.shard.count(edge.CountRequest(exact=True, filter=filter_given(request)))
         return pb.CountResponse(result=pb.CountResult(count=count))
 
     def _facet(self, request: pb.FacetCounts) -> Message:
         shard = self._shard(request.collection_name)
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        found = shard.shard.facet(edge.FacetRequest(request.key, limit=limit, exact=True, filter=_filter(request)))
+        found = shard.shard.facet(edge.FacetRequest(request.key, limit=limit, exact=True, filter=filter_given(request)))
         response = pb.FacetResponse()
         for hit in found.hits:
             one = response.hits.add(count=hit.count)
@@ -383,67 +293,3 @@ class Engine:
             else:
                 one.value.string_value = str(hit.value)
         return response
-
-
-def _filter(request: Any) -> Any:
-    return filter_from(request.filter) if request.HasField("filter") else None
-
-
-def _payload(request: Any, *, default: bool) -> Any:
-    given = request.with_payload
-    match given.WhichOneof("selector_options") if request.HasField("with_payload") else None:
-        case "enable":
-            return given.enable
-        case "include":
-            return edge.PayloadSelector.Include(list(given.include.fields))
-        case "exclude":
-            return edge.PayloadSelector.Exclude(list(given.exclude.fields))
-        case _:
-            return default
-
-
-def _with_vectors(request: Any) -> Any:
-    given = request.with_vectors
-    match given.WhichOneof("selector_options") if request.HasField("with_vectors") else None:
-        case "enable":
-            return given.enable
-        case "include":
-            return list(given.include.names)
-        case _:
-            return False
-
-
-def _rank(point: pb.ScoredPoint) -> tuple[float, tuple[bool, Id]]:
-    return float(getattr(point.order_value, point.order_value.WhichOneof("variant") or "")), id_order(id_of(point.id))
-
-
-def _plain(identity: Any) -> Id:
-    return identity if isinstance(identity, int) else str(identity)
-
-
-def _point(found: Any, target: Any) -> Any:
-    """A point of the engine as a message."""
-    target.id.CopyFrom(spelt(_plain(found.id)))
-    for key, value in as_payload(found.payload or {}).items():
-        target.payload[key].CopyFrom(value)
-    vectors = found.vector
-    if vectors is not None:
-        for name, vector in (vectors if isinstance(vectors, dict) else {"": vectors}).items():
-            _fill_vector(target.vectors.vectors.vectors[name], vector)
-    if found.order_value is not None:
-        if isinstance(found.order_value, int):
-            target.order_value.int = found.order_value
-        else:
-            target.order_value.float = found.order_value
-    return target
-
-
-def _fill_vector(target: pb.VectorOutput, vector: Any) -> None:
-    if isinstance(vector, edge.SparseVector):
-        target.sparse.indices.extend(vector.indices)
-        target.sparse.values.extend(vector.values)
-    elif vector and isinstance(vector[0], list):
-        for row in vector:
-            target.multi_dense.vectors.add(data=row)
-    else:
-        target.dense.data.extend(vector)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .calls import Call, Refused
+from .calls import Call, Gap, Refused
 from .comparison import difference
 from .engine import NULLS_KEPT, Engine
+from .rewrites import lists_for_uuids
 from .rows import Case, Difference, is_same, mended
 
 
@@ -64,7 +65,25 @@ def _postings_of_nothing(case: Case) -> bool:
     return any(f'"{name}"' in str(case.call) for name in names) and _is_settled(case)
 
 
+def _uuid_among_numbers(case: Case) -> bool:
+    """The engine says what we say when texts that read as a UUID are looked for as lists of one."""
+    request = type(case.call.request)()
+    request.CopyFrom(case.call.request)
+    if not lists_for_uuids(request):
+        return False
+    call = Call(case.call.method, request)
+    asked = case.oracle.answer(call)
+    return not isinstance(asked, Gap) and is_same(case, call, asked)
+
+
 ENGINE_ROWS = (
+    Difference(
+        name="a UUID among numbers",
+        oracle="engine",
+        follows="1.18 source: where the plan does not ask the index, the payload decides",
+        why="an index of numbers or times takes the text for a number that nobody has, if the plan asks it at all",
+        explains=_uuid_among_numbers,
+    ),
     Difference(
         name="MMR over sparse vectors",
         oracle="engine",

@@ -6,6 +6,7 @@ oracle, asked in these words, says what we say.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -247,3 +248,31 @@ def whole_averages(words: Words, request: Any) -> bool:
         node.query.nearest.dense.data.extend(mean.tolist())
         is_changed = True
     return is_changed
+
+
+def lists_for_uuids(message: Message) -> bool:
+    """A match of one text that reads as a UUID becomes a match of any of a list with that one text.
+
+    Both mean the same. Only of the first an index of numbers believes that it can answer it: it makes a number of the
+    UUID and finds what has that number.
+    """
+    is_changed = False
+    for descriptor, value in message.ListFields():
+        if descriptor.type != descriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
+            continue
+        for part in value if descriptor.is_repeated else (value,):
+            if isinstance(part, common.FieldCondition):
+                if _is_uuid(part.match.keyword):
+                    part.match.keywords.strings.append(part.match.keyword)
+                    is_changed = True
+            elif lists_for_uuids(part):
+                is_changed = True
+    return is_changed
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from .workload import workload
 CALLS = 250
 """Calls of one workload."""
 SHRINK_RUNS = 300
+SHRUNK_MOST = 12
+"""Disagreements of a run that are made short; further ones are told as they were found."""
 
 # Thousands of small databases are made and thrown away; where there is a disk in memory they need no other.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -69,8 +72,10 @@ def attempt(
     return found, play.tally
 
 
-def report(made: Workload, found: Disagreement, open_oracle: Opening) -> str:
+def report(made: Workload, found: Disagreement, open_oracle: Opening, *, is_shrunk: bool = True) -> str:
     """The failing call, its seed, and a short workload that fails in the same way."""
+    if not is_shrunk:
+        return f"{made}\n{found}"
     calls = made.calls()
     short = Shrinker(lambda some: attempt(made.shape, some, open_oracle)[0], SHRINK_RUNS).shrink(calls, found)
     listed = "\n".join(f"  {call}" for call in short.calls)
@@ -85,17 +90,31 @@ class Run:
     where: dict[str, list[Workload]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
+    def told(self) -> str:
+        """Every failure."""
+        return "\n\n".join((f"{len(self.failures)} workloads failed", *self.failures))
 
-def run(oracle: str, seeds: Sequence[int]) -> Run:
-    """Workloads of every shape that the oracle can hold, with these seeds."""
+    def add(self, made: Workload, oracle: str) -> None:
+        """Play one more workload."""
+        try:
+            found, tally = attempt(made.shape, made.calls(), ORACLES[oracle])
+            if found is not None:
+                is_shrunk = len(self.failures) < SHRUNK_MOST
+                self.failures.append(report(made, found, ORACLES[oracle], is_shrunk=is_shrunk))
+        except Exception:  # noqa: BLE001 - what breaks down fails the run like a disagreement, and the others go on
+            self.failures.append(f"{made}\n{traceback.format_exc()}")
+            return
+        self.tally.add(tally)
+        for name in tally.used:
+            self.where.setdefault(name, []).append(made)
+
+
+def run(oracle: str, seeds: Sequence[int], also: Sequence[Workload] = ()) -> Run:
+    """Workloads of every shape that the oracle can hold, with these seeds, and some of their own."""
     made = Run()
+    for one in also:
+        made.add(one, oracle)
     for shape in SHAPES:
         for seed in seeds if oracle not in shape.not_for else ():
-            one = Workload(shape, seed)
-            found, tally = attempt(shape, one.calls(), ORACLES[oracle])
-            if found is not None and not made.failures:
-                made.failures.append(report(one, found, ORACLES[oracle]))
-            made.tally.add(tally)
-            for name in tally.used:
-                made.where.setdefault(name, []).append(one)
+            made.add(Workload(shape, seed), oracle)
     return made

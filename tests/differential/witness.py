@@ -20,6 +20,7 @@ from .answers import Id, said
 from .calls import Call, Gap, Oracle, Refused
 from .engine_queries import filter_from
 from .engine_writes import INDEXES
+from .rewrites import lists_for_uuids
 from .searches import EVERYTHING
 from .values import spelt
 
@@ -60,7 +61,9 @@ class Witness:
 
     def matching(self, condition: common.Condition) -> list[Id]:
         """Ids of the points that pass. Raises Inexpressible."""
-        query = filter_from(common.Filter(must=[condition]))
+        asked = common.Filter(must=[condition])
+        lists_for_uuids(asked)
+        query = filter_from(asked)
         records, _ = self._shard.scroll(edge.ScrollRequest(limit=EVERYTHING, filter=query))
         return [record.id if isinstance(record.id, int) else str(record.id) for record in records]
 

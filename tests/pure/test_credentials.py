@@ -104,8 +104,41 @@ def test_what_was_accepted_reading_may_read_everywhere_and_not_write(door: Door)
         assert door.lets_in("k") and door.lets_in("k", collection_name="other") and door.lets_in("k", LIST)
         assert door.code("k", UPSERT) is Code.PERMISSION_DENIED
         assert not door.lets_in("K") and not door.lets_in("k ") and not door.lets_in("") and not door.lets_in(None)
-        assert door.credentials.for_replay() is None
         door.reopen()
+
+
+def test_for_the_replay_a_key_seen_reading_is_tried_when_no_better_one_is_known(door: Door) -> None:
+    door.saw("reads")
+    door.saw("only-reads")
+    assert door.credentials.for_replay() == (("api-key", "only-reads"),)
+    door.saw("only-reads", UPSERT, Code.PERMISSION_DENIED, "Global manage access is required")
+    assert door.credentials.for_replay() == (("api-key", "reads"),)
+    assert not door.lets_in("reads", UPSERT)
+    door.saw("writes", UPSERT)
+    assert door.credentials.for_replay() == (("api-key", "writes"),)
+    door.saw("writes", QUERY, Code.UNAUTHENTICATED, "Invalid API key or JWT")
+    door.saw("reads", QUERY, Code.UNAUTHENTICATED, "Invalid API key or JWT")
+    assert door.credentials.for_replay() is None
+
+
+def test_qdrant_is_asked_only_about_those_whom_nobody_knows(door: Door) -> None:
+    def question(key: str | None, method: str = QUERY, *more: tuple[str, str]) -> Call | None:
+        call = called(key, method)
+        call = Call(call.method, call.body, (*call.metadata, *more))
+        refusal = door.credentials.check(call, METHODS[method].kind, "a")
+        return None if refusal is None else door.credentials.question(call, refusal)
+
+    for key, metadata in (("k", (("api-key", "k"),)), (None, ())):
+        asked = question(key)
+        assert asked is not None
+        assert (asked.method, asked.body, asked.metadata) == (LIST, b"", metadata)
+        assert asked.deadline == NOW_S + 1
+    door.saw("k")
+    assert question("k") is None
+    # It is known, and may not: asking for less proves no more.
+    assert question("k", UPSERT) is None
+    assert question(token({"access": "r"})) is None
+    assert question("k", QUERY, ("authorization", "Bearer other")) is None
 
 
 def test_what_was_accepted_writing_may_do_all(door: Door) -> None:

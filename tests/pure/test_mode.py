@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.clock import SystemClock
 from server.health.detector import Verdict
@@ -80,3 +82,36 @@ def test_each_change_is_one_line_and_one_moment_with_its_reason(monkeypatch: pyt
     made.upstream_changed(DOWN, pending=2)
     told = [(more["before"], more["after"], more["reason"]) for name, more in moments if name == "state.changed"]
     assert told == [("LOCAL", "DRAINING", "it answers"), ("DRAINING", "LOCAL", "it is gone")]
+
+
+HAPPENINGS = st.lists(st.sampled_from(("up", "down", "write", "replayed", "sync")), max_size=30)
+
+
+@given(HAPPENINGS, st.booleans(), st.integers(0, 2))
+def test_whatever_happens_no_step_is_illegal_and_the_state_follows_from_two_facts(
+    happenings: list[str], sync_on_connect: bool, pending: int
+) -> None:
+    """Everything that the parts may tell, in any order: never a pair that the table lacks."""
+    made = mode(sync_on_connect=sync_on_connect)
+    for happening in happenings:
+        match happening:
+            case "up" | "down":
+                made.upstream_changed(UP if happening == "up" else DOWN, pending=pending)
+            case "write":
+                # While REMOTE one of unknown outcome: the connection broke, and health does not know it yet.
+                pending += 1
+                made.write_logged()
+            case "replayed" if made.is_draining:
+                pending = 0
+                made.drained()
+            case "sync":
+                made.sync_requested(pending=pending)
+            case _:
+                continue
+        if made.is_remote:
+            assert made.upstream_up
+            assert pending == 0
+        elif made.upstream_up and (pending == 0 or sync_on_connect):
+            assert made.is_draining
+        if not made.upstream_up:
+            assert made.state is State.LOCAL

@@ -559,14 +559,40 @@ async def test_upserts_in_a_row_go_as_one() -> None:
     assert bench.replayer.progress.replayed == 30
 
 
-async def test_what_is_refused_as_one_goes_singly() -> None:
+async def test_what_is_refused_as_one_is_halved_until_the_one_to_blame_is_alone() -> None:
     qdrant = MiniQdrant("c")
     flaky = FlakyBackend(qdrant)
     log = MemoryLog(*(upsert(point(n, (1.0,) if n == 3 else (1.0, 2.0))) for n in range(8)))
     await Bench(log, flaky, TOGETHER).drain()
     assert set(qdrant.points["c"]) == {0, 1, 2, 4, 5, 6, 7}
     assert sorted(log.kept) == [4]
-    assert len(flaky.calls) == 9
+    assert [[each.id.num for each in sent(call).points] for call in flaky.calls] == [
+        [*range(8)],
+        [0, 1, 2, 3],
+        [0, 1],
+        [2],
+        [3],
+        [4, 5, 6, 7],
+    ]
+
+
+async def test_what_must_follow_ends_a_call_early() -> None:
+    qdrant = MiniQdrant("c")
+    flaky = FlakyBackend(qdrant)
+    log = MemoryLog(
+        upsert(point(1, (1.0,))), *(upsert(point(n)) for n in (2, 3, 4, 5)), upsert(point(1)), upsert(point(6))
+    )
+    await Bench(log, flaky, TOGETHER).drain()
+    assert set(qdrant.points["c"]) == {2, 3, 4, 5, 6}
+    assert sorted(log.kept) == [1, 6]
+    assert [[each.id.num for each in sent(call).points] for call in flaky.calls] == [
+        [1, 2, 3, 4, 5],
+        [1, 2],
+        [1],
+        [2],
+        [3, 4, 5],
+        [6],
+    ]
 
 
 async def test_followers_are_not_hidden_among_others() -> None:

@@ -208,6 +208,7 @@ def _info(world: World) -> bytes:
 async def test_a_collection_made_again_by_others_is_noticed(make: Make) -> None:
     world = make()
     fill(world, 20)
+    fill(world, 0, "other")
     async with world.running():
         await world.until(world.is_complete)
         world.remote.local.do(DROP, collections.DeleteCollection(collection_name="c"))
@@ -323,6 +324,33 @@ async def test_switched_off_it_still_learns_the_catalogue(make: Make) -> None:
         hydrator.request(None)
         await world.until(world.is_complete)
     assert world.differences() == []
+
+
+async def test_a_qdrant_that_comes_back_empty_is_told_of_once_and_copied_when_it_is_filled(make: Make) -> None:
+    world = make()
+    fill(world, 25)
+    fill(world, 5, "d")
+    empty = "Qdrant came back without any collection, the local copies are kept"
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete() and world.is_complete("d"))
+        for name in ("c", "d"):
+            world.remote.local.do(DROP, collections.DeleteCollection(collection_name=name))
+        # Asked for, a copy of what Qdrant does not have would fail again and again.
+        hydrator.request(None)
+        await world.until(lambda: world.completeness("d") == STALE)
+        told = len(world.lines)
+        hydrator.request(["c"])
+        rounds = world.clock.monotonic() + 10 * world.settings.refresh_seconds
+        await world.until(lambda: world.clock.monotonic() > rounds)
+        kept = [len(world.here.points(name)) for name in ("c", "d")]
+        fill(world, 30)
+        await world.until(world.is_complete)
+        assert world.completeness("d") == 0
+    assert kept == [25, 5]
+    assert world.differences() == []
+    assert world.lines.count(empty) == 1
+    assert world.lines.count("Qdrant no longer has the collection, its local copy is removed") == 1
+    assert not [line for line in world.lines[told:] if "failed" in line]
 
 
 async def test_asked_again_it_copies_from_the_start_and_stays_whole(make: Make) -> None:

@@ -205,6 +205,34 @@ def test_what_is_gone_remotely_goes(here: Local) -> None:
     assert [collection.name for collection in here.store.collections()] == ["d"]
 
 
+def test_a_remote_without_any_collection_takes_no_points_away(here: Local) -> None:
+    """It may have lost its disk: what is here may be all that is left."""
+    _import(here, _remote("c"), _remote("empty"), also="c")
+    here.imports.page(_page(_retrieved(1), since=0))
+    here.set_completeness(control.COMPLETENESS_COMPLETE)
+    nothing = control.ImportCatalogueRequest(whole=True)
+    answer = here.imports.catalogue(nothing)
+    assert (list(answer.kept), list(answer.dropped), list(answer.wanted)) == (["c"], [], [])
+    assert (list(here.points()), here.store.aliases()) == ([1], {"also": "c"})
+    assert _completeness(here) == control.COMPLETENESS_STALE
+    assert [collection.name for collection in here.store.collections()] == ["c"]
+    assert list(here.imports.catalogue(nothing).kept) == ["c"]
+    # Back again, it is copied; and once the remote holds anything, what it lacks goes.
+    assert _import(here, _remote("c"), also="c") == ["c"]
+    other = control.ImportCatalogueRequest(collections=[_remote("other")], whole=True)
+    answer = here.imports.catalogue(other)
+    assert (list(answer.kept), list(answer.dropped)) == ([], ["c"])
+    assert here.store.aliases() == {}
+
+
+def test_a_collection_that_later_entries_deleted_is_not_kept(here: Local) -> None:
+    _import(here, _remote("c"))
+    here.imports.page(_page(_retrieved(1), since=0))
+    here.apply(1, DROP, collections.DeleteCollection(collection_name="c"))
+    assert list(here.imports.catalogue(control.ImportCatalogueRequest(whole=True, since_seq=1)).kept) == []
+    assert here.store.collections() == []
+
+
 def test_a_collection_with_other_vectors_begins_anew(here: Local) -> None:
     _import(here, _remote("c"))
     here.imports.page(_page(_retrieved(1), since=0))

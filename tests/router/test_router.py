@@ -125,7 +125,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
     tasks: list[asyncio.Task[None]] = []
     logs: list[Log] = []
 
-    def make(settings: Settings | None = None) -> Rig:
+    def make(settings: Settings | None = None, *, had_upstream: bool = False) -> Rig:
         settings = settings or Settings()
         telemetry = Telemetry.silent()
         (tmp_path / "wal").mkdir(mode=0o700)
@@ -159,7 +159,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
             secret=b"s" * 32,
             configured=Keys(),
             upstream_key=None,
-            has_upstream=False,
+            has_upstream=had_upstream,
             clock=CLOCK,
         )
         parts = Parts(
@@ -592,3 +592,32 @@ async def test_a_write_that_qdrant_may_have_and_the_log_has_not_is_a_doubt(make_
         assert (await rig.router.handle(upsert())).code is Code.UNAVAILABLE
         await until(lambda marked=marked: rig.replica.marked == ["c"] * marked)
     assert await rig.entries() == []
+
+
+async def test_qdrant_is_asked_about_a_caller_whom_nobody_knows_while_it_is_up(make_rig: MakeRig) -> None:
+    """Its keys were changed in an outage: during the drain the new ones are unknown here, and good."""
+    rig = make_rig(had_upstream=True).online()
+    rig.mode.write_logged()
+    assert rig.mode.is_draining
+
+    async def outcome(key: str | None) -> Code:
+        metadata = () if key is None else (("api-key", key), ("x-other", "1"))
+        body = points_pb2.GetPoints(collection_name="c").SerializeToString()
+        return (await rig.router.handle(Call(GET, body, metadata))).code
+
+    unknown = Reply(code=Code.UNAUTHENTICATED, details="Invalid API key or JWT")
+    rig.qdrant.answers = [Reply(b""), unknown, unknown, UpstreamTimeout("slow", maybe_applied=False)]
+    assert await outcome("new") is Code.OK
+    assert await outcome("new") is Code.OK
+    assert await outcome("wrong") is Code.UNAUTHENTICATED
+    assert await outcome(None) is Code.UNAUTHENTICATED
+    assert await outcome("slow") is Code.UNAUTHENTICATED
+    asked = [(call.method, call.metadata) for call in rig.qdrant.calls]
+    assert asked == [("/qdrant.Collections/List", (("api-key", key),)) for key in ("new", "wrong")] + [
+        ("/qdrant.Collections/List", ()),
+        ("/qdrant.Collections/List", (("api-key", "slow"),)),
+    ]
+    rig.mode.upstream_changed(Verdict(up=False, since=0.0, reason="gone"), pending=1)
+    assert await outcome("other") is Code.UNAUTHENTICATED
+    assert await outcome("new") is Code.OK
+    assert len(rig.qdrant.calls) == 4

@@ -138,10 +138,14 @@ class RemoteAlias(_message.Message):
     def __init__(self, alias: _Optional[str] = ..., collection: _Optional[str] = ...) -> None: ...
 
 class ImportCatalogueResponse(_message.Message):
-    __slots__ = ("wanted",)
+    __slots__ = ("wanted", "dropped", "kept")
     WANTED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, wanted: _Optional[_Iterable[str]] = ...) -> None: ...
+    dropped: _containers.RepeatedScalarFieldContainer[str]
+    kept: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, wanted: _Optional[_Iterable[str]] = ..., dropped: _Optional[_Iterable[str]] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportPageRequest(_message.Message):
     __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent")
