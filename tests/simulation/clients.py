@@ -111,7 +111,7 @@ class Clients:
         return any(
             not other.is_look
             and other.began < seen.began < other.ended
-            and (not other.ids or not seen.ids or set(other.ids) & set(seen.ids))
+            and (other.is_by_filter or seen.is_by_filter or set(other.ids) & set(seen.ids))
             for other in self.calls
         )
 

@@ -56,6 +56,12 @@ class Seen:
         return self.kind in LOOKS
 
 
+    @property
+    def is_by_filter(self) -> bool:
+        """Whether it waits for every write before it, and every write after it waits for it."""
+        return self.kind in ("wipe", "drop")
+
+
 LOOKS = ("read", "count")
 
 

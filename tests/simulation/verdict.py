@@ -88,7 +88,7 @@ def _followers_held(world: World, quarantined: list[_Kept]) -> None:
             first.setdefault(number, kept.seq)
     for call in world.clients.calls:
         seq = world.clients.seq_of.get(call.value, 0)
-        is_later = call.kind not in ("wipe", "drop") and len(call.ids) == 1 and seq > first.get(call.ids[0], seq)
+        is_later = not call.is_by_filter and len(call.ids) == 1 and seq > first.get(call.ids[0], seq)
         if is_later and call.value in world.qdrant.last_replayed:
             world.violated("later entries follow a refused one", f"{call.label}, entry {seq}, was sent")
 
