@@ -26,18 +26,29 @@ class Absences:
 
     address: str
     spans: list[list[float]] = field(default_factory=list)
+    # How many calls met a proxy that was about to stop.
+    cancelled: int = 0
+    _is_stopping: bool = False
 
     @contextmanager
-    def absent(self) -> Iterator[None]:
-        """Around the end of a proxy and the start of the next one."""
+    def absent(self, *, is_stopped: bool = False) -> Iterator[None]:
+        """Around the end of a proxy and the start of the next one. `is_stopped`: by SIGTERM, not by SIGKILL."""
         span = [time.monotonic(), float("inf")]
         self.spans.append(span)
+        self._is_stopping = is_stopped
         yield
         span[1] = time.monotonic()
+        self._is_stopping = False
 
     def explain(self, error: Exception, started: float) -> bool:
         """Whether a call that began at `started` and failed just now met nobody, or somebody who died."""
-        if not isinstance(error, grpc.RpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+        if not isinstance(error, grpc.RpcError):
+            return False
+        if self._is_stopping and error.code() is grpc.StatusCode.CANCELLED:
+            # gRPC says so of calls that arrived and that no handler has begun when its server stops (grpc/grpc#41785).
+            self.cancelled += 1
+            return time.monotonic() - self.spans[-1][0] < _NOTICED_SECONDS
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return False
         ended = time.monotonic()
         if any(began <= ended and started <= over for began, over in self.spans):

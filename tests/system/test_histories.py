@@ -93,7 +93,8 @@ class Client:
                 point = chance.choice(IDS)
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             await self._call(kind, points_of(chance, kind, point, IDS))
-            await asyncio.sleep(chance.choice((0.0, 0.0, 0.0, 0.03)) * chance.random())
+            # In bursts: what comes at the same time is what can go wrong.
+            await asyncio.sleep(chance.choice((0.0, 0.0, 0.0, 0.5)) * chance.random())
         await self._channel.close()
 
     async def _call(self, kind: str, ids: tuple[int, ...]) -> None:
@@ -198,7 +199,7 @@ class Theatre:
         self.before = final
 
 
-@pytest.mark.parametrize("histories", [3, pytest.param(40, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("histories", [2, pytest.param(40, marks=pytest.mark.soak)])
 @pytest.mark.timeout(3600)
 async def test_one_order_explains_what_all_clients_saw(tmp_path: Path, histories: int) -> None:
     print(f"UNDERSTUDY_TEST_SEED={SEED}")

@@ -113,7 +113,7 @@ async def test_kills_of_qdrant_and_of_the_proxy_under_load(tmp_path: Path, digit
         client.close()
         absences = Absences(proxy.address)
         record = Record(absences=absences, pace=Pace(CALLS_PER_SECOND))
-        clients = [proxy.async_client(grpc_options=QUICK_CHANNEL) for _ in range(CLIENTS)]
+        clients = [proxy.async_client(grpc_options=dict(QUICK_CHANNEL)) for _ in range(CLIENTS)]
         crowd = gather([workload.direct(one) for one in clients], digit_data, record=record)
         theatre = Theatre(standin, proxy, crowd, absences, chance)
         began = time.monotonic()

@@ -293,7 +293,6 @@ class Reader:
         rng = random.Random(self.seed)
         while not self.stopped:
             await self._one(rng)
-            self.record.reads += 1
             await self.record.pause(rng)
 
     async def _one(self, rng: random.Random) -> None:
@@ -316,6 +315,8 @@ class Reader:
                 self.record.retries += 1
             else:
                 self.record.failed(f"{name}: {error!r}")
+        else:
+            self.record.reads += 1
 
 
 def threaded(client: QdrantClient) -> Call:
