@@ -4,6 +4,7 @@
     python -m tests.simulation 17 --trace            every event of it
     python -m tests.simulation 17 --faults 2,5 --operations 1,4,9     a part of it
     python -m tests.simulation 0-1000 --jobs 2       many
+    python -m tests.simulation 0-200 --history       histories of 1,000 calls across failovers
 
 Exit code 1 when a promise is broken.
 """
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from tests.simulation.plan import plan_of
+from tests.simulation.histories import history_of
+from tests.simulation.plan import Plan, plan_of
 from tests.simulation.seeds import Tally, examine_many, explain_failure
 from tests.simulation.shrink import report
 from tests.simulation.world import run
@@ -28,7 +32,8 @@ def main() -> int:
     if not last:
         return _one(int(first), arguments)
     began, total = time.perf_counter(), Tally()
-    for tally in examine_many(range(int(first), int(last)), arguments.jobs, forgetful=arguments.forgetful):
+    chunk = 1 if arguments.history else 10
+    for tally in examine_many(range(int(first), int(last)), arguments.jobs, _maker(arguments), chunk=chunk):
         total.add(tally)
         for seed, text in tally.failures:
             print(f"seed {seed}: {text[:240]}", flush=True)
@@ -43,7 +48,7 @@ def main() -> int:
 
 
 def _one(seed: int, arguments: argparse.Namespace) -> int:
-    whole = plan_of(seed, forgetful=arguments.forgetful)
+    whole = _maker(arguments)(seed)
     plan = replace(whole.only(arguments.operations, arguments.faults), trace=arguments.trace)
     result = run(plan)
     print("\n".join(result.trace))
@@ -55,6 +60,10 @@ def _one(seed: int, arguments: argparse.Namespace) -> int:
     return 1
 
 
+def _maker(arguments: argparse.Namespace) -> Callable[[int], Plan]:
+    return history_of if arguments.history else partial(plan_of, forgetful=arguments.forgetful)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("seeds", help="a seed, or FIRST-LAST (LAST is left out)")
@@ -62,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trace", action="store_true", help="print every event")
     parser.add_argument("--counts", action="store_true", help="how often each kind of call and fault came")
     parser.add_argument("--forgetful", action="store_true", help="Qdrant also loses power, and what it had not synced")
+    parser.add_argument("--history", action="store_true", help="seeds stand for histories of 1,000 calls")
     parser.add_argument("--operations", type=_numbers, help="only these calls")
     parser.add_argument("--faults", type=_numbers, help="only these faults")
     return parser.parse_args()

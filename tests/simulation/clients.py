@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from generated.qdrant import points_pb2
 from server import rpc
 from server.errors import UnderstudyError
 from server.rpc import Call, Code, Reply
 from tests.simulation import points as p
-from tests.simulation.history import NEVER, Outcome, Seen
+from tests.simulation.history import Outcome, Seen
+from tests.simulation.linear import NEVER
 from tests.simulation.plan import Operation
 
 if TYPE_CHECKING:
     from tests.simulation.world import Serving, World
 
 _KEY = (("api-key", "client"),)
-_METHODS = {"upsert": p.UPSERT, "set": p.SET, "delete": p.DELETE, "wipe": p.DELETE, "get": p.GET, "scroll": p.SCROLL}
 _TIME_IS_UP = "Deadline Exceeded"
 _AGAIN_SECONDS = 0.5
 _TRIES = 60
@@ -39,6 +39,8 @@ class Clients:
         self.seq_of: dict[int, int] = {}
         # Values of writes that were accepted while the replica did not know whether their points exist.
         self.unresolved: set[int] = set()
+        # The value of each point that somebody saw last: what conditional writes expect.
+        self._newest: dict[int, int] = {}
         self._world = world
         self._loop = world.loop
         self._open: dict[asyncio.Future[Reply], Serving] = {}
@@ -74,9 +76,9 @@ class Clients:
         if serving is None or not serving.is_ready:
             raise Refused
         seen = self._seen(operation)
-        request = _request(operation, seen.value)
+        request = p.request_of(operation.kind, operation.ids, seen.value, seen.expected, operation.poisoned)
         deadline = self._loop.now + operation.deadline
-        call = Call(_METHODS[operation.kind], request.SerializeToString(), _KEY, deadline)
+        call = Call(p.METHOD_OF[operation.kind], request.SerializeToString(), _KEY, deadline)
         began = self._loop.now
         self._world.trace("client", operation.client, "calls", seen.label)
         try:
@@ -99,7 +101,7 @@ class Clients:
         """Whether the design lets this call fail."""
         if operation.hangs_up and seen.outcome is Outcome.UNKNOWN:
             return True
-        if seen.kind != "read" and seen.error == _TIME_IS_UP and self._waits_behind(seen):
+        if not seen.is_look and seen.error == _TIME_IS_UP and self._waits_behind(seen):
             # Its turn did not come: nobody knows yet what became of the write before it, and slow is not down.
             return True
         return self._world.misfortune.excuses(began, self._loop.now)
@@ -107,18 +109,21 @@ class Clients:
     def _waits_behind(self, seen: Seen) -> bool:
         """Whether a write to the same point was under way when this one began."""
         return any(
-            other.kind != "read"
+            not other.is_look
             and other.began < seen.began < other.ended
-            and (not other.ids or not seen.ids or set(other.ids) & set(seen.ids))
+            and (other.is_by_filter or seen.is_by_filter or set(other.ids) & set(seen.ids))
             for other in self.calls
         )
 
     def _seen(self, operation: Operation) -> Seen:
         number = operation.number + 1
-        kind = "read" if operation.kind in ("get", "scroll") else operation.kind
+        kind = "read" if operation.kind in p.READS else operation.kind
         self._world.events += 1
         label = f"{operation.kind} {list(operation.ids) or ''} #{operation.number}"
         seen = Seen(kind, operation.ids, number, self._world.events, poisoned=operation.poisoned, label=label)
+        if kind in ("swap", "drop"):
+            seen.expected = self._newest.get(operation.ids[0], 0)
+            seen.label += f" of {seen.expected}"
         self.calls.append(seen)
         return seen
 
@@ -179,33 +184,23 @@ class Clients:
             seen.error = f"{reply.code.name} {reply.details}"
             if "catalogue" in reply.details:
                 seen.error = ""
-            if seen.kind == "read":
+            if seen.is_look:
                 seen.outcome = Outcome.REFUSED
 
     def _learn_success(self, seen: Seen, call: Call, reply: Reply, completeness: str) -> None:
         seen.outcome = Outcome.OK
-        if seen.kind == "read":
-            seen.found = p.read(call.method, reply.body)
+        if seen.is_look:
+            if seen.kind == "count":
+                seen.counted = p.counted(reply.body)
+            else:
+                seen.found = p.read(call.method, reply.body)
+                self._newest.update({number: dict(payload).get("v", 0) for number, payload in seen.found.items()})
             if seen.source == "local" and completeness != "complete":
                 # It says itself that it may lack something.
                 seen.source = f"local, {completeness}"
                 seen.outcome = Outcome.UNKNOWN
             return
+        if seen.kind in ("upsert", "insert", "swap"):
+            self._newest.update(dict.fromkeys(seen.ids, seen.value))
         if seen.source == "local":
             self.seq_of[seen.value] = points_pb2.PointsOperationResponse.FromString(reply.body).result.operation_id
-
-
-def _request(operation: Operation, value: int) -> Any:
-    match operation.kind:
-        case "upsert":
-            return p.upsert(operation.ids, value, operation.poisoned)
-        case "set":
-            return p.set_payload(operation.ids[0], value)
-        case "delete":
-            return p.delete(operation.ids)
-        case "wipe":
-            return p.wipe()
-        case "get":
-            return p.get(operation.ids)
-        case _:
-            return p.scroll()

@@ -1,9 +1,9 @@
-"""What clients saw, point by point, and whether one order of all calls explains it.
+"""What clients saw, point by point, as steps for `linear` to put into one order.
 
-Promises: a history is accepted exactly when its calls can be put in one order in which each takes effect between its
-start and its end, and each read shows what the writes before it left (linearizability, for each point by itself). A
-write without an answer may take effect at any time after its start, or never. Gives up past `_NODES_MOST` steps: that
-counts as undecided, never as right.
+Promises: each call becomes one step for each point that it is about, and that step fits exactly where Qdrant would
+have answered so. A write without an answer may take effect at any time after its start, or never; a read without one
+says nothing. Writes by a filter or to several points, and reads of several, are judged point by point: that they happen
+at once is not checked.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
+from tests.simulation.linear import NEVER
 from tests.simulation.points import Payload, merged
 
 State: TypeAlias = "Payload | None"
-_NODES_MOST = 200_000
-NEVER = 1 << 60
 
 
 class Outcome(Enum):
@@ -40,12 +39,30 @@ class Seen:
     ended: int = NEVER
     outcome: Outcome = Outcome.UNKNOWN
     found: dict[int, Payload] = field(default_factory=dict)
+    # How many a count found.
+    counted: int = 0
+    # The value that a conditional write wants to find.
+    expected: int = 0
     poisoned: tuple[int, ...] = ()
     label: str = ""
     # Where the answer came from: remote or local, and when (also if it counts as none).
     source: str = ""
     answered: int = NEVER
     error: str = ""
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it changes nothing."""
+        return self.kind in LOOKS
+
+
+    @property
+    def is_by_filter(self) -> bool:
+        """Whether it waits for every write before it, and every write after it waits for it."""
+        return self.kind in ("wipe", "drop")
+
+
+LOOKS = ("read", "count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +74,48 @@ class _Step:
     state: State
     outcome: Outcome
     label: str
+    expected: int = 0
+    counted: int = 0
+
+    @property
+    def only_looks(self) -> bool:
+        return self.kind in LOOKS or self.outcome is Outcome.MISSING
+
+    @property
+    def fits(self) -> tuple[State, ...]:
+        return (self.state,) if self.kind == "read" else ()
+
+    @property
+    def is_blind(self) -> bool:
+        return self.kind in ("upsert", "delete")
 
     def after(self, state: State) -> tuple[bool, State]:
         """Whether it may come now, and what it leaves."""
         match self.kind:
             case "read":
                 return state == self.state, state
+            case "count":
+                return (state is not None) == bool(self.counted), state
             case "upsert":
                 return True, self.state
             case "delete":
                 return True, None
+            case "insert":
+                return True, self.state if state is None else state
+            case "swap":
+                return True, self.state if _has(state, self.expected) else state
+            case "drop":
+                return True, None if _has(state, self.expected) else state
             case _:
                 if self.outcome is Outcome.MISSING:
                     return state is None, state
                 if state is None:
                     return self.outcome is Outcome.UNKNOWN, state
                 return True, merged(state, self.value)
+
+
+def _has(state: State, value: int) -> bool:
+    return state is not None and ("v", value) in state
 
 
 def steps_of(number: int, calls: Sequence[Seen]) -> list[_Step]:
@@ -82,62 +125,31 @@ def steps_of(number: int, calls: Sequence[Seen]) -> list[_Step]:
         if call.outcome is Outcome.REFUSED or (call.ids and number not in call.ids):
             continue
         ended = NEVER if call.outcome is Outcome.UNKNOWN else call.ended
-        state: State = None
-        kind = call.kind
-        if kind == "read":
-            if call.outcome is Outcome.UNKNOWN:
-                continue
-            state = call.found.get(number)
-        elif kind == "upsert":
-            payload = {"v": call.value}
-            if number in call.poisoned:
-                payload["poison"] = 1
-            state = tuple(sorted(payload.items()))
-        elif kind == "wipe":
-            kind = "delete"
-        found.append(_Step(call.began, ended, kind, call.value, state, call.outcome, call.label))
+        if call.is_look and ended == NEVER:
+            continue
+        found.append(
+            _Step(
+                call.began,
+                ended,
+                "delete" if call.kind == "wipe" else call.kind,
+                call.value,
+                _state_of(number, call),
+                call.outcome,
+                call.label,
+                call.expected,
+                call.counted,
+            )
+        )
     return sorted(found, key=lambda step: step.began)
 
 
-class Undecided(Exception):
-    """Too many orders to try."""
-
-
-def explain(initial: State, steps: Sequence[_Step]) -> str:
-    """Empty when one order explains everything, else what does not fit."""
-    certain = 0
-    for at, step in enumerate(steps):
-        if step.ended != NEVER:
-            certain |= 1 << at
-    seen: set[tuple[int, State]] = set()
-    stack: list[tuple[int, State]] = [(0, initial)]
-    furthest = 0
-    while stack:
-        done, state = stack.pop()
-        if done & certain == certain:
-            return ""
-        if (done, state) in seen:
-            continue
-        seen.add((done, state))
-        if len(seen) > _NODES_MOST:
-            raise Undecided(f"{len(steps)} calls, more than {_NODES_MOST} orders")
-        if (done & certain).bit_count() > (furthest & certain).bit_count():
-            furthest = done
-        frontier = min(step.ended for at, step in enumerate(steps) if not done >> at & 1)
-        following = []
-        for at, step in enumerate(steps):
-            if done >> at & 1:
-                continue
-            if step.began > frontier:
-                break
-            may, after = step.after(state)
-            if may:
-                if step.kind == "read" and step.ended != NEVER:
-                    # A read that fits changes nothing: it may as well come now.
-                    following = [(done | 1 << at, after)]
-                    break
-                following.append((done | 1 << at, after))
-        # What has an answer is tried first.
-        stack.extend(reversed(following))
-    left = [step for at, step in enumerate(steps) if certain >> at & 1 and not furthest >> at & 1]
-    return "; ".join(f"{step.label}" for step in left[:3])
+def _state_of(number: int, call: Seen) -> State:
+    """What a read saw of a point, or what a write puts there."""
+    if call.kind == "read":
+        return call.found.get(number)
+    if call.kind in ("upsert", "insert", "swap"):
+        payload = {"v": call.value}
+        if number in call.poisoned:
+            payload["poison"] = 1
+        return tuple(sorted(payload.items()))
+    return None

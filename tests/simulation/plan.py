@@ -84,6 +84,8 @@ class Plan:
     operations: tuple[Operation, ...]
     faults: tuple[Fault, ...]
     trace: bool = field(default=False, compare=False)
+    # Made by `histories.history_of`, not by `plan_of`.
+    is_history: bool = False
 
     def only(self, operations: Collection[int] | None, faults: Collection[int] | None) -> Plan:
         """The same run with these operations and faults alone; None = all."""
@@ -98,7 +100,15 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
     """The run that a seed stands for. `forgetful`: power cuts of Qdrant, which take what it acknowledged lately."""
     chance = random.Random(f"plan {seed}")
     seconds = chance.choice((20.0, 60.0, 120.0))
-    settings = {
+    settings = settings_of_chance(chance)
+    faults = _faults(chance, seconds, forgetful=forgetful)
+    operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
+    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults)
+
+
+def settings_of_chance(chance: random.Random) -> dict[str, Any]:
+    """Limits of the proxy, mostly so small that they are reached."""
+    return {
         "segment_bytes": chance.choice((3_000, 10_000, 1 << 20)),
         "cache_bytes": chance.choice((0, 2_000, 1 << 20)),
         "head_bytes": chance.choice((1_500, 8 << 20)),
@@ -109,9 +119,6 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
         "mirror_queue_entries": chance.choice((2, 10_000)),
         "queue_entries": chance.choice((2, 4096)),
     }
-    faults = _faults(chance, seconds, forgetful=forgetful)
-    operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
-    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults)
 
 
 def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[Fault, ...]:

@@ -66,6 +66,38 @@ def wipe() -> points_pb2.DeletePoints:
     return points_pb2.DeletePoints(collection_name=COLLECTION, wait=True, points=everything)
 
 
+def insert(number: int, value: int) -> points_pb2.UpsertPoints:
+    """Put a point where there is none."""
+    request = upsert((number,), value)
+    request.update_mode = points_pb2.UpdateMode.InsertOnly
+    return request
+
+
+def swap(number: int, value: int, expected: int) -> points_pb2.UpsertPoints:
+    """Put a point in the place of itself, if its value is the expected one."""
+    request = upsert((number,), value)
+    request.update_mode = points_pb2.UpdateMode.UpdateOnly
+    request.update_filter.CopyFrom(_with_value(expected))
+    return request
+
+
+def drop(number: int, expected: int) -> points_pb2.DeletePoints:
+    """Remove a point if its value is the expected one, by a filter."""
+    chosen = _with_value(expected)
+    chosen.must.add().has_id.has_id.add(num=number)
+    return points_pb2.DeletePoints(
+        collection_name=COLLECTION, wait=True, points=points_pb2.PointsSelector(filter=chosen)
+    )
+
+
+def _with_value(value: int) -> common.Filter:
+    chosen = common.Filter()
+    condition = chosen.must.add().field
+    condition.key = "v"
+    condition.match.integer = value
+    return chosen
+
+
 def set_payload(number: int, value: int) -> points_pb2.SetPayloadPoints:
     """Add to the payload of one point."""
     request = points_pb2.SetPayloadPoints(collection_name=COLLECTION, wait=True, points_selector=_selector((number,)))
@@ -89,13 +121,70 @@ def scroll() -> points_pb2.ScrollPoints:
     )
 
 
+def count(number: int) -> points_pb2.CountPoints:
+    """How many points have this id."""
+    request = points_pb2.CountPoints(collection_name=COLLECTION, exact=True)
+    request.filter.must.add().has_id.has_id.add(num=number)
+    return request
+
+
 def _selector(ids: Sequence[int]) -> points_pb2.PointsSelector:
     return points_pb2.PointsSelector(
         points=points_pb2.PointsIdsList(ids=[common.PointId(num=number) for number in ids])
     )
 
 
+METHOD_OF = {
+    "upsert": UPSERT,
+    "insert": UPSERT,
+    "swap": UPSERT,
+    "set": SET,
+    "delete": DELETE,
+    "drop": DELETE,
+    "wipe": DELETE,
+    "get": GET,
+    "scroll": SCROLL,
+    "count": COUNT,
+}
+# Kinds of calls that show payloads.
+READS = ("get", "scroll")
+
+
+def request_of(kind: str, ids: Sequence[int], value: int, expected: int = 0, poisoned: Iterable[int] = ()) -> Message:
+    """The request of one kind of call; `ids` is empty where it names none."""
+    match kind:
+        case "upsert":
+            return upsert(ids, value, poisoned)
+        case "set":
+            return set_payload(ids[0], value)
+        case "insert":
+            return insert(ids[0], value)
+        case "swap":
+            return swap(ids[0], value, expected)
+        case "drop":
+            return drop(ids[0], expected)
+        case "count":
+            return count(ids[0])
+        case "delete":
+            return delete(ids)
+        case "wipe":
+            return wipe()
+        case "get":
+            return get(ids)
+        case "scroll":
+            return scroll()
+        case _:
+            raise ValueError(kind)
+
+
 # --- what they do ----------------------------------------------------------------------------------------------------
+
+
+def method_of(request: Message) -> str:
+    """The method that a write belongs to."""
+    return {points_pb2.UpsertPoints: UPSERT, points_pb2.DeletePoints: DELETE, points_pb2.SetPayloadPoints: SET}[
+        type(request)
+    ]
 
 
 def named(request: Any) -> list[int] | None:
@@ -129,16 +218,62 @@ def apply(points: Points, request: Any) -> list[int]:
     touched = named(request)
     if isinstance(request, points_pb2.UpsertPoints):
         for point in request.points:
-            points[point.id.num] = payload_of(point)
+            if _may_put(points.get(point.id.num), point.id.num, request):
+                points[point.id.num] = payload_of(point)
     elif isinstance(request, points_pb2.DeletePoints):
-        touched = list(points) if touched is None else touched
+        touched = chosen_by(request.points.filter, points) if touched is None else touched
         for number in touched:
             points.pop(number, None)
     else:
-        for number in touched or ():
+        touched = chosen_by(request.points_selector.filter, points) if touched is None else touched
+        for number in touched:
             if number in points:
                 points[number] = merged(points[number], request.payload["s"].integer_value)
-    return touched or []
+    return touched
+
+
+def _may_put(before: Payload | None, number: int, request: points_pb2.UpsertPoints) -> bool:
+    """Whether the conditions of an upsert let it put a point in the place of what was there."""
+    if before is None:
+        return request.update_mode != points_pb2.UpdateMode.UpdateOnly
+    if request.update_mode == points_pb2.UpdateMode.InsertOnly:
+        return False
+    return not request.HasField("update_filter") or _matches(request.update_filter, number, before)
+
+
+def resolved(points: Points, request: Any) -> Message | None:
+    """The write without its conditions and filters, as it changes these points; None = it has none."""
+    if is_conditional(request):
+        kept = [each for each in request.points if _may_put(points.get(each.id.num), each.id.num, request)]
+        plain = points_pb2.UpsertPoints(collection_name=COLLECTION, wait=True, points=kept)
+        return plain if kept else delete(())
+    if named(request) is not None:
+        return None
+    assert isinstance(request, points_pb2.DeletePoints)
+    return delete(chosen_by(request.points.filter, points))
+
+
+def is_conditional(request: Any) -> bool:
+    """Whether an upsert may leave out some of its points."""
+    return isinstance(request, points_pb2.UpsertPoints) and (
+        request.update_mode != points_pb2.UpdateMode.Upsert or request.HasField("update_filter")
+    )
+
+
+def chosen_by(condition: common.Filter, points: Points) -> list[int]:
+    """The points that a filter chooses."""
+    return [number for number in sorted(points) if _matches(condition, number, points[number])]
+
+
+def _matches(condition: common.Filter, number: int, payload: Payload) -> bool:
+    """The filters of this simulation: ids, and whole numbers under a key."""
+    for each in condition.must:
+        if each.HasField("has_id"):
+            if number not in [one.num for one in each.has_id.has_id]:
+                return False
+        elif (each.field.key, each.field.match.integer) not in payload:
+            return False
+    return True
 
 
 def merged(payload: Payload, value: int) -> Payload:
@@ -171,7 +306,7 @@ def answer(points: Points, method: str, request: Any) -> Message:
         found = dict.fromkeys(each.num for each in request.ids if each.num in points)
         return points_pb2.GetResponse(result=[_retrieved(number, points[number]) for number in found])
     if method == COUNT:
-        return points_pb2.CountResponse(result=points_pb2.CountResult(count=len(points)))
+        return points_pb2.CountResponse(result=points_pb2.CountResult(count=len(chosen_by(request.filter, points))))
     assert method == SCROLL, method
     start = request.offset.num if request.HasField("offset") else 0
     numbers = [number for number in sorted(points) if number >= start]
@@ -194,6 +329,11 @@ def read(method: str, body: bytes) -> Points:
     """The points in the answer to a Get or Scroll."""
     kind = points_pb2.GetResponse if method == GET else points_pb2.ScrollResponse
     return {point.id.num: payload_of(point) for point in kind.FromString(body).result}
+
+
+def counted(body: bytes) -> int:
+    """The number in the answer to a Count."""
+    return points_pb2.CountResponse.FromString(body).result.count
 
 
 def info(points: int) -> collections_pb2.CollectionInfo:

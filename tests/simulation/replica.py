@@ -204,11 +204,11 @@ class Replica:
                 raise p.no_point(absent)
         except p.Refusal as refusal:
             return control.PrepareResponse(code=refusal.code, details=refusal.details)
-        if p.named(request) is not None:
+        plain = p.resolved(state.points, request)
+        if plain is None:
             return control.PrepareResponse()
-        plain = p.delete(sorted(state.points))
         return control.PrepareResponse(
-            resolved=[entry_pb2.Operation(method=p.DELETE, request=plain.SerializeToString())]
+            resolved=[entry_pb2.Operation(method=p.method_of(plain), request=plain.SerializeToString())]
         )
 
     def _apply(self, body: bytes) -> Message:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.simulation.plan import Plan, plan_of
 from tests.simulation.shrink import command, report, shrink
@@ -34,11 +35,11 @@ class Tally:
         self.failures += other.failures
 
 
-def examine(seeds: range, *, forgetful: bool = False) -> Tally:
-    """Run seeds in this process."""
+def examine(seeds: range, make: Callable[[int], Plan] = plan_of) -> Tally:
+    """Run seeds in this process; `make` is what a seed stands for."""
     tally, began = Tally(), time.process_time()
     for seed in seeds:
-        result = run(plan_of(seed, forgetful=forgetful))
+        result = run(make(seed))
         tally.seeds += 1
         tally.seconds += result.seconds
         tally.counts.update(result.counts)
@@ -49,19 +50,17 @@ def examine(seeds: range, *, forgetful: bool = False) -> Tally:
     return tally
 
 
-def examine_many(seeds: range, jobs: int, *, forgetful: bool = False) -> Iterator[Tally]:
-    """The same over several processes, a few seeds at a time."""
+def examine_many(
+    seeds: range, jobs: int, make: Callable[[int], Plan] = plan_of, *, chunk: int = _CHUNK
+) -> Iterator[Tally]:
+    """The same over several processes, `chunk` seeds at a time."""
+    chunks = [range(start, min(start + chunk, seeds.stop)) for start in range(seeds.start, seeds.stop, chunk)]
+    work = partial(examine, make=make)
     if jobs == 1:
-        for start in range(seeds.start, seeds.stop, _CHUNK):
-            yield examine(range(start, min(start + _CHUNK, seeds.stop)), forgetful=forgetful)
+        yield from map(work, chunks)
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        chunks = [range(start, min(start + _CHUNK, seeds.stop)) for start in range(seeds.start, seeds.stop, _CHUNK)]
-        yield from pool.map(_examine_forgetful if forgetful else examine, chunks)
-
-
-def _examine_forgetful(seeds: range) -> Tally:
-    return examine(seeds, forgetful=True)
+        yield from pool.map(work, chunks)
 
 
 def explain_failure(result: Result, whole: Plan) -> str:

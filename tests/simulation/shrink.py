@@ -73,7 +73,7 @@ def _without(numbers: list[int], piece: int) -> Iterator[list[int]]:
 
 def command(plan: Plan, whole: Plan) -> str:
     """What reproduces a run exactly."""
-    parts = [f".venv/bin/python -m tests.simulation {plan.seed}"]
+    parts = [f".venv/bin/python -m tests.simulation {plan.seed}" + (" --history" if plan.is_history else "")]
     for name in ("operations", "faults"):
         chosen = [each.number for each in getattr(plan, name)]
         if len(chosen) != len(getattr(whole, name)):

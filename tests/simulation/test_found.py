@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.simulation.plan import Fault, Operation, Plan
+from tests.simulation.plan import IDS, Fault, Operation, Plan
 from tests.simulation.world import Result, run
 
 _SETTINGS = {
@@ -71,7 +71,13 @@ def test_the_same_run_without_its_faults_is_calm() -> None:
     operations = [Operation(number, number % 4, 1.0 + number, "upsert", (1, 2)) for number in range(8)]
     result = again(1, 3, operations, [])
     assert not result.violations
-    assert result.counts == {"upsert ok remote": 8}
+    assert result.counts == {
+        "upsert ok remote": 8,
+        "calls made": 8,
+        "points judged": len(IDS),
+        # Eight upserts of two points, and the last look at each.
+        "calls judged": 16 + len(IDS),
+    }
     other = run(replace(result.plan, seed=2))
     assert other.digest != result.digest
 

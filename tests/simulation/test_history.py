@@ -1,4 +1,4 @@
-"""The judge of histories, on histories whose verdict is known."""
+"""What clients of points saw, in histories whose verdict is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from tests.simulation.history import NEVER, Outcome, Seen, Undecided, explain, steps_of
+from tests.simulation.history import Outcome, Seen, steps_of
+from tests.simulation.linear import NEVER, explain
 
 OK, UNKNOWN, MISSING = Outcome.OK, Outcome.UNKNOWN, Outcome.MISSING
 
@@ -16,6 +17,18 @@ def call(kind: str, value: int, began: int, ended: int = NEVER, outcome: Outcome
     outcome = UNKNOWN if ended == NEVER else outcome
     seen = {1: tuple(sorted(found.items()))} if found else {}
     return Seen(kind, (1,), value, began, ended, outcome, seen, label=f"{kind} {value}")
+
+
+def conditional(kind: str, value: int, expected: int, began: int, ended: int = NEVER) -> Seen:
+    seen = call(kind, value, began, ended)
+    seen.expected = expected
+    return seen
+
+
+def count(counted: int, began: int, ended: int) -> Seen:
+    seen = call("count", 0, began, ended)
+    seen.counted = counted
+    return seen
 
 
 LEGAL = {
@@ -27,10 +40,63 @@ LEGAL = {
     "set adds": [call("upsert", 5, 1, 2), call("set", 6, 3, 4), call("read", 0, 5, 6, v=5, s=6)],
     "set finds nothing": [call("set", 6, 1, 2, MISSING), call("read", 0, 3, 4)],
     "deleted": [call("upsert", 5, 1, 2), call("delete", 0, 3, 4), call("read", 0, 5, 6)],
+    "a swap of what is there": [
+        call("upsert", 5, 1, 2),
+        call("set", 6, 3, 4),
+        conditional("swap", 7, 5, 5, 6),
+        call("read", 0, 7, 8, v=7),
+    ],
+    "a swap of what is not there": [
+        call("upsert", 5, 1, 2),
+        conditional("swap", 7, 4, 3, 4),
+        call("read", 0, 5, 6, v=5),
+    ],
+    "a swap of nothing": [conditional("swap", 7, 0, 1, 2), call("read", 0, 3, 4)],
+    "of two swaps of one value one comes true": [
+        call("upsert", 5, 1, 2),
+        conditional("swap", 6, 5, 3, 10),
+        conditional("swap", 7, 5, 4, 9),
+        call("read", 0, 11, 12, v=6),
+    ],
+    "inserted where nothing is": [call("insert", 5, 1, 2), call("read", 0, 3, 4, v=5)],
+    "not inserted where something is": [call("upsert", 5, 1, 2), call("insert", 6, 3, 4), call("read", 0, 5, 6, v=5)],
+    "dropped": [call("upsert", 5, 1, 2), conditional("drop", 0, 5, 3, 4), call("read", 0, 5, 6), count(0, 7, 8)],
+    "not dropped": [call("upsert", 5, 1, 2), conditional("drop", 0, 4, 3, 4), count(1, 5, 6)],
 }
 ILLEGAL = {
     "lost": [call("upsert", 5, 1, 2), call("read", 0, 3, 4)],
     "never written": [call("read", 0, 3, 4, v=7)],
+    "a swap that did not happen": [
+        call("upsert", 5, 1, 2),
+        conditional("swap", 7, 5, 3, 4),
+        call("read", 0, 5, 6, v=5),
+    ],
+    "both of two swaps of one value came true": [
+        call("upsert", 5, 1, 2),
+        conditional("swap", 6, 5, 3, 10),
+        conditional("swap", 7, 5, 4, 11),
+        call("read", 0, 5, 6, v=6),
+        call("read", 0, 12, 13, v=7),
+    ],
+    "inserted over something": [call("upsert", 5, 1, 2), call("insert", 6, 3, 4), call("read", 0, 5, 6, v=6)],
+    "a swap that kept what was set": [
+        call("upsert", 5, 1, 2),
+        call("set", 6, 3, 4),
+        conditional("swap", 7, 5, 5, 6),
+        call("read", 0, 7, 8, v=7, s=6),
+    ],
+    "dropped, and counted": [call("upsert", 5, 1, 2), conditional("drop", 0, 5, 3, 4), count(1, 5, 6)],
+    "deleted, and there again": [
+        call("upsert", 5, 1, 2),
+        call("delete", 0, 3, 4),
+        call("read", 0, 5, 6),
+        call("read", 0, 7, 8, v=5),
+    ],
+    "one of two payload keys is lost": [
+        call("upsert", 5, 1, 2),
+        call("set", 6, 3, 4),
+        call("read", 0, 5, 6, v=5),
+    ],
     "back again": [call("upsert", 5, 1), call("read", 0, 3, 4, v=5), call("read", 0, 5, 6)],
     "overtaken": [call("upsert", 5, 1, 2), call("upsert", 6, 3, 4), call("read", 0, 5, 6, v=5)],
     "set on nothing succeeds": [call("set", 6, 1, 2), call("read", 0, 3, 4)],
@@ -88,10 +154,3 @@ def test_it_agrees_with_trying_every_order() -> None:
         assert is_legal is _by_hand(history)
         verdicts[is_legal] += 1
     assert min(verdicts) > 30
-
-
-def test_too_many_orders_are_not_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.simulation.history._NODES_MOST", 50)
-    history = [call("upsert", value, 1) for value in range(1, 12)] + [call("read", 0, 50, 51, v=99)]
-    with pytest.raises(Undecided):
-        explain(None, steps_of(1, history))

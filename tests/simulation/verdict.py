@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from generated.understudy.wal.v1 import entry_pb2
 from server.rpc import METHODS, Code
 from tests.simulation import points as p
-from tests.simulation.history import Outcome, Seen, Undecided, explain, steps_of
+from tests.simulation.history import Outcome, Seen, steps_of
+from tests.simulation.linear import Undecided, explain
 from tests.simulation.plan import IDS, POISON_IDS
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _followers_held(world: World, quarantined: list[_Kept]) -> None:
             first.setdefault(number, kept.seq)
     for call in world.clients.calls:
         seq = world.clients.seq_of.get(call.value, 0)
-        is_later = call.kind != "wipe" and len(call.ids) == 1 and seq > first.get(call.ids[0], seq)
+        is_later = not call.is_by_filter and len(call.ids) == 1 and seq > first.get(call.ids[0], seq)
         if is_later and call.value in world.qdrant.last_replayed:
             world.violated("later entries follow a refused one", f"{call.label}, entry {seq}, was sent")
 
@@ -115,7 +116,7 @@ def _same_on_both_sides(world: World, spoilt: set[int]) -> None:
 def _logged_writes_seen(world: World, spoilt: set[int]) -> None:
     """A local answer that is not whole still shows what was acknowledged locally, where nobody wrote after that."""
     for read in world.clients.calls:
-        if not read.source.startswith("local, "):
+        if read.kind != "read" or not read.source.startswith("local, "):
             continue
         for number in set(read.ids or IDS) - spoilt:
             last = _last_write(world, read, number)
@@ -133,7 +134,7 @@ def _last_write(world: World, read: Seen, number: int) -> Seen | None:
     writes = [
         call
         for call in world.clients.calls
-        if call.kind != "read"
+        if not call.is_look
         and call.outcome is not Outcome.REFUSED
         and call.began < read.answered
         and (not call.ids or number in call.ids)
@@ -146,15 +147,20 @@ def _last_write(world: World, read: Seen, number: int) -> Seen | None:
 
 def _explained(world: World, spoilt: set[int]) -> None:
     world.events += 1
+    world.count("calls made", len(world.clients.calls))
     final = Seen("read", (), 0, world.events, world.events + 1, Outcome.OK, dict(world.qdrant.points), label="the end")
     calls = [*world.clients.calls, final]
     for number in IDS:
         if number in spoilt:
+            world.count("points not judged")
             continue
-        initial = world.initial.get(number)
+        steps = steps_of(number, calls)
+        world.count("points judged")
+        world.count("calls judged", len(steps))
         try:
-            problem = explain(initial, steps_of(number, calls))
+            problem = explain(world.initial.get(number), steps)
         except Undecided as undecided:
-            problem = f"undecided: {undecided}"
+            world.violated("a history is decided", f"point {number}: {undecided}")
+            continue
         if problem:
             world.violated("read your writes, in one order", f"point {number}: {problem}")

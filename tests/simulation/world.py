@@ -105,6 +105,7 @@ class Serving:
     process: Process | None = None
     is_ready: bool = False
     replayed_seq: int = 0
+    state: State = State.LOCAL
     # Set when it dies in the middle of a call of the disk.
     left: CrashDisk | None = None
 
@@ -162,8 +163,9 @@ class World:
         if self.plan.trace:
             self.lines.append(line)
 
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def count(self, what: str, times: int = 1) -> None:
+        """Remember how often something happened."""
+        self.counts[what] = self.counts.get(what, 0) + times
 
     def violated(self, promise: str, text: str) -> None:
         """A promise is broken."""
@@ -336,6 +338,9 @@ class World:
         if log.replayed_seq < serving.replayed_seq:
             self.violated("cursors never step back", f"replayed {log.replayed_seq} after {serving.replayed_seq}")
         serving.replayed_seq = log.replayed_seq
+        if serving.state is State.REMOTE and mode.state is not State.REMOTE:
+            self.count("failovers")
+        serving.state = mode.state
         for channel in serving.channels:
             replays = [flight for flight in channel.in_flight if _is_replay(flight)]
             if len(replays) > 1:

@@ -47,9 +47,9 @@ class Crowd:
         await asyncio.gather(*self.tasks)
 
 
-def gather(calls: list[workload.Call], digits: Digits, *, retry: bool = False) -> Crowd:
+def gather(calls: list[workload.Call], digits: Digits, *, retry: bool = False, record: Record | None = None) -> Crowd:
     """Writers on disjoint ids, readers on everything, one client each."""
-    record = Record()
+    record = record or Record()
     writers = [
         Writer(call, record, "mixed", 1000 * n, 60, digits.vectors, seed=n, retry=retry)
         for n, call in enumerate(calls[:WRITERS], 1)

@@ -81,9 +81,20 @@ class Understudy:
 
     def terminate(self, seconds: float = 30.0) -> int:
         """SIGTERM; returns the exit code."""
-        process = self._own()
-        process.terminate()
-        code = process.wait(seconds)
+        self._own().terminate()
+        return self.wait_ended(seconds)
+
+    def has_ended(self, within_seconds: float) -> bool:
+        """Whether the process ends by itself so soon."""
+        try:
+            self._own().wait(within_seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def wait_ended(self, seconds: float = 30.0) -> int:
+        """Wait until the process has ended by itself; its exit code."""
+        code = self._own().wait(seconds)
         self._reap()
         return code
 

@@ -6,7 +6,8 @@ which order writes arrived, whatever form the replay gave them.
 
 Promises: any exception that reaches a client is kept in `errors`; a read that does not show the writer's own last write
 is kept in `stale`. `retry` = calls that failed are made again until they are acknowledged (for tests that kill the
-proxy); without it the first error is final.
+proxy); without it the first error is final. With `Record.absences` a call is made again only when nobody was there to
+answer it, and every other error counts. With `Record.pace` all clients together make calls at a steady rate.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from google.protobuf.message import Message
 from qdrant_client import QdrantClient, models
 
 from generated.qdrant import points_pb2
+from tests.system.presence import Absences, Pace
 from tests.upstream.journal import Entry
 
 Call = Callable[..., Awaitable[Any]]
@@ -67,12 +69,25 @@ class Record:
     reads: int = 0
     writes: int = 0
     retries: int = 0
+    absences: Absences | None = None
+    pace: Pace | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def failed(self, what: str) -> None:
         """Keep an error."""
         self.errors.append(what)
         self.changed.set()
+
+    async def pause(self, chance: random.Random) -> None:
+        """Between two calls of one client."""
+        if self.pace is None:
+            await asyncio.sleep(chance.random() * THINK_SECONDS)
+        else:
+            await self.pace.turn()
+
+    def may_repeat(self, error: Exception, started: float) -> bool:
+        """Whether a call that failed says nothing about the proxy, for the proxy was not there."""
+        return self.absences is not None and self.absences.explain(error, started)
 
     def op(self) -> int:
         """A number that no other write has."""
@@ -106,7 +121,7 @@ class Writer:
         while not self.stopped and (steps is None or done < steps):
             await self.step()
             done += 1
-            await asyncio.sleep(self._random.random() * THINK_SECONDS)
+            await self.record.pause(self._random)
 
     async def step(self) -> None:
         """One write, and now and then a read of what was written."""
@@ -229,6 +244,8 @@ class Writer:
     # --- the reads ---
 
     async def _look(self, point_id: int) -> None:
+        if self.record.pace is not None:
+            self.record.pace.spend()
         found: list[Any] = []
         arguments = {"ids": [point_id], "with_payload": True, "with_vectors": True}
         if not await self._attempt("retrieve", arguments, found):
@@ -243,10 +260,11 @@ class Writer:
 
     async def _attempt(self, name: str, arguments: dict[str, Any], found: list[Any] | None = None) -> bool:
         for _ in range(_ATTEMPTS):
+            began = time.monotonic()
             try:
                 result = await self.call(name, self.collection, **arguments)
             except Exception as error:  # noqa: BLE001 - whatever reaches the client is what this counts
-                if not self.retry:
+                if not self.retry and not self.record.may_repeat(error, began):
                     self.record.failed(f"{name}: {error!r}")
                     return False
                 self.record.retries += 1
@@ -275,8 +293,7 @@ class Reader:
         rng = random.Random(self.seed)
         while not self.stopped:
             await self._one(rng)
-            self.record.reads += 1
-            await asyncio.sleep(rng.random() * THINK_SECONDS)
+            await self.record.pause(rng)
 
     async def _one(self, rng: random.Random) -> None:
         vector = self.queries[rng.randrange(len(self.queries))].tolist()
@@ -290,10 +307,16 @@ class Reader:
                 ("get_collection", {}),
             ]
         )
+        began = time.monotonic()
         try:
             await self.call(name, self.collection, **arguments)
         except Exception as error:  # noqa: BLE001 - whatever reaches the client is what this counts
-            self.record.failed(f"{name}: {error!r}")
+            if self.record.may_repeat(error, began):
+                self.record.retries += 1
+            else:
+                self.record.failed(f"{name}: {error!r}")
+        else:
+            self.record.reads += 1
 
 
 def threaded(client: QdrantClient) -> Call:
