@@ -135,7 +135,7 @@ class Health(Section):
     fall: PositiveInt = Field(3, description="Failed probes in a row until Qdrant counts as down")
     rise: PositiveInt = Field(2, description="Good probes in a row until it counts as up again")
     dwell_seconds: Seconds = Field(
-        1.0, description="Least time between coming up and the last change, against flapping"
+        1.0, description="Least time without a failure before it counts as up again, against flapping"
     )
     backoff_max_seconds: Seconds = Field(5.0, le=5, description="Longest pause between attempts to reconnect")
     lag_tolerance_seconds: Seconds = Field(0.5, description="A probe that failed while we ran this late does not count")
