@@ -51,8 +51,19 @@ async def cut_off(standin: Standin, on_the_way: TcpToxics) -> AsyncIterator[None
         on_the_way.black_hole(on=False)
 
 
+@asynccontextmanager
+async def stuck_inside(standin: Standin, on_the_way: TcpToxics) -> AsyncIterator[None]:
+    """Its transport lives and answers pings, so that keepalive never ends what waits, as it does with the others."""
+    for method in ("*", "/grpc.health.v1.Health/Check", "/qdrant.Qdrant/HealthCheck"):
+        await asyncio.to_thread(standin.fault, method, "stall", times=None)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(standin.control, "clear")
+
+
 def mixed(call: Call, first: int) -> list[asyncio.Task[object]]:
-    """Reads and writes at once, each with a point of its own."""
+    """Reads and writes at once, each write with a point of its own."""
     writes = [call("upsert", "silent", [point(first + number)]) for number in range(CALLS)]
     reads = [call("retrieve", "silent", [1]) for _ in range(CALLS)]
     return [asyncio.ensure_future(one) for one in [*writes, *reads]]
@@ -69,30 +80,28 @@ async def in_front_of(address: str, directory: Path) -> AsyncIterator[Understudy
         proxy.stop()
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("silence", [stopped, cut_off], ids=["SIGSTOP", "black hole"])
+@pytest.mark.parametrize("silence", [stopped, cut_off, stuck_inside], ids=["SIGSTOP", "black hole", "stuck"])
 async def test_nobody_waits_for_a_silent_upstream(
-    standin: Standin, tmp_path: Path, silence: Callable[..., AbstractAsyncContextManager[None]], kind: str
+    standin: Standin, tmp_path: Path, silence: Callable[..., AbstractAsyncContextManager[None]]
 ) -> None:
     # Blocking calls that wait need threads, and so do the questions about the state.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4 * CALLS))
     host, port = standin.address.rsplit(":", 1)
     async with TcpToxics(host, int(port)) as on_the_way, in_front_of(on_the_way.address, tmp_path / "proxy") as proxy:
         client, unblocked = proxy.client(timeout=DEADLINE_SECONDS), proxy.async_client(timeout=DEADLINE_SECONDS)
-        call = threaded(client) if kind == "sync" else direct(unblocked)
-        await call("create_collection", "silent", models.VectorParams(size=2, distance=models.Distance.DOT))
-        await call("upsert", "silent", [point(1)])
+        await unblocked.create_collection("silent", models.VectorParams(size=2, distance=models.Distance.DOT))
+        await unblocked.upsert("silent", [point(1)])
         async with silence(standin, on_the_way):
-            begun_before = mixed(call, 100)
+            begun_before = [*mixed(threaded(client), 100), *mixed(direct(unblocked), 200)]
             await asyncio.to_thread(proxy.wait_state, "local", KNOWN_SECONDS)
             async with asyncio.timeout(ANSWER_SECONDS):
                 await asyncio.gather(*begun_before)
-                await asyncio.gather(*mixed(call, 200))
+                await asyncio.gather(*mixed(threaded(client), 300), *mixed(direct(unblocked), 400))
             assert await asyncio.to_thread(proxy.state) == "local"
         await asyncio.to_thread(proxy.wait_drained)
         with_upstream = standin.client()
         held = {record.id for record in with_upstream.scroll("silent", limit=1000)[0]}
-        assert held == {1, *range(100, 100 + CALLS), *range(200, 200 + CALLS)}
+        assert held == {1, *(first + number for first in (100, 200, 300, 400) for number in range(CALLS))}
         with_upstream.close()
         await unblocked.close()
         client.close()
