@@ -77,7 +77,9 @@ def of_comebacks(found: dict[str, Any]) -> list[Verdict]:
     return [
         Verdict("return noticed after, the longest, s", max(found["noticed_seconds"]), 6),
         Verdict("switch back: pause of writes, p99, ms", percentile(found["cutover"]["pauses_ms"], 99), 100),
-        Verdict("switch back, flapping: errors of clients", found["cutover"]["errors"] + found["flapping"]["errors"], 0),
+        Verdict(
+            "switch back, flapping: errors of clients", found["cutover"]["errors"] + found["flapping"]["errors"], 0
+        ),
         Verdict(
             f"{found['flapping']['seconds']:g} s of flapping at 1 Hz: changes of state, the most",
             max(found["flapping"]["switches"]),
@@ -96,20 +98,28 @@ def of_writes(rounds: list[dict[str, Any]]) -> list[Verdict]:
             0.5,
             at_least=True,
         ),
-        Verdict("the same at half the rate, p99, ms", middle(rounds, lambda one: one["offline, half the rate"]["p99_ms"]), 30),
+        Verdict(
+            "the same at half the rate, p99, ms",
+            middle(rounds, lambda one: one["offline, half the rate"]["p99_ms"]),
+            30,
+        ),
         Verdict(
             f"offline batches of {offline_writes.BATCH_POINTS} x {offline_writes.BATCH_SIZE}-d, points/s",
             middle(rounds, lambda one: one["batches"]["points_per_second"]),
             5000,
             at_least=True,
         ),
-        Verdict("drain, entries/s", middle(rounds, lambda one: one["drain"]["entries_per_second"]), 1000, at_least=True),
+        Verdict(
+            "drain, entries/s", middle(rounds, lambda one: one["drain"]["entries_per_second"]), 1000, at_least=True
+        ),
     ]
     for callers, name in direct.items():
         rows.append(
             Verdict(
                 f"drain by the direct rate of {callers} caller{'s' if callers > 1 else ''}",
-                middle(rounds, lambda one, name=name: one["drain"]["entries_per_second"] / one[name]["calls_per_second"]),
+                middle(
+                    rounds, lambda one, name=name: one["drain"]["entries_per_second"] / one[name]["calls_per_second"]
+                ),
                 0.5,
                 at_least=True,
             )
@@ -168,7 +178,12 @@ def table_of_comebacks(found: dict[str, Any]) -> list[str]:
 def table_of_writes(rounds: list[dict[str, Any]]) -> list[str]:
     """Who wrote how fast."""
     many = offline_writes.CALLERS
-    lines = [f"Upserts with `wait`, {many} callers.", "", "| | calls/s | p50 ms | p99 ms | errors |", "|---|---|---|---|---|"]
+    lines = [
+        f"Upserts with `wait`, {many} callers.",
+        "",
+        "| | calls/s | p50 ms | p99 ms | errors |",
+        "|---|---|---|---|---|",
+    ]
     names = {
         "online": "single points, through Understudy, online",
         "offline": "the same, offline",
@@ -205,7 +220,14 @@ def report(result: dict[str, Any]) -> str:
             title, table, verdicts = _TABLES[part]
             lines += ["", f"### {title}", "", *table(result[part])]
             rows += verdicts(result[part])
-    lines += ["", "### Wanted and measured", "", "| | figure | wanted | |", "|---|---|---|---|", *(row.row for row in rows)]
+    lines += [
+        "",
+        "### Wanted and measured",
+        "",
+        "| | figure | wanted | |",
+        "|---|---|---|---|",
+        *(row.row for row in rows),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -225,9 +247,7 @@ def main() -> None:
     parser.add_argument("--no-docs", action="store_true", help="leave docs/performance.md alone")
     chosen = parser.parse_args()
     measures: dict[str, Callable[[Path], Any]] = {
-        "losses": lambda work: losses.measure(
-            work, crashes=chosen.crashes, hangs=chosen.hangs, rate=CALLS_PER_SECOND
-        ),
+        "losses": lambda work: losses.measure(work, crashes=chosen.crashes, hangs=chosen.hangs, rate=CALLS_PER_SECOND),
         "comebacks": lambda work: comebacks.measure(
             work,
             proxies=chosen.proxies,

@@ -70,9 +70,7 @@ def run(understudy: Proxy, clients: Clients, times: int, upstream_goes: Act, ups
     time.sleep(SETTLE_SECONDS)
     made, errors = clients.end()
     changes = understudy.changes()
-    losses = [
-        Loss(lost, after(changes, "local", lost), back, after(changes, "remote", back)) for lost, back in moments
-    ]
+    losses = [Loss(lost, after(changes, "local", lost), back, after(changes, "remote", back)) for lost, back in moments]
     starts = [begun, *(loss.forwarding + SETTLE_SECONDS for loss in losses)]
     usual = Usual(made, list(zip(starts, [loss.lost for loss in losses], strict=False)))
     return figures(made, errors, losses, usual, changes)
@@ -82,12 +80,8 @@ def figures(
     made: list[Timed], errors: list[str], losses: list[Loss], usual: Usual, changes: list[Change]
 ) -> dict[str, Any]:
     """What the losses did to the calls."""
-    affected = [
-        usual.added_ms(call) for loss in losses for call in made if call.overlaps(loss.lost, loss.known)
-    ]
-    first_second = [
-        usual.added_ms(call) for loss in losses for call in made if call.overlaps(loss.lost, loss.lost + 1)
-    ]
+    affected = [usual.added_ms(call) for loss in losses for call in made if call.overlaps(loss.lost, loss.known)]
+    first_second = [usual.added_ms(call) for loss in losses for call in made if call.overlaps(loss.lost, loss.lost + 1)]
     # Known to be away: what is still under way, and what begins, must not wait for it.
     waits = [
         call.ended - max(call.due, loss.known)

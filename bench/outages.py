@@ -1,4 +1,4 @@
-"""What the benchmark of failover measures with: Understudy with its log lines read, an upstream that can be lost, clients.
+"""What the benchmark of failover measures with: Understudy and its log lines, a way to its upstream, clients.
 
 Promises: Understudy runs with its default settings; when its state changed is what its own log lines say, on the clock
 on which the clients time their calls; a drain, a return or a fault is waited for, and one that does not come ends the
@@ -82,7 +82,9 @@ class Proxy:
     def until_whole(self) -> None:
         """Wait until the replica holds every collection."""
         wait_for(
-            lambda: all(each["completeness"] == "complete" for each in self.status()["collections"] or [{"completeness": ""}]),
+            lambda: all(
+                each["completeness"] == "complete" for each in self.status()["collections"] or [{"completeness": ""}]
+            ),
             "a whole copy",
         )
 

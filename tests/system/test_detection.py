@@ -1,4 +1,4 @@
-"""An upstream that is silent, not closed: with default settings it is known to be away soon, and then nobody waits for it.
+"""An upstream that is silent, not closed: it is known to be away soon, by default, and then nobody waits for it.
 
 The upstream stays silent until everything is checked, and the deadline of every call is far longer than a check may
 take: whatever waited for the upstream would show.
