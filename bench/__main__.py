@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("bench.wal", "bench.proxy", "bench.replica", "bench.index", "bench.hydration")
+PARTS = ("bench.wal", "bench.proxy", "bench.replica", "bench.index", "bench.hydration", "bench.failover")
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -47,16 +47,22 @@ class Target:
 
 
 @contextmanager
-def process(arguments: list[str], ready: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A child that has printed its `ready` line; yields it and the address at the end of the line."""
-    child = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **environment},
-    )
+def process(
+    arguments: list[str], ready: str, *, lines: Path | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A child that has printed its `ready` line; yields it and the address at the end of the line.
+
+    Its standard error goes to the file `lines`, if given.
+    """
+    with (lines or Path(os.devnull)).open("w") as errors:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **environment},
+        )
     assert child.stdout is not None
     try:
         for line in child.stdout:
@@ -89,11 +95,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
-def measure(target: Target, method: str, bodies: Path, callers: int, seconds: float) -> dict[str, float]:
-    """One run of the load generator against one target."""
+def measure(
+    target: Target, method: str, bodies: Path, callers: int, seconds: float, *, rate: float = 0.0
+) -> dict[str, float]:
+    """One run of the load generator against one target, `rate` calls a second in all (0 = as fast as answers come)."""
     before = cpu_seconds(target.pid) if target.pid else 0.0
     arguments = ["-m", "bench.load", "--target", target.address, "--method", method]
-    arguments += ["--bodies", str(bodies), "--callers", str(callers), "--seconds", str(seconds)]
+    arguments += ["--bodies", str(bodies), "--callers", str(callers), "--seconds", str(seconds), "--rate", str(rate)]
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{target.name}: {done.stderr.strip().splitlines()[-1]}")

@@ -135,7 +135,7 @@ class Health(Section):
     fall: PositiveInt = Field(3, description="Failed probes in a row until Qdrant counts as down")
     rise: PositiveInt = Field(2, description="Good probes in a row until it counts as up again")
     dwell_seconds: Seconds = Field(
-        1.0, description="Least time between coming up and the last change, against flapping"
+        1.0, description="Least time without a failure before it counts as up again, against flapping"
     )
     backoff_max_seconds: Seconds = Field(5.0, le=5, description="Longest pause between attempts to reconnect")
     lag_tolerance_seconds: Seconds = Field(0.5, description="A probe that failed while we ran this late does not count")
@@ -220,6 +220,12 @@ class Replica(Section):
     restart_max_seconds: Seconds = Field(5.0, gt=0, description="Longest pause between restarts of the process")
     mirror_queue_entries: PositiveInt = Field(10_000, description="Entries the replica may lag behind the log")
     apply_batch_entries: PositiveInt = Field(256, description="Entries applied in one transaction")
+    prepare_group_entries: PositiveInt = Field(
+        64, description="Most offline writes prepared in one call; 1 = each alone"
+    )
+    prepare_group_bytes: PositiveInt = Field(
+        64 * 1024, description="Most bytes prepared in one call; larger writes go alone"
+    )
     response_max_points: PositiveInt = Field(1_000_000, description="Most points in one local answer")
     read_threads: PositiveInt = Field(4, le=64, description="Local reads answered at the same time")
     start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2
 from generated.understudy.wal.v1 import entry_pb2
-from server.rpc import Code, Method, Reply, Scope
+from server.rpc import UPDATE_BATCH, Code, Method, Reply, Scope
 
 # Room for the fields of an entry beside its request.
 _ENVELOPE_BYTES = 4096
@@ -96,6 +96,23 @@ def changes_some(row: Method, request: Message, reply: Reply) -> bool:
         return True
     has_parts_before = isinstance(request, points_pb2.UpdateBatchPoints) and len(request.operations) > 1
     return has_parts_before and reply.code in _OF_ONE_PART and not reply.details.startswith(_OF_THE_WHOLE)
+
+
+def names_its_points(row: Method, request: Message) -> bool:
+    """Whether a write says by itself which points it is about: no filter has to be tried on others, no batch played.
+
+    Such a write is prepared in about the time that it takes to read those points.
+    """
+    if row.scope is not Scope.POINTS or row.path == UPDATE_BATCH:
+        return False
+    if "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter"):
+        return False
+    selectors = (getattr(request, name, None) for name in ("points_selector", "points"))
+    return all(
+        selector.WhichOneof("points_selector_one_of") == "points"
+        for selector in selectors
+        if isinstance(selector, points_pb2.PointsSelector)
+    )
 
 
 def collection_name(request: Message) -> str:

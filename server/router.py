@@ -24,7 +24,7 @@ from server.clock import Clock
 from server.config import LocalReads, Settings, StaleWarning
 from server.conflicts import Conflicts, claim_of
 from server.credentials import Credentials
-from server.entries import changes_some, collection_name, pending_entry, synced_entries
+from server.entries import changes_some, collection_name, names_its_points, pending_entry, synced_entries
 from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
@@ -62,6 +62,10 @@ class ReplicaWrites(Protocol):
 
     async def prepare(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
         """Validate and resolve."""
+        ...
+
+    async def prepare_together(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        """The same, in one call with others."""
         ...
 
 
@@ -297,7 +301,7 @@ class Router:
         await self._pace.admit()
         async with self._gate:
             with self._telemetry.span("replica.prepare", method=call.method):
-                prepared = await self._within(call, self._prepare(call.method, scrubbed.body))
+                prepared = await self._within(call, self._prepare(row, request, scrubbed.body))
             refused: Reply | None = None
             if prepared.code:
                 refused = refuse(Code(prepared.code), prepared.details)
@@ -333,12 +337,15 @@ class Router:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
             raise
 
-    async def _prepare(self, method: str, body: bytes) -> control_pb.PrepareResponse:
+    async def _prepare(self, row: Method, request: Message, body: bytes) -> control_pb.PrepareResponse:
+        asked = control_pb.PrepareRequest(method=row.path, request=body)
+        is_quick = names_its_points(row, request)
+        ask = self._replica_writes.prepare_together if is_quick else self._replica_writes.prepare
         while True:
             # Earlier conflicting local writes are applied; those that Qdrant acknowledged may be on their way.
             await self._mirror.caught_up(self._synced_seq)
             try:
-                return await self._replica_writes.prepare(control_pb.PrepareRequest(method=method, request=body))
+                return await ask(asked)
             except ReplicaUnavailable:
                 await asyncio.sleep(_RETRY_PAUSE_SECONDS)
 

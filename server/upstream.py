@@ -28,6 +28,9 @@ from server.rpc import HEALTH_CHECK, Call, Code, Metadata, Reply
 DEFAULT_PORT = 6334
 GRPC_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
+# With gRPC's jitter a pause stays below nine tenths of its limit, which leaves time for the probes that must follow.
+_BACKOFF_SHARE = 0.75
+
 # Methods are named by clients, so the cache of prepared methods needs a limit. The API has about 60.
 MAX_PREPARED_METHODS = 256
 
@@ -171,9 +174,9 @@ def channel_options(max_message_bytes: int, max_backoff_seconds: float) -> list[
     """PURE. How the channel behaves; each differs from gRPC's default for a reason."""
     max_backoff_ms = max(200, round(max_backoff_seconds * 1000))
     return [
-        # The default gives up for up to 120 s.
+        # The default gives up for up to 120 s. gRPC makes a pause up to a fifth longer than it is told.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", max_backoff_ms),
+        ("grpc.max_reconnect_backoff_ms", max(200, round(max_backoff_ms * _BACKOFF_SHARE))),
         # Also the time limit of one attempt to connect (20 s by default): a black hole that ends is noticed.
         ("grpc.min_reconnect_backoff_ms", max_backoff_ms),
         # By default names are looked up again after 30 s at the earliest.

@@ -1,13 +1,15 @@
 """PURE. From single observations to a verdict: is Qdrant up?
 
 Promises: down after `fall` failed probes in a row, or at once on a connection that was refused or reset; up again
-after `rise` good probes in a row, and not before `dwell_seconds` have passed since it went down. The first observation
-decides at once, for there is no verdict yet to hold on to. A probe that failed while this process itself ran late says
-nothing. Time is passed in, in seconds of any monotonic clock.
+after `rise` good probes in a row, and not before `dwell_seconds` have passed since a failure was last seen, so one that
+comes and goes faster than that stays down. The first observation decides at once, for there is no verdict yet to hold
+on to. A probe that failed while this process itself ran late says nothing. Time is passed in, in seconds of any
+monotonic clock.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -33,6 +35,7 @@ class Detector:
         self._lag_tolerance_seconds = lag_tolerance_seconds
         self._good = 0
         self._failed = 0
+        self._last_failure = -math.inf
 
     @property
     def is_rising(self) -> bool:
@@ -51,6 +54,7 @@ class Detector:
             return None
         self._good = 0
         self._failed += 1
+        self._last_failure = now
         if self.verdict is not None and (not self.verdict.up or self._failed < self._fall):
             return None
         return self._decide(False, now, detail)
@@ -58,6 +62,7 @@ class Detector:
     def transport_failed(self, now: float, reason: str) -> Verdict | None:
         """A connection was refused or reset. Returns the verdict if it changed."""
         self._good = 0
+        self._last_failure = now
         if self.verdict is not None and not self.verdict.up:
             return None
         return self._decide(False, now, reason)
@@ -68,7 +73,7 @@ class Detector:
         if self.verdict is not None:
             if self.verdict.up or self._good < self._rise:
                 return None
-            if now - self.verdict.since < self._dwell_seconds:
+            if now - self._last_failure < self._dwell_seconds:
                 return None
         return self._decide(True, now, detail)
 

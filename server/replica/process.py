@@ -25,6 +25,7 @@ from server.clock import Clock
 from server.directories import socket_directory
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.replica import BLAS_ENVIRONMENT
+from server.replica.preparing import Preparing
 from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
 from server.upstream import Upstream
@@ -54,7 +55,7 @@ class ReplicaProcess:
         self.restarts = 0
         self.on_restart: Callable[[], None] | None = None
         self.backend: Backend = _Patient(self, clock)
-        self.control = ReplicaControl(self.backend, clock, settings.call_timeout_seconds)
+        self.control = ReplicaControl(self.backend, clock, settings)
         self._store_dir = store_dir
         self._settings = settings
         self._clock = clock
@@ -248,10 +249,14 @@ class ReplicaControl:
     ReplicaRefused for a status that it chose: trying again changes nothing.
     """
 
-    def __init__(self, backend: Backend, clock: Clock, timeout_seconds: float) -> None:
+    def __init__(self, backend: Backend, clock: Clock, settings: config.Replica) -> None:
         self._backend = backend
         self._clock = clock
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = settings.call_timeout_seconds
+        self._group_bytes = settings.prepare_group_bytes
+        self._preparing = Preparing(
+            self._prepare_group, group_entries=settings.prepare_group_entries, group_bytes=self._group_bytes
+        )
 
     async def attach(self, request: control.AttachRequest) -> control.AttachResponse:
         """Tell how far the log goes."""
@@ -260,6 +265,15 @@ class ReplicaControl:
     async def prepare(self, request: control.PrepareRequest) -> control.PrepareResponse:
         """Validate and resolve a write."""
         return await self._call("Prepare", request, control.PrepareResponse)
+
+    async def prepare_together(self, request: control.PrepareRequest) -> control.PrepareResponse:
+        """The same, in one call with others; for what takes no longer than reading its points, and no UpdateBatch."""
+        if len(request.request) > self._group_bytes:
+            return await self.prepare(request)
+        return await self._preparing.prepare(request)
+
+    async def _prepare_group(self, request: control.PrepareGroupRequest) -> control.PrepareGroupResponse:
+        return await self._call("PrepareGroup", request, control.PrepareGroupResponse)
 
     async def apply(self, request: control.ApplyRequest) -> control.ApplyResponse:
         """Apply log entries in order."""

@@ -122,6 +122,7 @@ class Service:
         self._control: Mapping[str, Callable[[bytes], Awaitable[Message]]] = {
             "Attach": self._attach,
             "Prepare": self._prepare,
+            "PrepareGroup": self._prepare_group,
             "Apply": self._apply,
             "ImportCatalogue": self._import_catalogue,
             "ImportPage": self._import_page,
@@ -213,18 +214,34 @@ class Service:
 
     async def _prepare(self, body: bytes) -> Message:
         request = r.parse(control.PrepareRequest, body)
+        # A batch is resolved in a transaction on trial, so it waits its turn with the writes.
+        run = self._write if request.method == r.UPDATE_BATCH else self._read
+        return await run(lambda: self._prepared(request))
+
+    async def _prepare_group(self, body: bytes) -> Message:
+        requests = r.parse(control.PrepareGroupRequest, body).requests
+        responses = await self._read(lambda: [self._prepared_in_group(request) for request in requests])
+        return control.PrepareGroupResponse(responses=responses)
+
+    def _prepared_in_group(self, request: control.PrepareRequest) -> control.PrepareResponse:
         try:
-            # A batch is resolved in a transaction on trial, so it waits its turn with the writes.
-            run = self._write if request.method == r.UPDATE_BATCH else self._read
-            resolved = await run(lambda: self._writes.prepare(request.method, request.request))
+            if request.method == r.UPDATE_BATCH:
+                raise ValueError("a batch is prepared alone: it needs the writer's thread")
+            return self._prepared(request)
+        except Exception:  # the outermost frame of one write: the others of its group are not to blame
+            logger.exception("preparing %s failed", request.method)
+            return control.PrepareResponse(failed=True, details=f"{request.method}; the replica's log says why")
+
+    def _prepared(self, request: control.PrepareRequest) -> control.PrepareResponse:
+        try:
+            return control.PrepareResponse(resolved=self._writes.prepare(request.method, request.request))
         except Refusal as refusal:
             return control.PrepareResponse(
                 code=refusal.code,
                 details=refusal.details,
                 resolved=refusal.done if isinstance(refusal, Halted) else (),
-                freshness=await self._read(lambda: self._freshness(request)),
+                freshness=self._freshness(request),
             )
-        return control.PrepareResponse(resolved=resolved)
 
     def _freshness(self, request: control.PrepareRequest) -> control.Freshness:
         row = METHODS.get(request.method)

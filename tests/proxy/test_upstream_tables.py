@@ -148,7 +148,9 @@ def test_channel_options() -> None:
     options = dict(channel_options(-1, 5.0))
     assert options["grpc.enable_retries"] == 0
     assert options["grpc.enable_http_proxy"] == 0
-    assert options["grpc.max_reconnect_backoff_ms"] == 5000
+    # gRPC's jitter: up to 1.2 times as long.
+    assert 1.2 * options["grpc.max_reconnect_backoff_ms"] == 4500
+    assert options["grpc.min_reconnect_backoff_ms"] == 5000
     assert options["grpc.initial_reconnect_backoff_ms"] == 200
     assert (options["grpc.keepalive_time_ms"], options["grpc.keepalive_timeout_ms"]) == (10_000, 5_000)
     assert options["grpc.http2.ping_timeout_ms"] == 5_000

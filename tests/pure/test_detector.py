@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -145,6 +146,19 @@ def test_dwell_keeps_it_down_and_the_next_good_probe_lifts_it() -> None:
     assert good(detector, 15.0) == Verdict(True, 15.0, "serving")
 
 
+@pytest.mark.parametrize("seconds_up", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("failure", ["probe", "transport"])
+def test_what_flaps_once_a_second_stays_down(seconds_up: float, failure: str) -> None:
+    detector = down(now=0.9, rise=2, dwell_seconds=1.0)
+    for second in range(1, 61):
+        for at in (0.0, seconds_up / 2, seconds_up * 0.99):
+            assert good(detector, second + at) is None
+        gone = second + seconds_up
+        assert (bad(detector, gone) if failure == "probe" else detector.transport_failed(gone, "reset")) is None
+    assert good(detector, gone + 0.5) is None
+    assert good(detector, gone + 1.0) == Verdict(True, gone + 1.0, "serving")
+
+
 # --- over the whole domain -------------------------------------------------------------------------------------------
 
 
@@ -157,16 +171,19 @@ class Model:
     dwell: float
     up: bool | None = None
     since: float = 0.0
+    failed: float = -math.inf
     run: str = ""  # since the last change: g good, b failed, t transport; discounted ones are not written down
 
     def see(self, what: str, now: float) -> bool:
         self.run += what
+        if what in "bt":
+            self.failed = now
         if self.up is None:
             after = what == "g"
         elif self.up:
             after = not (self.run.endswith("t") or self.run.endswith("b" * self.fall))
         else:
-            after = self.run.endswith("g" * self.rise) and now - self.since >= self.dwell
+            after = self.run.endswith("g" * self.rise) and now - self.failed >= self.dwell
         if after is self.up:
             return False
         self.up, self.since, self.run = after, now, ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
-from server.entries import pending_entry, point_count, synced_entries
+from server.entries import names_its_points, pending_entry, point_count, synced_entries
 from server.rpc import METHODS
 
 UPSERT = METHODS["/qdrant.Points/Upsert"]
@@ -81,3 +83,32 @@ def test_point_count_of_every_write() -> None:
     assert point_count(points_pb2.SetPayloadPoints(points_selector=selector)) == 2
     assert point_count(points_pb2.DeletePoints(points=points_pb2.PointsSelector(filter=common.Filter()))) == 0
     assert point_count(collections_pb2.CreateCollection()) == 0
+
+
+_IDS = points_pb2.PointsSelector(points=points_pb2.PointsIdsList(ids=[common.PointId(num=1)]))
+_FILTER = points_pb2.PointsSelector(filter=common.Filter())
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "named"),
+    [
+        ("Points/Upsert", upsert(2), True),
+        ("Points/Upsert", points_pb2.UpsertPoints(update_mode=points_pb2.UpdateMode.InsertOnly), True),
+        ("Points/Upsert", points_pb2.UpsertPoints(update_filter=common.Filter()), False),
+        ("Points/UpdateVectors", points_pb2.UpdatePointVectors(), True),
+        ("Points/UpdateVectors", points_pb2.UpdatePointVectors(update_filter=common.Filter()), False),
+        ("Points/Delete", points_pb2.DeletePoints(points=_IDS), True),
+        ("Points/Delete", points_pb2.DeletePoints(points=_FILTER), False),
+        ("Points/ClearPayload", points_pb2.ClearPayloadPoints(points=_FILTER), False),
+        ("Points/SetPayload", points_pb2.SetPayloadPoints(points_selector=_IDS), True),
+        ("Points/SetPayload", points_pb2.SetPayloadPoints(points_selector=_FILTER), False),
+        ("Points/SetPayload", points_pb2.SetPayloadPoints(), False),
+        ("Points/DeleteVectors", points_pb2.DeletePointVectors(points_selector=_FILTER), False),
+        ("Points/UpdateBatch", points_pb2.UpdateBatchPoints(), False),
+        ("Points/CreateFieldIndex", points_pb2.CreateFieldIndexCollection(), False),
+        ("Collections/Create", collections_pb2.CreateCollection(), False),
+        ("Collections/UpdateAliases", collections_pb2.ChangeAliases(), False),
+    ],
+)
+def test_which_writes_name_their_points(method: str, request_: Message, named: bool) -> None:
+    assert names_its_points(METHODS["/qdrant." + method], request_) is named

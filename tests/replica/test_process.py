@@ -123,6 +123,48 @@ async def test_statuses_come_through(tmp_path: Path) -> None:
         assert (prepared.code, prepared.details) == (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!")
 
 
+async def test_writes_prepared_at_once_are_answered_each_by_itself(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        await _apply(replica, entry(1, CREATE, create()), entry(2, r.UPSERT, upsert(point(1))))
+        missing = pb.SetPayloadPoints(collection_name="c", wait=True)
+        missing.points_selector.points.ids.add(num=77)
+        insert = upsert(point(1), point(2))
+        insert.update_mode = pb.UpdateMode.InsertOnly
+        asked = [
+            control.PrepareRequest(method=method, request=request.SerializeToString())
+            for method, request in (
+                (r.UPSERT, upsert(point(3))),
+                (r.SET_PAYLOAD, missing),
+                (r.UPSERT, insert),
+                (r.UPSERT, upsert(point(1, dense(1, 2, 3)))),
+            )
+        ]
+        # More than one call can hold, so that it takes several.
+        answers = await asyncio.gather(*(replica.control.prepare_together(each) for each in asked * 40))
+        alone = [await replica.control.prepare(each) for each in asked]
+        assert answers == alone * 40
+        assert [(answer.code, answer.details) for answer in alone[1::2]] == [
+            (Code.NOT_FOUND, "Not found: No point with id 77 found"),
+            (Code.INVALID_ARGUMENT, "Wrong input: Vector dimension error: expected dim: 2, got 3"),
+        ]
+        assert alone[1].freshness.completeness == control.COMPLETENESS_COMPLETE
+        [plain] = alone[2].resolved
+        assert [each.id.num for each in pb.UpsertPoints.FromString(plain.request).points] == [2]
+
+
+async def test_a_write_that_breaks_the_replica_spares_those_beside_it(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        await _apply(replica, entry(1, CREATE, create()))
+        good = control.PrepareRequest(method=r.UPSERT, request=upsert(point(1)).SerializeToString())
+        # A batch needs the writer's thread.
+        bad = control.PrepareRequest(method=r.UPDATE_BATCH, request=b"")
+        first, failed, last = await asyncio.gather(
+            *(replica.control.prepare_together(each) for each in (good, bad, good)), return_exceptions=True
+        )
+        assert first == last == control.PrepareResponse()
+        assert isinstance(failed, ReplicaUnavailable)
+
+
 async def test_a_page_waits_for_the_entries_that_it_already_shows(tmp_path: Path) -> None:
     async with _running(tmp_path / "store") as replica:
         await _apply(replica, entry(1, CREATE, create()))
@@ -170,7 +212,9 @@ class _Answers:
     ],
 )
 async def test_a_failure_inside_is_worth_another_try_and_a_refusal_is_not(code: Code, error: type[Exception]) -> None:
-    answers = ReplicaControl(_Answers(Reply(code=code, details="why")), SystemClock(), 1.0)
+    answers = ReplicaControl(
+        _Answers(Reply(code=code, details="why")), SystemClock(), config.Replica(call_timeout_seconds=1.0)
+    )
     with pytest.raises(error, match="why"):
         await answers.apply(control.ApplyRequest())
 

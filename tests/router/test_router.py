@@ -71,11 +71,18 @@ class FakeReplica:
     freshness: control_pb.Freshness = field(default_factory=control_pb.Freshness)
     hold: asyncio.Event | None = None
     marked: list[str] = field(default_factory=list)
+    prepared_alone: list[str] = field(default_factory=list)
+    prepared_together: list[str] = field(default_factory=list)
 
     async def attach(self, request: control_pb.AttachRequest) -> control_pb.AttachResponse:
         return control_pb.AttachResponse(applied_seq=0)
 
     async def prepare(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        self.prepared_alone.append(request.method)
+        return self.refusal
+
+    async def prepare_together(self, request: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        self.prepared_together.append(request.method)
         return self.refusal
 
     async def apply(self, request: control_pb.ApplyRequest) -> control_pb.ApplyResponse:
@@ -420,6 +427,17 @@ async def test_what_is_done_of_a_batch_before_it_stops_is_logged(make_rig: MakeR
     [(state, entry)] = await rig.entries()
     assert state is EntryState.PENDING and list(entry.resolved) == [done]
     assert [one.entry for one in rig.replica.applied] == [entry]
+
+
+async def test_quick_writes_are_prepared_together_and_others_alone(make_rig: MakeRig) -> None:
+    """What tries a filter on a whole collection may take long, and nobody should wait for it in one call."""
+    rig = make_rig()
+    everything = points_pb2.PointsSelector(filter=common.Filter())
+    delete = points_pb2.DeletePoints(collection_name="c", points=everything)
+    assert (await rig.router.handle(upsert())).is_ok
+    assert (await rig.router.handle(Call("/qdrant.Points/Delete", delete.SerializeToString()))).is_ok
+    assert rig.replica.prepared_together == [UPSERT]
+    assert rig.replica.prepared_alone == ["/qdrant.Points/Delete"]
 
 
 async def test_local_answers_to_writes_say_how_fresh_they_are(make_rig: MakeRig) -> None:

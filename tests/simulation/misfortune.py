@@ -120,16 +120,19 @@ class Misfortune:
         self._after(fault, lambda: setattr(qdrant, "refusal", None))
 
     def _flap(self, fault: Fault) -> None:
+        """Once a second, up for some part of it."""
         qdrant, ends = self._world.qdrant, self._loop.now + fault.seconds
+        seconds_up = random.Random(fault.chance).uniform(0.2, 0.8)
 
         def toggle() -> None:
             if self._loop.now >= ends:
                 return
-            if qdrant.is_up:
+            was_up = qdrant.is_up
+            if was_up:
                 qdrant.crash(forgets=False)
             else:
                 qdrant.start()
-            self._loop.call_later(0.5, toggle, context=self._loop.outside)
+            self._loop.call_later(1 - seconds_up if was_up else seconds_up, toggle, context=self._loop.outside)
 
         toggle()
         self._after(fault, qdrant.start)

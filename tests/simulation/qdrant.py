@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2, qdrant_pb2
 from server.errors import UpstreamTimeout, UpstreamUnreachable
 from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Kind, Reply, refuse
-from server.upstream import GRPC_HEALTH_CHECK, Connectivity, Probe
+from server.upstream import GRPC_HEALTH_CHECK, Connectivity, Probe, channel_options
 from tests.simulation import points as p
 from tests.simulation.loop import VirtualLoop
 
@@ -314,7 +314,8 @@ class Channel:
         self.most_replays = 0
         self._network = network
         self._loop = network.qdrant.loop
-        self._max_backoff_seconds = max_backoff_seconds
+        options = dict(channel_options(-1, max_backoff_seconds))
+        self._max_backoff_seconds = options["grpc.max_reconnect_backoff_ms"] / 1000
         self._state = Connectivity.IDLE
         self._changed = asyncio.Event()
         self._connection: Connection | None = None

@@ -211,6 +211,11 @@ class Replica:
             resolved=[entry_pb2.Operation(method=p.method_of(plain), request=plain.SerializeToString())]
         )
 
+    def _prepare_group(self, body: bytes) -> Message:
+        requests = control.PrepareGroupRequest.FromString(body).requests
+        answers = [self._prepare(each.SerializeToString()) for each in requests]
+        return control.PrepareGroupResponse(responses=answers)  # type: ignore[arg-type]
+
     def _apply(self, body: bytes) -> Message:
         request = control.ApplyRequest.FromString(body)
         state, response = self._change(), control.ApplyResponse()
@@ -333,6 +338,7 @@ class Replica:
 _CONTROL: dict[str, Callable[[Replica, bytes], Message]] = {
     "Attach": Replica._attach,
     "Prepare": Replica._prepare,
+    "PrepareGroup": Replica._prepare_group,
     "Apply": Replica._apply,
     "ImportCatalogue": Replica._import_catalogue,
     "ImportPage": Replica._import_page,
@@ -387,7 +393,7 @@ class Process:
         self.restarts = 0
         self.on_restart: Callable[[], None] | None = None
         self.backend = replica
-        self.control = ReplicaControl(replica, clock, settings.call_timeout_seconds)
+        self.control = ReplicaControl(replica, clock, settings)
         self._replica = replica
 
     async def start(self) -> None:

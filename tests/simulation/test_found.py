@@ -155,3 +155,15 @@ def test_what_is_cut_short_by_a_reset_is_sent_again() -> None:
         faults += [Fault(2, 6.2 + 0.15 * seed, "connections are reset", 0.0, 1)]
         faults += [Fault(3, 6.3 + 0.15 * seed, "the proxy is killed", 0.5, 1)] * (seed % 2)
         assert not again(seed, 3, operations, faults).violations
+
+
+def test_a_minute_of_flapping_is_one_outage() -> None:
+    operations = [Operation(each, each % 4, 5.2 + 0.6 * each, "upsert", (each % 6 + 1,)) for each in range(90)]
+    for seed in range(12):
+        flaps = Fault(0, 5.0, "qdrant flaps", 60.0, seed)
+        result = run(Plan(seed, 90.0, 3, _SETTINGS, tuple(operations), (flaps,), trace=True))
+        assert not result.violations
+        flapping = [line for line in result.trace if 5.0 <= float(line.split()[0]) <= 65.0]
+        changes = [line for line in flapping if "before=" in line and "after=" in line]
+        assert len(changes) == 1
+        assert "after=LOCAL" in changes[0]

@@ -50,16 +50,30 @@ class PrepareRequest(_message.Message):
     def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ...) -> None: ...
 
 class PrepareResponse(_message.Message):
-    __slots__ = ("code", "details", "resolved", "freshness")
+    __slots__ = ("code", "details", "resolved", "freshness", "failed")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
     FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     code: int
     details: str
     resolved: _containers.RepeatedCompositeFieldContainer[_entry_pb2.Operation]
     freshness: Freshness
-    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., resolved: _Optional[_Iterable[_Union[_entry_pb2.Operation, _Mapping]]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
+    failed: bool
+    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., resolved: _Optional[_Iterable[_Union[_entry_pb2.Operation, _Mapping]]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ..., failed: _Optional[bool] = ...) -> None: ...
+
+class PrepareGroupRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[PrepareRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[PrepareRequest, _Mapping]]] = ...) -> None: ...
+
+class PrepareGroupResponse(_message.Message):
+    __slots__ = ("responses",)
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[PrepareResponse]
+    def __init__(self, responses: _Optional[_Iterable[_Union[PrepareResponse, _Mapping]]] = ...) -> None: ...
 
 class Freshness(_message.Message):
     __slots__ = ("completeness", "as_of_seq")

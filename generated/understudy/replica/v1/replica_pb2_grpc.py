@@ -45,6 +45,11 @@ class ReplicaServiceStub:
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareRequest.SerializeToString,
                 response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareResponse.FromString,
                 _registered_method=True)
+        self.PrepareGroup = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/PrepareGroup',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupResponse.FromString,
+                _registered_method=True)
         self.Apply = channel.unary_unary(
                 '/understudy.replica.v1.ReplicaService/Apply',
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ApplyRequest.SerializeToString,
@@ -95,6 +100,13 @@ class ReplicaServiceServicer:
 
     def Prepare(self, request, context):
         """Validates a write as Qdrant would and resolves it to plain operations. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareGroup(self, request, context):
+        """Prepares several writes; each is answered by itself, in the order of the request. Not for UpdateBatch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +173,11 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.Prepare,
                     request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareRequest.FromString,
                     response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareResponse.SerializeToString,
+            ),
+            'PrepareGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareGroup,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupResponse.SerializeToString,
             ),
             'Apply': grpc.unary_unary_rpc_method_handler(
                     servicer.Apply,
@@ -253,6 +270,33 @@ class ReplicaService:
             '/understudy.replica.v1.ReplicaService/Prepare',
             understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareRequest.SerializeToString,
             understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/PrepareGroup',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.PrepareGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,
