@@ -139,8 +139,8 @@ DOUBTS = (
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",
-        "            for record in records\n        ]\n",
-        "            for record in records\n            if record.state is EntryState.PENDING\n        ]\n",
+        "            for record in records\n        ],\n",
+        "            for record in records\n            if record.state is EntryState.PENDING\n        ],\n",
         more=(
             Change(
                 "server/mirror.py",
