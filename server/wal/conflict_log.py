@@ -2,7 +2,8 @@
 
 Promises: a row is on the medium when `append` returns; numbers go up, and one comes again only when all from it on
 were dropped before a restart; past the size limit the oldest rows go, are counted, and the limit holds again; a file
-that was damaged is told and left alone. Rows are bytes to it. Not a part of the log: nothing here is ever replayed, so nothing is signed.
+that was damaged is told and left alone. Rows are bytes to it. Not a part of the log: nothing here is ever replayed, so
+nothing is signed.
 
     file = header, then for each row: number u64, length u32, bytes; then CRC32C u32 of all before it
     header, 24 bytes: magic "USTDYCFT", version u16, length of the header u16, rows u32, zeros
