@@ -72,7 +72,7 @@ def is_by_points(parcel: Parcel) -> bool:
 
 
 def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[str, dict[Key, int]]:
-    """By collection, the points that entries change, each with the first to do so; without what follows a refused one."""
+    """By collection, the points that entries change, each with the first to do so; no followers of refused ones."""
     touches: dict[str, dict[Key, int]] = {}
     for parcel in parcels:
         if parcel.problem or not is_by_points(parcel):
