@@ -53,13 +53,17 @@ class ConflictLog:
     """The rows in `directory`/conflicts. Blocking; safe to use from several threads. Whoever uses it holds the log."""
 
     def __init__(self, disk: Disk, directory: Path, limit_bytes: int) -> None:
+        """Raises WalError when the directory cannot be read."""
         self._disk = disk
         self._folder = directory / DIRECTORY
         self._limit_bytes = limit_bytes
         self._guard = threading.Lock()
-        self._files = [self._look(path) for path in sorted(self._paths())]
-        last = max((row.number for row in self.rows()), default=0)
-        self._next = 1 + last
+        try:
+            self._files = [self._look(path) for path in self._paths()]
+        except OSError as error:
+            raise WalError(f"the conflict log in {self._folder} cannot be read: {error.strerror}") from error
+        self._next = 1 + max((row.number for row in self.rows()), default=0)
+        self._is_ready = False
         self.dropped = 0
 
     @property
@@ -76,8 +80,7 @@ class ConflictLog:
         """Keep rows, durably; returns how many older ones had to go for them. Raises WalError."""
         with self._guard:
             try:
-                if self._disk.facts(self._folder) is None:
-                    self._disk.make_directory(self._folder)
+                self._make_ready()
                 for group in _grouped(rows):
                     self._publish(self._next, list(enumerate(group, self._next)))
                     self._next += len(group)
@@ -92,7 +95,7 @@ class ConflictLog:
 
     def rows(self) -> Iterator[KeptRow]:
         """Every row, oldest first."""
-        for path in sorted(self._paths()):
+        for path in [one.path for one in self._files]:
             found = self._load(path)
             if isinstance(found, str):
                 yield KeptRow(_number_in(path), b"", found)
@@ -152,11 +155,20 @@ class ConflictLog:
         self._disk.sync_directory(self._folder)
         self._files.remove(one)
 
-    def _paths(self) -> Iterable[Path]:
-        if self._disk.facts(self._folder) is None:
-            return []
-        names = self._disk.names(self._folder)
-        return [self._folder / name for name in names if name.endswith(_SUFFIX) and not name.endswith(TEMP_SUFFIX)]
+    def _make_ready(self) -> None:
+        """Once, before the first row: the directory is there, and nothing that a crash left."""
+        if self._is_ready:
+            return
+        self._disk.make_directory(self._folder)
+        for name in self._disk.names(self._folder):
+            if name.endswith(TEMP_SUFFIX):
+                self._disk.remove(self._folder / name)
+        self._is_ready = True
+
+    def _paths(self) -> list[Path]:
+        """The files, oldest first; other names are left alone."""
+        names = (name for name in self._disk.names(self._folder) if name.endswith(_SUFFIX))
+        return [self._folder / name for name in sorted(names) if name.removesuffix(_SUFFIX).isdecimal()]
 
     def _look(self, path: Path) -> _File:
         found = self._load(path)
@@ -164,10 +176,13 @@ class ConflictLog:
         return _File(path, 0 if isinstance(found, str) else len(found), facts.size if facts else 0)
 
     def _load(self, path: Path) -> list[tuple[int, bytes]] | str:
-        facts = self._disk.facts(path)
-        if facts is None or not facts.is_file:
-            return "it is not a plain file"
-        return _decoded(self._disk.read(path, 0, facts.size))
+        try:
+            facts = self._disk.facts(path)
+            if facts is None or not facts.is_file:
+                return "it is not a plain file"
+            return _decoded(self._disk.read(path, 0, facts.size))
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
 
 
 def _decoded(data: bytes) -> list[tuple[int, bytes]] | str:
@@ -201,5 +216,4 @@ def _grouped(rows: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _number_in(path: Path) -> int:
-    digits = path.name.removesuffix(_SUFFIX)
-    return int(digits) if digits.isdecimal() else 0
+    return int(path.name.removesuffix(_SUFFIX))
