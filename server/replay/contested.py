@@ -6,7 +6,7 @@ shows only when Qdrant has done it. What is taken out of an entry is given back,
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -105,8 +105,7 @@ def contest(parcel: Parcel, fates: Fates) -> Contest:
                     lost.add(key)
                 elif fate.holds(parcel.seq):
                     held.add(key)
-    by_key = {key: _picked(parcel.operations, {key}) for key in lost}
-    return Contest(parcel, by_key, frozenset(held))
+    return Contest(parcel, dict(_by_point(parcel.operations, sorted(lost, key=str))), frozenset(held))
 
 
 def narrowed(found: Contest, reason: str) -> Parcel:
@@ -123,6 +122,16 @@ def narrowed(found: Contest, reason: str) -> Parcel:
         held=_picked(parcel.operations, found.held),
         reason=reason,
     )
+
+
+def _by_point(operations: tuple[Operation, ...], keys: Sequence[Key]) -> Iterator[tuple[Key, tuple[Operation, ...]]]:
+    """What is done to each point; by halves, since a part costs as much as what it is taken from."""
+    if len(keys) <= 1:
+        yield from ((key, _picked(operations, {key})) for key in keys)
+        return
+    middle = len(keys) // 2
+    for half in (keys[:middle], keys[middle:]):
+        yield from _by_point(_picked(operations, set(half)), half)
 
 
 def _picked(operations: Sequence[Operation], keys: Container[Key]) -> tuple[Operation, ...]:

@@ -48,6 +48,8 @@ from server.wal.conflict_log import ConflictLog
 _GET = POINTS + "Get"
 # What is kept in mind of points that were looked at; past it the replica is asked again, which knows.
 _KNOWN_POINTS = 100_000
+# The server failed inside: perhaps it can still write what it cannot read.
+_FAILED_INSIDE = frozenset((Code.UNKNOWN, Code.INTERNAL, Code.DATA_LOSS))
 # With these the write itself will be refused, or cannot be looked into.
 _NOTHING_TO_SEE = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.OUT_OF_RANGE))
 
@@ -109,6 +111,8 @@ class Examiner:
         self._clock = clock
         self._telemetry = telemetry
         self._fates: dict[tuple[str, Key], Fate] = {}
+        # Looks in a row at which Qdrant failed inside.
+        self._doubts = 0
 
     def forget(self) -> None:
         """A new drain: what others did before it is to be seen."""
@@ -143,17 +147,29 @@ class Examiner:
             if page.code is Code.RESOURCE_EXHAUSTED and "larger than max" in page.details and len(seqs) > 1:
                 halves = _chunks(seqs, (len(seqs) + 1) // 2)
                 return next(filter(None, [await self._look(collection, half, stretch) for half in halves]), None)
-            if page.code not in _NOTHING_TO_SEE and "larger than max" not in page.details:
+            if not self._is_final(page):
                 return page
+            self._unknown(collection, len(seqs), f"{page.code.name} {page.details}")
             return None
+        self._doubts = 0
         look = _Look(collection, seqs, page)
         try:
             await self._judge(look, stretch)
         except (ReplicaUnavailable, ReplicaRefused) as error:
             # It had its time to come back. Not to send what was acknowledged would be worse than not to know.
-            self._telemetry.log.warning("conflicts are not looked for", collection=collection, reason=str(error))
-            self._telemetry.metrics.conflict("unknown", len(seqs))
+            self._unknown(collection, len(seqs), str(error))
         return None
+
+    def _is_final(self, answer: Answer) -> bool:
+        """Whether asking again would not help."""
+        if answer.answered and answer.code in _FAILED_INSIDE:
+            self._doubts += 1
+            return self._doubts >= self._settings.doubtful_tries
+        return answer.code in _NOTHING_TO_SEE or "larger than max" in answer.details
+
+    def _unknown(self, collection: str, points: int, reason: str) -> None:
+        self._telemetry.log.warning("conflicts are not looked for", collection=collection, reason=reason)
+        self._telemetry.metrics.conflict("unknown", points)
 
     async def _page(self, collection: str, keys: list[Key]) -> bytes | Answer:
         """What Qdrant holds of these points, without secrets, as a serialized GetResponse."""

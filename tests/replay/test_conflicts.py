@@ -6,19 +6,20 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
-from generated.understudy.wal.v1 import entry_pb2
+from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
 from server.replica import baselines
 from server.replica import requests as r
-from server.rpc import Code
+from server.rpc import Call, Code, Reply
 from server.wal.conflict_log import ConflictLog
 from server.wal.files import RealDisk
-from tests.faults.backends import LostAnswer, Pass
+from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
 
 from .divided import Divided, Request, kept_payload
 from .fakes import create, delete, drop, point, sent, set_payload, upsert
@@ -283,6 +284,60 @@ async def test_a_replica_that_cannot_be_asked_holds_nothing_up(divided: Divided)
     assert divided.at_qdrant()[1] == {"v": 2}
 
 
+async def test_a_qdrant_that_writes_and_cannot_read_holds_nothing_up(divided: Divided) -> None:
+    divided.offline(upsert(point(1, v=2)))
+    broken = FlakyBackend(divided.qdrant, [says(Code.INTERNAL)] * 3, only=lambda call: call.method.endswith("/Get"))
+    replayer = divided.replayer(LOCAL, broken, doubtful_tries=3)
+    assert not await replayer.drain_now()
+    assert not await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 1}
+    assert await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert divided.unknown() == 1
+
+
+async def test_a_collection_that_others_dropped_is_for_the_quarantine(divided: Divided) -> None:
+    seq = divided.offline(upsert(point(1, v=2)))
+    divided.others(drop())
+    await divided.drain(REMOTE)
+    assert divided.rows == []
+    assert divided.log.kept[seq].code == Code.NOT_FOUND
+
+
+async def test_answers_that_are_too_large_are_asked_for_in_parts(divided: Divided) -> None:
+    divided.others(upsert(point(3, v=7)))
+    seq = divided.offline(upsert(point(1, v=2), point(2, v=2), point(3, v=2), point(4, v=2)))
+
+    class Narrow:
+        async def handle(self, call: Call) -> Reply:
+            if call.method.endswith("/Get") and len(sent(call).ids) > 1:
+                return says(Code.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (9 vs. 4)")
+            return await divided.qdrant.handle(call)
+
+    assert await divided.replayer(LOCAL, Narrow()).drain_now()
+    assert divided.outcomes() == [("overwritten", 3, seq)]
+    assert divided.unknown() == 0
+
+
+async def test_each_point_of_a_large_entry_has_its_row(divided: Divided) -> None:
+    many = [point(number, v=2) for number in range(100, 900)]
+    divided.others(upsert(*(point(number, v=7) for number in range(100, 900))))
+    divided.offline(upsert(*many, point(1, v=2)))
+    await divided.drain(REMOTE, merge_points=1)
+    assert len(divided.rows) == 800
+    for row in divided.rows:
+        (left_out,) = left_out_of(row)
+        assert left_out.id.SerializeToString() == row.point_id
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert divided.at_qdrant()[500] == {"v": 7}
+
+
+def left_out_of(row: conflict_pb2.Conflict) -> list[pb.PointStruct]:
+    """The points that a row says were left out."""
+    (operation,) = row.left_out
+    return list(pb.UpsertPoints.FromString(operation.request).points)
+
+
 # --- the conflict log ------------------------------------------------------------------------------------------------
 
 
@@ -363,3 +418,23 @@ def test_rows_are_dropped_one_by_one_and_a_damaged_file_is_told(tmp_path: Path) 
     assert log.drop(None) == [4]
     assert log.drop({1}) == [1]
     assert list((tmp_path / "conflicts").iterdir()) == []
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "conflicts"
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    log.append([b"a"])
+    newer = bytearray((folder / f"{1:020d}.rows").read_bytes()[:-4])
+    newer[8] = 2
+    (folder / f"{7:020d}.rows").write_bytes(bytes(newer) + google_crc32c.value(bytes(newer)).to_bytes(4, "little"))
+    (folder / f"{9:020d}.rows").mkdir()
+    (folder / "notes.rows").write_text("mine")
+    (folder / f"{5:020d}.rows.tmp").write_text("torn")
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    flaws = [(row.number, row.flaw) for row in log.rows()]
+    unknown = "it has a format version that this Understudy does not know"
+    assert flaws == [(1, ""), (7, unknown), (9, "it is not a plain file")]
+    log.append([b"b"])
+    assert [row.number for row in log.rows()][-1] == 10
+    assert sorted(path.name for path in folder.iterdir() if not path.name[:20].isdecimal()) == ["notes.rows"]
+    assert not list(folder.glob("*.tmp"))

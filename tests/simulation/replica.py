@@ -119,6 +119,9 @@ class Replica:
         self.generation = 0
         self.most_seconds = _MOST_SECONDS
         self.trace: Callable[..., None] = print
+        # Points that it took for changed by others, and those of which it could say that nobody had.
+        self.conflicts = 0
+        self.judged = 0
         # Told of a write that was prepared while points may be missing here.
         self.on_unresolved: Callable[[Any], None] = lambda request: None
         self._loop = loop
@@ -326,6 +329,10 @@ class Replica:
                 continue
             if there.get(number) not in (known.payload, state.points.get(number)):
                 response.changed.add(point_id=touch.point_id)
+                self.trace("replica takes for changed:", number, there.get(number), known, state.points.get(number))
+            else:
+                self.judged += 1
+        self.conflicts += len(response.changed)
         if not response.changed:
             self._judged(state, request.touches)
         self.trace("replica compared baselines, changed", len(response.changed))
