@@ -98,9 +98,11 @@ class Database:
         self.now = Stored()
         self._recent: deque[Stored] = deque(maxlen=6)
 
-    def commit(self, state: Stored) -> None:
+    def commit(self, state: Stored, *, durable: bool = False) -> None:
         self._recent.append(self.now)
         self.now = state
+        if durable:
+            self._recent.clear()
 
     def power_cut(self, chance: random.Random) -> None:
         """Back to one of the last states."""
@@ -349,7 +351,7 @@ class Replica:
             number = common.PointId.FromString(touch.point_id).num
             if number in state.befores and state.befores[number].first_seq == touch.seq:
                 state.befores[number] = replace(state.befores[number], is_open=False)
-        self.database.commit(state)
+        self.database.commit(state, durable=True)
 
     def _note_verified(self, body: bytes) -> Message:
         state = self._change()
