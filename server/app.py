@@ -19,6 +19,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
 from server.config import Settings, demand_plain_proxy
+from server.conflict_desk import ConflictDesk
 from server.conflicts import Conflicts
 from server.control import Control
 from server.credentials import Credentials, Witness
@@ -38,7 +39,7 @@ from server.mode import Change, Mode
 from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs
-from server.replay import Replayer
+from server.replay import Examiner, Replayer
 from server.replica.hydrate import Hydrator
 from server.router import Parts, Router
 from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
@@ -49,6 +50,7 @@ from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep, keep_looking
 from server.upstream import Upstream, parse_target
+from server.wal.conflict_log import ConflictLog
 from server.wal.files import Disk, publish
 from server.wal.keysource import external_keys
 from server.wal.limits import WalLimits
@@ -126,6 +128,7 @@ class Understudy:
                 mode=self._parts.mode,
                 log=self._parts.log,
                 patrol=self._patrol,
+                conflicts=self._kept,
                 mirror=self._parts.mirror,
                 replica=self._process,
                 breaker=self._breaker,
@@ -145,6 +148,8 @@ class Understudy:
         stack.callback(repairs_done.close)  # after the log is closed
         log = await asyncio.to_thread(self._open_log)
         stack.push_async_callback(log.close)
+        wal_path, kept_bytes = machine.directory(fallback.wal_path), settings.replay.conflict_log_bytes
+        self._kept = await asyncio.to_thread(ConflictLog, disk, wal_path, kept_bytes)
         if not fallback.enabled:
             demand_plain_proxy(settings, log.pending_count)
         self._upstream = upstream = await self._connect(settings.edge.max_message_bytes)
@@ -293,7 +298,8 @@ class Understudy:
         """Watch Qdrant; replay and hydrate while it is up."""
         settings, parts, clock, telemetry = self.settings, self._parts, self._clock, self._telemetry
         fallback, replay = settings.vectorstore.fallback, settings.replay
-        witnessed = Witness(upstream, parts.credentials)
+        witnessed, credential = Witness(upstream, parts.credentials), parts.credentials.for_replay
+        control = self._process.control
         monitor = Monitor(upstream, settings.health, fallback.health_check_interval, clock, telemetry)
         self._breaker = Breaker(replay.breaker_failures, replay.breaker_open_seconds)
         replayer = Replayer(
@@ -303,9 +309,10 @@ class Understudy:
             replay,
             clock,
             telemetry,
-            parts.credentials.for_replay,
+            credential,
             WAL_KINDS,
             jitter=self._machine.jitter,
+            examiner=Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential),
         )
         replayer.on_unreachable = monitor.report_failure
         replayer.on_drained = CutOver(
@@ -322,11 +329,11 @@ class Understudy:
         hydrator = Hydrator(
             parts.log,
             Witness(self._bulk, parts.credentials),
-            Sieve(self._process.control, parts.scrubber, telemetry),
+            Sieve(control, parts.scrubber, telemetry),
             settings.hydrate,
             clock,
             telemetry,
-            credential=parts.credentials.for_replay,
+            credential=credential,
         )
         hydrator.on_round = self._looked_at_qdrant
         self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
@@ -370,11 +377,12 @@ class Understudy:
 
     def _offer(self, control: Control) -> None:
         """What `understudy wal` commands may ask of this process."""
-        desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version)
-        for name, operation in desk.operations.items():
-            control.offer(name, operation)
-        for name, rows in desk.row_operations.items():
-            control.offer_rows(name, rows)
+        log_desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version)
+        for desk in (log_desk, ConflictDesk(self._kept)):
+            for name, operation in desk.operations.items():
+                control.offer(name, operation)
+            for name, rows in desk.row_operations.items():
+                control.offer_rows(name, rows)
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

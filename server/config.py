@@ -87,6 +87,14 @@ class QuarantinePolicy(Enum):
     HALT = "halt"
 
 
+class ConflictPolicy(Enum):
+    """What happens to pending writes to points that others changed during the outage."""
+
+    LOCAL_WINS = "local_wins"
+    REMOTE_WINS = "remote_wins"
+    QUARANTINE = "quarantine"
+
+
 class Compression(Enum):
     """How answers to clients are compressed, when the client accepts it."""
 
@@ -190,6 +198,9 @@ class Replay(Section):
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One replayed entry may take this long")
     queue_limit: PositiveInt = Field(100, description="Sync requests that may wait")
     quarantine_policy: QuarantinePolicy = Field(QuarantinePolicy.CAUSAL, description="Followers of a refused entry")
+    conflicts: ConflictPolicy = Field(ConflictPolicy.LOCAL_WINS, description="Pending writes to points others changed")
+    conflict_points: PositiveInt = Field(500, description="Points compared with Qdrant's by one call before a replay")
+    conflict_log_bytes: PositiveInt = Field(64 * MIB, description="Past this size the oldest conflicts are dropped")
     drain_hold_seconds: Seconds = Field(
         0.5, le=5, description="Longest wait of one write during a drain, so that the drain ends under sustained writes"
     )

@@ -38,6 +38,8 @@ class Message(StrEnum):
     SYNC_COMPLETE = "sync complete"
     SYNC_FAILED = "sync failed"
     ENTRY_QUARANTINED = "Qdrant refused a write, it is kept in quarantine"
+    CONFLICT = "others changed points that pending writes are about"
+    CONFLICT_ROWS_DROPPED = "the conflict log is full, its oldest rows are dropped"
     BREAKER_OPEN = "circuit breaker open: replay rests"
     BREAKER_CLOSED = "circuit breaker closed: replay goes on"
     LOCAL_WRITE_FAILED = "local write failed"

@@ -49,6 +49,9 @@ NAMES: Final[Mapping[str, str]] = {
     "understudy_replica_restarts_total": "Times the replica process was started again",
     "understudy_mirror_lag_entries": "Log entries that the replica has not applied yet",
     "understudy_quarantine_entries": "Entries that Qdrant refused, waiting for an operator",
+    "understudy_conflicts_total": "Pending writes to points that others changed, by outcome: overwritten, not_written, "
+    "quarantined; unknown = nobody can tell",
+    "understudy_conflict_rows_dropped_total": "Rows that the conflict log had no room for any more",
     "understudy_hydration_points": "Points of a collection that the replica holds",
     "understudy_hydration_expected_points": "Points of a collection that Qdrant reported",
     "understudy_repaired_points_total": "Points of the replica that differed from Qdrant's and were brought in anew",
@@ -172,6 +175,8 @@ class Metrics:
         self._restarts = self._counter("understudy_replica_restarts_total")
         self._mirror_lag = self._gauge("understudy_mirror_lag_entries")
         self._quarantine = self._gauge("understudy_quarantine_entries")
+        self._conflicts = self._counter("understudy_conflicts_total", "outcome")
+        self._conflict_rows_dropped = self._counter("understudy_conflict_rows_dropped_total")
         self._hydrated = self._gauge("understudy_hydration_points", "collection")
         self._hydration_expected = self._gauge("understudy_hydration_expected_points", "collection")
         self._repaired = self._counter("understudy_repaired_points_total")
@@ -243,6 +248,14 @@ class Metrics:
         """Entries in quarantine."""
         self._quarantine.set((), entries)
 
+    def conflict(self, outcome: str, count: int) -> None:
+        """Points of pending writes that others changed; `outcome` as in `NAMES`."""
+        self._conflicts.add((outcome,), count)
+
+    def conflict_rows_dropped(self, count: int) -> None:
+        """The conflict log had no room for so many rows."""
+        self._conflict_rows_dropped.add((), count)
+
     def hydration(self, collection: str, points: int, expected_points: int) -> None:
         """How far the copy of one collection is."""
         self._hydrated.set((collection,), points)
@@ -294,6 +307,9 @@ class Metrics:
             self._wal_entries.set((state,), 0)
         for result in ("ok", "failed", "ignored"):
             self._health_checks.set((result,), 0)
+        for outcome in ("overwritten", "not_written", "quarantined", "unknown"):
+            self._conflicts.set((outcome,), 0)
+        self._conflict_rows_dropped.set((), 0)
         for kind in ("transient", "permanent", "auth"):
             self._sync_errors_by_kind.set((kind,), 0)
 

@@ -115,7 +115,7 @@ class Mirror:
         records = await self._log.read(self.applied_seq, self._settings.apply_batch_entries, _APPLY_BYTES)
         if not records:
             return
-        answer = await self._control.apply(_apply_request(records))
+        answer = await self._control.apply(_apply_request(records, self._log.replayed_seq))
         # Qdrant has answered the others; nobody asks for the replica's answer to them.
         awaited = {record.seq for record in records if record.state is EntryState.PENDING}
         self._results.update((result.seq, result) for result in answer.results if result.seq in awaited)
@@ -156,7 +156,7 @@ class Mirror:
             await self._moved.wait()
 
 
-def _apply_request(records: list[Record]) -> control_pb.ApplyRequest:
+def _apply_request(records: list[Record], replayed_seq: int) -> control_pb.ApplyRequest:
     return control_pb.ApplyRequest(
         entries=[
             control_pb.LogEntry(
@@ -165,5 +165,6 @@ def _apply_request(records: list[Record]) -> control_pb.ApplyRequest:
                 entry=entry_pb2.Entry.FromString(record.body),
             )
             for record in records
-        ]
+        ],
+        replayed_seq=replayed_seq,
     )

@@ -22,6 +22,7 @@ from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.rpc import WAL_KINDS
 from server.upkeep import oldest_pending_seconds
+from server.wal.conflict_log import ConflictLog
 from server.wal.log import Log
 from server.wal.patrol import Patrol
 from server.wal.record import Record
@@ -40,6 +41,7 @@ class Sources:
     mode: Mode
     log: Log
     patrol: Patrol
+    conflicts: ConflictLog
     mirror: Mirror
     replica: ReplicaProcess
     breaker: Breaker | None
@@ -78,6 +80,11 @@ async def status_document(sources: Sources) -> dict[str, Any]:
         if progress
         else None,
         "quarantine": len(log.quarantined()),
+        "conflicts": {
+            "kept": sources.conflicts.count,
+            "bytes": sources.conflicts.size_bytes,
+            "dropped": sources.conflicts.dropped,
+        },
         "collections": [_collection(one) for one in replica.collections],
         "hydration": sources.hydrator.status() if sources.hydrator else [],
         "verification": sources.hydrator.verification() if sources.hydrator else [],

@@ -126,6 +126,9 @@ def _log(settings: Settings) -> Finding:
     if found.quarantined:
         text = f"{len(found.quarantined)} refused writes: run `understudy wal quarantine list`"
         return Finding("log", Verdict.NOTE, text)
+    if (conflicts := len(inspect.conflicts(settings.vectorstore.fallback.wal_path))) > 0:
+        text = f"others changed {conflicts} points that pending writes were about: run `understudy wal conflicts list`"
+        return Finding("log", Verdict.NOTE, text)
     return Finding("log", Verdict.OK, f"{found.pending_count} pending, last entry {found.last_seq}")
 
 

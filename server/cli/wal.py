@@ -2,7 +2,7 @@
 
 Promises: while a server holds the log the commands go through it, else they work on the directory itself, and the
 answers look alike; `reset` wants the server stopped. Nothing is removed unasked: `reset` moves the log away, after a
-question. The commands of the quarantine, of keys and of repair have files of their own.
+question. The commands of the quarantine, of conflicts, of keys and of repair have files of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from server.cli import wal_keys, wal_quarantine, wal_repair
+from server.cli import wal_conflicts, wal_keys, wal_quarantine, wal_repair
 from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, moment_of, settings_from, version
 from server.cli.output import as_json, console, duration, facts, moment, size, table
 from server.cli.running import Running, here_or_there, on_open_log
@@ -35,6 +35,7 @@ wal = typer.Typer(
     no_args_is_help=True,
 )
 wal_quarantine.register(wal)
+wal_conflicts.register(wal)
 wal_repair.register(wal)
 wal_keys.register(wal)
 

@@ -47,7 +47,7 @@ def merge(parcels: Iterable[Parcel], *, limit_points: int, limit_bytes: int) -> 
 
 def _upsert(parcel: Parcel) -> points_pb2.UpsertPoints | None:
     """The request of an entry that is one plain upsert of some points."""
-    if parcel.problem or parcel.entry.retry_of or not parcel.is_blind or len(parcel.operations) != 1:
+    if parcel.problem or parcel.entry.retry_of or parcel.held or not parcel.is_blind or len(parcel.operations) != 1:
         return None
     request = parcel.operations[0].request
     return request if isinstance(request, points_pb2.UpsertPoints) and request.points else None

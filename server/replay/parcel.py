@@ -22,13 +22,21 @@ from server.wal.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One entry. `problem` says why it cannot be sent; then there are no operations."""
+    """One entry. `problem` says why it cannot be sent; then there are no operations.
+
+    `is_examined`: it is known which of its points others changed. Then `operations` lack those that are not to be
+    written (`is_narrowed`), and `held` are those that go to the quarantine, for the reason given.
+    """
 
     record: Record
     entry: entry_pb2.Entry
     operations: tuple[Operation, ...]
     is_blind: bool
     problem: str = ""
+    is_examined: bool = False
+    is_narrowed: bool = False
+    held: tuple[Operation, ...] = ()
+    reason: str = ""
 
     @property
     def seq(self) -> int:
@@ -45,9 +53,17 @@ class Parcel:
         answer = Answer(Outcome.PERMANENT, Code.DATA_LOSS, self.problem)
         return Delivered(left_over=[Operation("", entry_pb2.Entry())], blames=[_blame(answer)])
 
+    def with_held(self, delivered: Delivered) -> Delivered:
+        """The verdict on an entry of which some points go to the quarantine unsent."""
+        if self.held and delivered.answer.outcome is Outcome.DONE:
+            answer = Answer(Outcome.PERMANENT, Code.ABORTED, self.reason)
+            delivered.left_over[:0] = self.held
+            delivered.blames[:0] = [Blame(operation, answer, whole_collection=False) for operation in self.held]
+        return delivered
+
     def left_over(self, delivered: Delivered) -> Record:
         """The record of what Qdrant does not have: this one when that is all of it."""
-        if self.problem or not delivered.applied:
+        if self.problem or (not delivered.applied and not self.is_narrowed):
             return self.record
         rest = delivered.left_over
         points = sum(len(keys_of(operation)) for operation in rest)

@@ -21,6 +21,7 @@ from server import config
 from server.clock import Clock
 from server.health.breaker import Breaker
 from server.logs import Message
+from server.replay.examining import Examiner
 from server.replay.ports import PendingLog
 from server.replay.progress import Progress, ReplayState
 from server.replay.stepper import Standing, Step, Stepper
@@ -40,8 +41,9 @@ _STATES = {
 class Replayer:
     """Drains the log on request, while Qdrant is up.
 
-    `credential` gives the metadata for Qdrant, None when none is known. `jitter` gives numbers in [0, 1). `on_drained`
-    is awaited when nothing is pending; `on_unreachable` hears of dead connections, so that health can look at once.
+    `examiner` looks for what others changed, None = nobody looks. `credential` gives the metadata for Qdrant, None
+    when none is known. `jitter` gives numbers in [0, 1). `on_drained` is awaited when nothing is pending;
+    `on_unreachable` hears of dead connections, so that health can look at once.
     """
 
     def __init__(  # noqa: PLR0917
@@ -58,6 +60,7 @@ class Replayer:
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stop_grace_seconds: float = 5.0,
+        examiner: Examiner | None = None,
     ) -> None:
         self._log = log
         self._breaker = breaker
@@ -85,6 +88,7 @@ class Replayer:
             kinds=kinds,
             is_up=self._up.is_set,
             unreachable=self._unreachable,
+            examiner=examiner,
         )
         self._state = ReplayState.IDLE
         self._attempt = 0

@@ -25,6 +25,7 @@ from server.logs import Message
 from server.replay.bisect import Operation
 from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivered, Delivery
+from server.replay.examining import Examiner
 from server.replay.judge import Outcome
 from server.replay.merge import merge
 from server.replay.parcel import Parcel, unpack
@@ -74,6 +75,7 @@ class Stepper:
         kinds: Mapping[int, str],
         is_up: Callable[[], bool],
         unreachable: Callable[[str], None],
+        examiner: Examiner | None = None,
     ) -> None:
         self._log = log
         self._breaker = breaker
@@ -84,6 +86,7 @@ class Stepper:
         self._kinds = kinds
         self._is_up = is_up
         self._unreachable = unreachable
+        self._examiner = examiner
         self._delivery = Delivery(upstream, settings, clock, credential)
         self._in_flight: asyncio.Task[Standing] | None = None
         self._turn = asyncio.Lock()
@@ -120,6 +123,8 @@ class Stepper:
     def look_again(self) -> None:
         """Operators may have changed the quarantine: read it anew before the next entry."""
         self._recalled = False
+        if self._examiner is not None:
+            self._examiner.forget()
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -184,6 +189,9 @@ class Stepper:
         if permit is None:
             return Standing(Step.RESTING, "the circuit breaker is open")
         try:
+            failure = await self._examine()
+            if failure is not None:
+                return self._not_now(self._page[0], failure, permit)
             merged = self._mergeable()
             if merged is not None:
                 return await self._send_merged(*merged, permit)
@@ -203,6 +211,20 @@ class Stepper:
         return self._telemetry.span(
             "replay.entry", links=links, wal__seq=first.seq, entries=len(parcels), method=first.method
         )
+
+    async def _examine(self) -> Answer | None:
+        """Learn what others changed, before the first entry is sent; an Answer when Qdrant cannot be asked now."""
+        if self._examiner is None or self._page[0].is_examined:
+            return None
+        # While the breaker tries Qdrant, it is asked about a single entry only.
+        ahead = self._page if self._breaker.phase is Phase.CLOSED else [self._page[0]]
+        follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
+        found = await self._examiner.examine(ahead, self._causality if follows else None)
+        if isinstance(found, Answer):
+            return found
+        for at, parcel in enumerate(found):
+            self._page[at] = parcel
+        return None
 
     # --- several as one ----------------------------------------------------------------------------------------------
 
@@ -276,9 +298,10 @@ class Stepper:
         if self._may_blame and self._doubts + 1 >= self._settings.doubtful_tries:
             doubtful = Outcome.PERMANENT
         follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
-        return await self._delivery.deliver(
+        delivered = await self._delivery.deliver(
             parcel.operations, self._causality if follows else None, parcel.seq, doubtful=doubtful
         )
+        return parcel.with_held(delivered)
 
     async def _conclude(self, parcel: Parcel, delivered: Delivered, permit: Permit) -> Standing:
         answer = delivered.answer

@@ -19,6 +19,7 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, checks, payload_edits
 from server.replica import requests as r
+from server.replica.baselines import Keeper
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of
 from server.replica.reads import Reads
@@ -32,14 +33,27 @@ _PURGE_PAGE = 1000
 
 
 class Applier:
-    """Applies the operations of one log entry. `synced`: Qdrant has done it, so it cannot be wrong."""
+    """Applies the operations of one log entry. `synced`: Qdrant has done it, so it cannot be wrong.
 
-    def __init__(self, tx: Transaction, matching: Matching, touched: Touched, seq: int, *, synced: bool) -> None:
+    `keeper` keeps what a pending entry changes.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        matching: Matching,
+        touched: Touched,
+        seq: int,
+        *,
+        synced: bool,
+        keeper: Keeper | None = None,
+    ) -> None:
         self._tx = tx
         self._matching = matching
         self._touched = touched
         self._seq = seq
         self._synced = synced
+        self._keeper = keeper
 
     def apply(self, method: str, request: Message) -> None:
         """Do one operation. Raises Refusal."""
@@ -105,6 +119,7 @@ class Applier:
 
     def _delete(self, request: pb.DeletePoints) -> None:
         collection, keys = self._selected(request, request.points)
+        self._keep(collection, keys)
         self._tx.remove(collection.cid, keys)
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:
@@ -166,7 +181,12 @@ class Applier:
     def _put(self, collection: Collection, records: Iterable[Record]) -> None:
         kept = list(records)
         self._touched.points(collection.cid, (record.key for record in kept), self._seq)
+        self._keep(collection, [record.key for record in kept])
         self._tx.put(collection.cid, kept)
+
+    def _keep(self, collection: Collection, keys: Iterable[Key]) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(collection, keys)
 
     # --- collections -------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from server import config
 from server.clock import Clock
+from server.replica.baselines import Baselines
 from server.replica.imports import Imports
 from server.replica.indexing import Index
 from server.replica.search import Searcher
@@ -45,6 +46,7 @@ def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone
         reader=searcher,
         writes=Writes(store, matching_keys, touched, clock, resolved_points=settings.resolved_points),
         imports=Imports(store, touched),
+        baselines=Baselines(store),
         index=index,
         clock=clock,
         alone=alone,

@@ -15,14 +15,14 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import catalogue, ranges
+from server.replica import baselines, catalogue, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
-from server.replica.records import Collection, Record
+from server.replica.records import Collection
 from server.replica.refusal import Refusal, no_collection
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
-from server.replica.vector_forms import fields_of, from_output, named
+from server.replica.vector_forms import fields_of, record_of
 from server.rpc import Code
 
 _LOG_ID = "log_id"
@@ -51,6 +51,7 @@ class Imports:
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
                     catalogue.distrust(tx, collection)
+                baselines.forget(tx)
             tx.set_meta(_LOG_ID, request.log_id)
             tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
         if rewound:
@@ -140,7 +141,7 @@ class Imports:
         """Put a page of points in and take away what the page's range lacks."""
         since = self._demand_memory(request.since_seq)
         retrieved = _points_in(request)
-        records = {record.key: record for record in map(_record_of, retrieved)}
+        records = {record.key: record for record in map(record_of, retrieved)}
         with self._store.transaction() as tx:
             collection = tx.collection(request.collection)
             if collection is None:
@@ -169,7 +170,7 @@ class Imports:
 
     def compare(self, request: control.ComparePageRequest) -> control.ComparePageResponse:
         """Compare a page with the same range here, both as they would be stored. Thread-safe."""
-        there = {record.key: record for record in map(_record_of, r.parse(pb.ScrollResponse, request.page).result)}
+        there = {record.key: record for record in map(record_of, r.parse(pb.ScrollResponse, request.page).result)}
         first = _key_in(request.first) if request.first else None
         after = _key_in(request.after) if request.after else None
         with self._store.snapshot():
@@ -265,11 +266,6 @@ def _points_in(request: control.ImportPageRequest) -> list[pb.RetrievedPoint]:
     if request.single_ids:
         return list(r.parse(pb.GetResponse, request.page).result)
     return list(r.parse(pb.ScrollResponse, request.page).result)
-
-
-def _record_of(point: pb.RetrievedPoint) -> Record:
-    payload = pb.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
-    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
 
 
 def _key_in(body: bytes) -> Key:

@@ -291,6 +291,14 @@ class ReplicaControl:
         """Compare an id range with a page of Qdrant's. NOT_FOUND: the collection is gone."""
         return await self._call("ComparePage", request, control.ComparePageResponse)
 
+    async def compare_baselines(self, request: control.CompareBaselinesRequest) -> control.CompareBaselinesResponse:
+        """Which points others changed since the first pending write to each."""
+        return await self._call("CompareBaselines", request, control.CompareBaselinesResponse)
+
+    async def settle_baselines(self, request: control.SettleBaselinesRequest) -> control.SettleBaselinesResponse:
+        """Note what becomes of them."""
+        return await self._call("SettleBaselines", request, control.SettleBaselinesResponse)
+
     async def note_verified(self, request: control.NoteVerifiedRequest) -> control.NoteVerifiedResponse:
         """Note that a collection was compared as a whole."""
         return await self._call("NoteVerified", request, control.NoteVerifiedResponse)

@@ -25,6 +25,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import Clock
 from server.replica import catalogue, freshness
 from server.replica import requests as r
+from server.replica.baselines import Baselines
 from server.replica.imports import Imports
 from server.replica.plan import NO_PLAN, Plan
 from server.replica.refusal import Halted, NotServed, Refusal
@@ -103,6 +104,7 @@ class Service:
         reader: Reader,
         writes: Writes,
         imports: Imports,
+        baselines: Baselines,
         index: IndexStates,
         clock: Clock,
         alone: bool,
@@ -112,6 +114,7 @@ class Service:
         self._reader = reader
         self._writes = writes
         self._imports = imports
+        self._baselines = baselines
         self._index = index
         self._clock = clock
         self._alone = alone
@@ -127,6 +130,8 @@ class Service:
             "ImportCatalogue": self._import_catalogue,
             "ImportPage": self._import_page,
             "ComparePage": self._compare_page,
+            "CompareBaselines": self._compare_baselines,
+            "SettleBaselines": self._settle_baselines,
             "NoteVerified": self._note_verified,
             "SetCompleteness": self._set_completeness,
             "Status": self._status,
@@ -253,7 +258,7 @@ class Service:
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)
-        return await self._write(lambda: self._writes.apply(request.entries))
+        return await self._write(lambda: self._writes.apply(request.entries, request.replayed_seq))
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)
@@ -270,6 +275,15 @@ class Service:
         request = r.parse(control.ComparePageRequest, body)
         await self._applied(request.since_seq)
         return await self._read(lambda: self._imports.compare(request))
+
+    async def _compare_baselines(self, body: bytes) -> Message:
+        request = r.parse(control.CompareBaselinesRequest, body)
+        await self._applied(request.since_seq)
+        return await self._write(lambda: self._baselines.compare(request))
+
+    async def _settle_baselines(self, body: bytes) -> Message:
+        request = r.parse(control.SettleBaselinesRequest, body)
+        return await self._write(lambda: self._baselines.settle(request))
 
     async def _note_verified(self, body: bytes) -> Message:
         request = r.parse(control.NoteVerifiedRequest, body)

@@ -58,6 +58,25 @@ CREATE TABLE points (
 CREATE TABLE vectors (pid INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
 """
 
+# Came later, and what does not know it does well without: no new format.
+_LATER_TABLES = """
+-- Points as they were before the first pending write to them; `state` is of `baselines`.
+CREATE TABLE IF NOT EXISTS baselines (
+    bid INTEGER PRIMARY KEY,
+    cid INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    first_seq INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    until_seq INTEGER NOT NULL DEFAULT 0,
+    is_there INTEGER NOT NULL DEFAULT 0,
+    payload BLOB NOT NULL DEFAULT x'',
+    vectors BLOB NOT NULL DEFAULT x'',
+    UNIQUE (cid, key)
+);
+CREATE INDEX IF NOT EXISTS baselines_by_last ON baselines (last_seq);
+"""
+
 
 class Transaction(Reads):
     """Writes; all or none. Reads through it see its own writes."""
@@ -278,6 +297,7 @@ class Store(Reads):
                     f"{path} has format {version}, this version of Understudy reads {_FORMAT}",
                     hint="Use the version that wrote it, or an empty directory",
                 )
+            connection.executescript(f"BEGIN; {_LATER_TABLES} COMMIT;")
         except BaseException:
             connection.close()
             raise
@@ -349,6 +369,17 @@ class Store(Reads):
                 raise
             for hook in self._hooks:
                 hook(changes)
+
+    @contextmanager
+    def durable_transaction(self) -> Iterator[Transaction]:
+        """As `transaction`, and on the medium when the block has ended, with everything that was committed before."""
+        with self._write_lock:
+            self._writer.execute("PRAGMA synchronous = FULL")
+            try:
+                with self.transaction() as tx:
+                    yield tx
+            finally:
+                self._writer.execute("PRAGMA synchronous = NORMAL")
 
     def _purge(self, limit: int) -> int:
         row = self._writer.execute("SELECT cid FROM dropped LIMIT 1").fetchone()

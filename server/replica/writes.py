@@ -19,9 +19,10 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
-from server.replica import catalogue
+from server.replica import baselines, catalogue
 from server.replica import requests as r
 from server.replica.applying import Applier
+from server.replica.baselines import Keeper
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Resolved, Resolver
 from server.replica.store import Store, Transaction
@@ -102,16 +103,19 @@ class Writes:
 
     # --- apply -------------------------------------------------------------------------------------------------------
 
-    def apply(self, entries: Iterable[control.LogEntry]) -> control.ApplyResponse:
-        """Apply log entries; those already in are answered without being done again."""
+    def apply(self, entries: Iterable[control.LogEntry], replayed_seq: int = 0) -> control.ApplyResponse:
+        """Apply log entries; those already in are answered without being done again. Qdrant has those up to
+        `replayed_seq`.
+        """
         response = control.ApplyResponse()
         with self._store.transaction() as tx:
             applied_seq = tx.applied_seq
+            baselines.purge(tx, replayed_seq)
             for entry in entries:
                 if entry.seq <= applied_seq:
                     response.results.append(_past(entry))
                 else:
-                    response.results.append(self._apply_entry(tx, entry))
+                    response.results.append(self._apply_entry(tx, entry, replayed_seq))
                     applied_seq = entry.seq
                 if not entry.synced:
                     # Qdrant has answered the others.
@@ -130,18 +134,20 @@ class Writes:
             halted, resolved = refusal, list(refusal.done)
         entry = wal.Entry(method=method, request=body, resolved=resolved)
         seq = self._store.applied_seq + 1
-        result = self.apply([control.LogEntry(seq=seq, entry=entry)]).results[0]
+        # Nobody will send it to a Qdrant: there is nothing to compare later.
+        result = self.apply([control.LogEntry(seq=seq, entry=entry)], replayed_seq=seq).results[0]
         if halted is not None:
             raise halted
         if result.code:
             raise Refusal(Code(result.code), result.details)
         return result.reply
 
-    def _apply_entry(self, tx: Transaction, entry: control.LogEntry) -> control.Applied:
+    def _apply_entry(self, tx: Transaction, entry: control.LogEntry, replayed_seq: int) -> control.Applied:
         started = self._clock.monotonic()
         tx.connection().execute("SAVEPOINT entry")
         try:
-            reply = self._reply_to(tx, entry, lambda: self._clock.monotonic() - started)
+            keeper = _keeper(tx, entry, replayed_seq)
+            reply = self._reply_to(tx, entry, keeper, lambda: self._clock.monotonic() - started)
         except Refusal as refusal:
             if entry.synced and refusal.code != Code.NOT_FOUND:
                 # Qdrant has done it and the replica cannot, such as vectors that the server's inference made.
@@ -163,10 +169,12 @@ class Writes:
         if collection is not None:
             catalogue.distrust(tx, collection)
 
-    def _reply_to(self, tx: Transaction, entry: control.LogEntry, elapsed: Callable[[], float]) -> control.Applied:
+    def _reply_to(
+        self, tx: Transaction, entry: control.LogEntry, keeper: Keeper | None, elapsed: Callable[[], float]
+    ) -> control.Applied:
         row = _row(entry.entry.method)
         request = r.parse(row.request, entry.entry.request)
-        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced)
+        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced, keeper=keeper)
         missing = ""
         if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):
             missing = applier.missing_point(request)
@@ -181,6 +189,14 @@ class Writes:
             return control.Applied(seq=entry.seq, code=refusal.code, details=refusal.details)
         body = response_to(row, request, entry.seq, existed=existed, seconds=elapsed())
         return control.Applied(seq=entry.seq, reply=body.SerializeToString())
+
+
+def _keeper(tx: Transaction, entry: control.LogEntry, replayed_seq: int) -> Keeper | None:
+    """What keeps the points that an entry changes, while Qdrant does not have it."""
+    if entry.synced or entry.seq <= replayed_seq:
+        return None
+    is_ours = entry.entry.maybe_applied or bool(entry.entry.retry_of)
+    return Keeper(tx, entry.seq, replayed_seq, is_ours=is_ours)
 
 
 def _missing_point(applier: Applier, method: str, part: Any) -> str:

@@ -19,6 +19,7 @@ from typing import TypeAlias, TypeVar
 
 from server.clock import Clock
 from server.errors import DataDirUnusable, WalError
+from server.wal.conflict_log import ConflictLog, KeptRow
 from server.wal.files import Disk, RealDisk
 from server.wal.keyring import KEY_SUFFIX, KEYS_DIRECTORY, load_keys
 from server.wal.keysource import ExternalKeys
@@ -148,6 +149,18 @@ def quarantined(
         kept = _quarantine(real, survey(real, path, _ANY, external=external))
         for item in kept.items():
             yield item, None if item.flaw else kept.record(item.seq)
+
+
+def conflicts(directory: Path, *, disk: Disk | None = None) -> list[KeptRow]:
+    """The rows of the conflict log, oldest first."""
+    with _held(directory, disk or RealDisk()) as (real, path):
+        return list(ConflictLog(real, path, 0).rows())
+
+
+def drop_conflicts(directory: Path, numbers: Collection[int] | None, *, disk: Disk | None = None) -> list[int]:
+    """Remove rows of the conflict log, None = all that can be read; returns which."""
+    with _held(directory, disk or RealDisk()) as (real, path):
+        return ConflictLog(real, path, 0).drop(numbers)
 
 
 def list_keys(directory: Path, *, disk: Disk | None = None, external: ExternalKeys | None = None) -> list[KeyUse]:

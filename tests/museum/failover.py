@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.museum.bug import Change, Exhibit, bug
 
 _FOUND = "tests/simulation/test_found.py"
+_CONFLICTS = "tests/replay/test_conflicts.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 
 
@@ -139,8 +140,8 @@ DOUBTS = (
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",
-        "            for record in records\n        ]\n",
-        "            for record in records\n            if record.state is EntryState.PENDING\n        ]\n",
+        "            for record in records\n        ],\n",
+        "            for record in records\n            if record.state is EntryState.PENDING\n        ],\n",
         more=(
             Change(
                 "server/mirror.py",
@@ -234,6 +235,41 @@ REPLAY = (
     ),
 )
 
+OTHERS = (
+    _bug(
+        "what others wrote is overwritten before it is kept",
+        "nothing is dropped in silence",
+        "replay/examining.py",
+        "            await self._keep(self._rows(look, changed, stretch))\n",
+        "            pass\n",
+        f"{_CONFLICTS}::test_nothing_is_overwritten_that_could_not_be_kept",
+    ),
+    _bug(
+        "a drain takes its own work for that of others",
+        "nothing acknowledged is lost",
+        "replica/baselines.py",
+        "                _set_state(tx, collection.cid, settled, State.SETTLED)\n",
+        "                pass\n",
+        f"{_CONFLICTS}::test_a_drain_that_broke_off_sees_its_own_work_and_knows_it",
+    ),
+    _bug(
+        "points are looked at before what comes ahead of them is done",
+        "nothing acknowledged is lost",
+        "replay/contested.py",
+        "if points >= limit_points or not is_by_points(parcel):",
+        "if points >= limit_points:",
+        f"{_CONFLICTS}::test_a_collection_made_anew_has_nobody_elses_points",
+    ),
+    _bug(
+        "what others win is left out, and the replica keeps ours",
+        "both sides end the same",
+        "replica/baselines.py",
+        "            if request.fate == control.FATE_REMOTE:\n",
+        "            if False:\n",
+        f"{_CONFLICTS}::test_remote_wins",
+    ),
+)
+
 CUTOVER = (
     _bug(
         "REMOTE although something is pending",
@@ -262,4 +298,4 @@ LOG = (
     ),
 )
 
-FAILOVER = ROUTING + DOUBTS + REPLAY + CUTOVER + LOG
+FAILOVER = ROUTING + DOUBTS + REPLAY + OTHERS + CUTOVER + LOG

@@ -211,3 +211,29 @@ def test_unusable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataDirUnusable):
         Store(tmp_path / "file" / "below", SystemClock())
+
+
+def test_a_durable_transaction_is_synced_and_the_next_one_is_not(store: Store) -> None:
+    """SQLite syncs its own log at the commit only with FULL (2); NORMAL is 1."""
+    cid = make(store)
+    with store.durable_transaction() as tx:
+        tx.put(cid, records(1))
+        assert tx.connection().execute("PRAGMA synchronous").fetchone() == (2,)
+    with store.transaction() as tx:
+        assert tx.connection().execute("PRAGMA synchronous").fetchone() == (1,)
+    with pytest.raises(RuntimeError), store.durable_transaction() as tx:
+        tx.put(cid, records(2))
+        raise RuntimeError
+    with store.transaction() as tx:
+        assert tx.connection().execute("PRAGMA synchronous").fetchone() == (1,)
+    assert [record.key for record in store.scan(cid)] == [number(1)]
+
+
+def test_a_store_from_before_baselines_opens(tmp_path: Path) -> None:
+    before = Store(tmp_path / "store", SystemClock())
+    with before.transaction() as tx:
+        tx.connection().execute("DROP TABLE baselines")
+    before.close()
+    after = Store(tmp_path / "store", SystemClock())
+    assert after.connection().execute("SELECT count(*) FROM baselines").fetchone() == (0,)
+    after.close()

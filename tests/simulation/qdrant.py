@@ -65,6 +65,7 @@ class Qdrant:
         self._epoch = 0
         self._writes = 0
         self._initial = dict(self.points)
+        self.forgot = False
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -109,6 +110,7 @@ class Qdrant:
             connection.watch_silence()
 
     def _forget(self) -> None:
+        self.forgot = True
         kept_until = self.loop.now - self.chance.uniform(0.0, FLUSH_SECONDS)
         self.journal = [each for each in self.journal if each.at <= kept_until]
         self.points = dict(self._initial)

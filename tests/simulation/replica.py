@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,27 @@ _NAMES = {
 _CID = 1
 _MOST_SECONDS = 0.003
 _CHANGING = frozenset(
-    _SERVICE + name for name in ("Apply", "ImportPage", "ImportCatalogue", "SetCompleteness", "NoteVerified")
+    _SERVICE + name
+    for name in (
+        "Apply",
+        "ImportPage",
+        "ImportCatalogue",
+        "SetCompleteness",
+        "NoteVerified",
+        "CompareBaselines",
+        "SettleBaselines",
+    )
 )
+
+
+@dataclass(frozen=True)
+class Before:
+    """A point before its first pending write; `is_open`: whether it is to be judged yet."""
+
+    first_seq: int
+    last_seq: int
+    payload: p.Payload | None
+    is_open: bool
 
 
 @dataclass
@@ -60,6 +79,7 @@ class Stored:
     as_of_seq: int = 0
     expected_points: int = 0
     verified_unix_ns: int = 0
+    befores: dict[int, Before] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -78,9 +98,11 @@ class Database:
         self.now = Stored()
         self._recent: deque[Stored] = deque(maxlen=6)
 
-    def commit(self, state: Stored) -> None:
+    def commit(self, state: Stored, *, durable: bool = False) -> None:
         self._recent.append(self.now)
         self.now = state
+        if durable:
+            self._recent.clear()
 
     def power_cut(self, chance: random.Random) -> None:
         """Back to one of the last states."""
@@ -99,6 +121,9 @@ class Replica:
         self.generation = 0
         self.most_seconds = _MOST_SECONDS
         self.trace: Callable[..., None] = print
+        # Points that it took for changed by others, and those of which it could say that nobody had.
+        self.conflicts = 0
+        self.judged = 0
         # Told of a write that was prepared while points may be missing here.
         self.on_unresolved: Callable[[Any], None] = lambda request: None
         self._loop = loop
@@ -172,7 +197,7 @@ class Replica:
 
     def _change(self) -> Stored:
         state = self.database.now
-        return replace(state, points=dict(state.points))
+        return replace(state, points=dict(state.points), befores=dict(state.befores))
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +210,7 @@ class Replica:
         if rewound:
             state.applied_seq = follows
             state.distrust()
+            state.befores.clear()
             self._touched.restart(follows)
         state.log_id = request.log_id
         self.database.commit(state)
@@ -219,10 +245,12 @@ class Replica:
     def _apply(self, body: bytes) -> Message:
         request = control.ApplyRequest.FromString(body)
         state, response = self._change(), control.ApplyResponse()
+        state.befores = {k: each for k, each in state.befores.items() if each.last_seq > request.replayed_seq}
         for entry in request.entries:
             result = control.Applied(seq=entry.seq, reply=p.done(entry.seq).SerializeToString())
             if entry.seq > state.applied_seq:
-                self._apply_entry(state, entry, result)
+                is_pending = not entry.synced and entry.seq > request.replayed_seq
+                self._apply_entry(state, entry, result, is_pending=is_pending)
                 state.applied_seq = entry.seq
             response.results.append(result)
         self.database.commit(state)
@@ -230,7 +258,9 @@ class Replica:
         response.applied_seq = state.applied_seq
         return response
 
-    def _apply_entry(self, state: Stored, entry: control.LogEntry, result: control.Applied) -> None:
+    def _apply_entry(
+        self, state: Stored, entry: control.LogEntry, result: control.Applied, *, is_pending: bool
+    ) -> None:
         whole = entry.entry
         parts = [(part.method, part.request) for part in whole.resolved] or [(whole.method, whole.request)]
         if not state.exists:
@@ -241,7 +271,12 @@ class Replica:
             absent = p.missing(state.points, request)
             if absent is not None and not entry.synced and state.is_whole:
                 result.code, result.details, result.reply = int(Code.NOT_FOUND), p.no_point(absent).details, b""
+            before = dict(state.points)
             touched = p.apply(state.points, request)
+            for number in touched if is_pending else ():
+                is_open = state.is_whole and not whole.maybe_applied and not whole.retry_of
+                first = state.befores.get(number) or Before(entry.seq, 0, before.get(number), is_open)
+                state.befores[number] = replace(first, last_seq=entry.seq)
             if p.named(request) is None:
                 self._touched.collection(_CID, entry.seq)
             self._touched.points(_CID, map(_key, touched), entry.seq)
@@ -289,6 +324,39 @@ class Replica:
         here = {number: payload for number, payload in self.database.now.points.items() if _is_in(request, number)}
         self.trace("replica compared", sorted(page), "differing", _differing(page, here))
         return control.ComparePageResponse(remote=_digest(page), local=_digest(here), differing=_differing(page, here))
+
+    def _compare_baselines(self, body: bytes) -> Message:
+        request = control.CompareBaselinesRequest.FromString(body)
+        there = p.read(p.GET, request.page)
+        state, response = self._change(), control.CompareBaselinesResponse()
+        for touch in request.touches:
+            number = common.PointId.FromString(touch.point_id).num
+            known = state.befores.get(number)
+            if known is None or known.first_seq != touch.seq or not known.is_open:
+                continue
+            if there.get(number) not in (known.payload, state.points.get(number)):
+                response.changed.add(point_id=touch.point_id)
+                self.trace("replica takes for changed:", number, there.get(number), known, state.points.get(number))
+            else:
+                self.judged += 1
+        self.conflicts += len(response.changed)
+        if not response.changed:
+            self._judged(state, request.touches)
+        self.trace("replica compared baselines, changed", len(response.changed))
+        return response
+
+    def _settle_baselines(self, body: bytes) -> Message:
+        request = control.SettleBaselinesRequest.FromString(body)
+        assert request.fate == control.FATE_LOCAL, "the simulation runs with the default policy"
+        self._judged(self._change(), request.touches)
+        return control.SettleBaselinesResponse()
+
+    def _judged(self, state: Stored, touches: Iterable[control.Touch]) -> None:
+        for touch in touches:
+            number = common.PointId.FromString(touch.point_id).num
+            if number in state.befores and state.befores[number].first_seq == touch.seq:
+                state.befores[number] = replace(state.befores[number], is_open=False)
+        self.database.commit(state, durable=True)
 
     def _note_verified(self, body: bytes) -> Message:
         state = self._change()
@@ -343,6 +411,8 @@ _CONTROL: dict[str, Callable[[Replica, bytes], Message]] = {
     "ImportCatalogue": Replica._import_catalogue,
     "ImportPage": Replica._import_page,
     "ComparePage": Replica._compare_page,
+    "CompareBaselines": Replica._compare_baselines,
+    "SettleBaselines": Replica._settle_baselines,
     "NoteVerified": Replica._note_verified,
     "SetCompleteness": Replica._set_completeness,
     "Status": Replica._status,
@@ -377,6 +447,8 @@ def _since_of(call: Call) -> int:
         return control.ImportCatalogueRequest.FromString(call.body).since_seq
     if name == "ComparePage":
         return control.ComparePageRequest.FromString(call.body).since_seq
+    if name == "CompareBaselines":
+        return control.CompareBaselinesRequest.FromString(call.body).since_seq
     if name == "ImportPage":
         return control.ImportPageRequest.FromString(call.body).since_seq
     return 0

@@ -27,6 +27,7 @@ def judge(world: World) -> None:
     _nothing_dropped(world, quarantined)
     _followers_held(world, quarantined)
     _in_order(world)
+    _nobody_else(world)
     _same_on_both_sides(world, spoilt)
     _explained(world, spoilt)
     _logged_writes_seen(world, spoilt)
@@ -70,6 +71,14 @@ def _spoilt_by(world: World, quarantined: list[_Kept]) -> set[int]:
         else:
             world.violated("only what Qdrant refuses is in quarantine", f"{sorted(names)} {sorted(p.values(request))}")
     return spoilt
+
+
+def _nobody_else(world: World) -> None:
+    """Nobody else writes: what looks changed was forgotten by Qdrant, or our own hand is taken for another's."""
+    if world.replica.judged:
+        world.count("runs with points that were judged")
+    if world.replica.conflicts and not world.qdrant.forgot:
+        world.violated("nobody else is blamed for our own writes", f"{world.replica.conflicts} points")
 
 
 def _nothing_dropped(world: World, quarantined: list[_Kept]) -> None:

@@ -19,6 +19,8 @@ from types import FrameType
 import server.wal
 from server.errors import UnderstudyError, WalError
 from server.wal.ballast import BALLAST_NAME
+from server.wal.conflict_log import DIRECTORY as CONFLICTS
+from server.wal.conflict_log import ConflictLog
 from server.wal.files import Disk, OpenFile
 from server.wal.limits import WalLimits
 from server.wal.log import Log
@@ -179,6 +181,8 @@ class Life:
     tried: set[bytes] = field(default_factory=set)
     errors: list[UnderstudyError] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
+    # Rows of the conflict log that are to be there in the end.
+    noted: set[bytes] = field(default_factory=set)
     retired: int = 0
     cursor: int = 0
     opens: int = 0
@@ -192,6 +196,7 @@ class Life:
             await self._attempt(log.tend())
             self.look(self.directory / "lock")
             await run(log)
+            self._note_conflicts(number)
             if log.latched:
                 await self._attempt(log.reopen())
             await self._append(log, b"last %d" % number)
@@ -199,6 +204,25 @@ class Life:
             self._leave_traces()
             if number:
                 self.put(self.directory / BALLAST_NAME, b"of another size")
+
+    def _note_conflicts(self, number: int) -> None:
+        """Rows come, some are taken back, and there is no room for all; what a crash left lies about."""
+        self.put(self.directory / CONFLICTS / "1.rows.tmp", b"torn")
+        try:
+            conflicts = ConflictLog(self.disk, self.directory, 1_000)
+            rows = [b"row %d/%d" % (number, item) for item in range(3)]
+            conflicts.append(rows)
+            self.noted |= set(rows)
+            last = [row.number for row in conflicts.rows() if row.body == rows[1]]
+            self.noted.discard(rows[1])
+            conflicts.drop(last)
+            conflicts.append([b"large" * 300])
+            # It is larger than all the room there is, and the newest: whatever came before goes.
+            self.noted.clear()
+            conflicts.append([b"after it %d" % number])
+            self.noted.add(b"after it %d" % number)
+        except UnderstudyError as error:
+            self.errors.append(error)
 
     def _open(self) -> Log | None:
         # A disk that failed once lets the second attempt pass.

@@ -21,6 +21,7 @@ import pytest
 
 from server.errors import UnderstudyError
 from server.wal import files
+from server.wal.conflict_log import ConflictLog
 from server.wal.files import RealDisk
 from server.wal.opening import open_directory
 from server.wal.reader import Stretch, read_entries
@@ -97,6 +98,7 @@ async def test_every_call_on_the_disk_fails_once(code: str) -> None:
                 assert [record.seq for record in records] == list(range(records[0].seq, records[-1].seq + 1)), name
                 assert life.cursor <= result.survey.replayed_seq or not len(result.survey.pending), name
                 assert life.kept <= quarantined(state, result), name
+                assert life.noted <= {row.body for row in ConflictLog(state, DIRECTORY, 1_000).rows()}, name
     assert missing(sites(), failed) == []
 
 

@@ -8,6 +8,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Fate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FATE_UNSPECIFIED: _ClassVar[Fate]
+    FATE_LOCAL: _ClassVar[Fate]
+    FATE_REMOTE: _ClassVar[Fate]
+    FATE_HELD: _ClassVar[Fate]
+
 class Completeness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     COMPLETENESS_UNSPECIFIED: _ClassVar[Completeness]
@@ -15,6 +22,10 @@ class Completeness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPLETENESS_HYDRATING: _ClassVar[Completeness]
     COMPLETENESS_COMPLETE: _ClassVar[Completeness]
     COMPLETENESS_STALE: _ClassVar[Completeness]
+FATE_UNSPECIFIED: Fate
+FATE_LOCAL: Fate
+FATE_REMOTE: Fate
+FATE_HELD: Fate
 COMPLETENESS_UNSPECIFIED: Completeness
 COMPLETENESS_EMPTY: Completeness
 COMPLETENESS_HYDRATING: Completeness
@@ -84,10 +95,12 @@ class Freshness(_message.Message):
     def __init__(self, completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "replayed_seq")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_SEQ_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ...) -> None: ...
+    replayed_seq: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ...) -> None: ...
 
 class LogEntry(_message.Message):
     __slots__ = ("seq", "synced", "entry")
@@ -222,6 +235,64 @@ class ComparePageResponse(_message.Message):
     local: RangeDigest
     differing: int
     def __init__(self, remote: _Optional[_Union[RangeDigest, _Mapping]] = ..., local: _Optional[_Union[RangeDigest, _Mapping]] = ..., differing: _Optional[int] = ...) -> None: ...
+
+class Touch(_message.Message):
+    __slots__ = ("point_id", "seq")
+    POINT_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    point_id: bytes
+    seq: int
+    def __init__(self, point_id: _Optional[bytes] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class CompareBaselinesRequest(_message.Message):
+    __slots__ = ("collection", "touches", "page", "since_seq")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    TOUCHES_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    touches: _containers.RepeatedCompositeFieldContainer[Touch]
+    page: bytes
+    since_seq: int
+    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., since_seq: _Optional[int] = ...) -> None: ...
+
+class Judged(_message.Message):
+    __slots__ = ("point_id", "fate", "until_seq")
+    POINT_ID_FIELD_NUMBER: _ClassVar[int]
+    FATE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_SEQ_FIELD_NUMBER: _ClassVar[int]
+    point_id: bytes
+    fate: Fate
+    until_seq: int
+    def __init__(self, point_id: _Optional[bytes] = ..., fate: _Optional[_Union[Fate, str]] = ..., until_seq: _Optional[int] = ...) -> None: ...
+
+class CompareBaselinesResponse(_message.Message):
+    __slots__ = ("changed", "unknown")
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    changed: _containers.RepeatedCompositeFieldContainer[Judged]
+    unknown: int
+    def __init__(self, changed: _Optional[_Iterable[_Union[Judged, _Mapping]]] = ..., unknown: _Optional[int] = ...) -> None: ...
+
+class SettleBaselinesRequest(_message.Message):
+    __slots__ = ("collection", "touches", "page", "changed", "fate")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    TOUCHES_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    FATE_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    touches: _containers.RepeatedCompositeFieldContainer[Touch]
+    page: bytes
+    changed: _containers.RepeatedScalarFieldContainer[bytes]
+    fate: Fate
+    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., changed: _Optional[_Iterable[bytes]] = ..., fate: _Optional[_Union[Fate, str]] = ...) -> None: ...
+
+class SettleBaselinesResponse(_message.Message):
+    __slots__ = ("until_seq",)
+    UNTIL_SEQ_FIELD_NUMBER: _ClassVar[int]
+    until_seq: int
+    def __init__(self, until_seq: _Optional[int] = ...) -> None: ...
 
 class NoteVerifiedRequest(_message.Message):
     __slots__ = ("collection", "verified_unix_ns")

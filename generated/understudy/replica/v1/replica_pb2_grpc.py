@@ -70,6 +70,16 @@ class ReplicaServiceStub:
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.SerializeToString,
                 response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.FromString,
                 _registered_method=True)
+        self.CompareBaselines = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/CompareBaselines',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesResponse.FromString,
+                _registered_method=True)
+        self.SettleBaselines = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/SettleBaselines',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.FromString,
+                _registered_method=True)
         self.NoteVerified = channel.unary_unary(
                 '/understudy.replica.v1.ReplicaService/NoteVerified',
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedRequest.SerializeToString,
@@ -140,6 +150,21 @@ class ReplicaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareBaselines(self, request, context):
+        """Compares points of Qdrant's with what the replica held before the first pending write to each. Notes as judged what
+        nobody else changed, unless somebody changed one of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleBaselines(self, request, context):
+        """Notes what becomes of points that others changed, and that the rest was judged; on the medium before it answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NoteVerified(self, request, context):
         """Notes that the whole of a collection was compared.
         """
@@ -198,6 +223,16 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.ComparePage,
                     request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.FromString,
                     response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.SerializeToString,
+            ),
+            'CompareBaselines': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareBaselines,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesResponse.SerializeToString,
+            ),
+            'SettleBaselines': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleBaselines,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.SerializeToString,
             ),
             'NoteVerified': grpc.unary_unary_rpc_method_handler(
                     servicer.NoteVerified,
@@ -405,6 +440,60 @@ class ReplicaService:
             '/understudy.replica.v1.ReplicaService/ComparePage',
             understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageRequest.SerializeToString,
             understudy_dot_replica_dot_v1_dot_replica__pb2.ComparePageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareBaselines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/CompareBaselines',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.CompareBaselinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleBaselines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/SettleBaselines',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.FromString,
             options,
             channel_credentials,
             insecure,

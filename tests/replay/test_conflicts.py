@@ -1,0 +1,440 @@
+"""Others change points while Qdrant is away from us: each policy, seen from both sides."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+import pytest
+
+from generated.qdrant import points_pb2 as pb
+from generated.understudy.replica.v1 import replica_pb2 as control
+from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
+from server.config import ConflictPolicy
+from server.errors import ReplicaUnavailable, WalError
+from server.replica import baselines
+from server.replica import requests as r
+from server.rpc import Call, Code, Reply
+from server.wal.conflict_log import ConflictLog
+from server.wal.files import RealDisk
+from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
+
+from .divided import Divided, Request, kept_payload
+from .fakes import create, delete, drop, point, sent, set_payload, upsert
+
+LOCAL, REMOTE, QUARANTINE = ConflictPolicy.LOCAL_WINS, ConflictPolicy.REMOTE_WINS, ConflictPolicy.QUARANTINE
+
+# name → what others did, what we did meanwhile, and under each policy what Qdrant holds of point 1 in the end.
+THEIRS = upsert(point(1, v=7))
+CASES: dict[str, tuple[Request, Request, dict[str, int] | None, dict[str, int] | None]] = {
+    "both changed it": (THEIRS, upsert(point(1, v=2)), {"v": 2}, {"v": 7}),
+    "both changed its payload": (set_payload(1, a=7), set_payload(1, v=2), {"v": 2, "a": 7}, {"v": 1, "a": 7}),
+    "they moved its vector": (upsert(point(1, (5.0, 5.0), v=1)), set_payload(1, v=2), {"v": 2}, {"v": 1}),
+    "we deleted what they changed": (THEIRS, delete(1), None, {"v": 7}),
+    "they deleted what we wrote anew": (delete(1), upsert(point(1, v=2)), {"v": 2}, None),
+}
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Iterator[Divided]:
+    made = Divided(tmp_path)
+    made.online(upsert(point(1, v=1), point(2, v=1), point(3, v=1)))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_local_wins(divided: Divided, name: str) -> None:
+    theirs, ours, after, kept = CASES[name]
+    divided.others(theirs)
+    seq = divided.offline(ours)
+    divided.offline(upsert(point(2, v=2)))
+    await divided.drain(LOCAL)
+    assert divided.at_qdrant() == {**({1: after} if after else {}), 2: {"v": 2}, 3: {"v": 1}}
+    assert divided.outcomes() == [("overwritten", 1, seq)]
+    (row,) = divided.rows
+    assert (row.is_gone, kept_payload(row)) == (kept is None, kept or {})
+    assert row.collection == "c"
+    assert row.method == ours[0]
+    assert divided.log.kept == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_remote_wins(divided: Divided, name: str) -> None:
+    theirs, ours, _, kept = CASES[name]
+    divided.others(theirs)
+    seq = divided.offline(ours)
+    divided.offline(upsert(point(2, v=2)))
+    await divided.drain(REMOTE)
+    expected = {**({1: kept} if kept else {}), 2: {"v": 2}, 3: {"v": 1}}
+    assert divided.at_qdrant() == divided.at_replica() == expected
+    assert divided.here.points() == divided.qdrant.local.points()
+    assert divided.outcomes() == [("not_written", 1, seq)]
+    (left_out,) = divided.rows[0].left_out
+    assert left_out.method == ours[0]
+    assert divided.log.kept == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_quarantine(divided: Divided, name: str) -> None:
+    theirs, ours, _, kept = CASES[name]
+    divided.others(theirs)
+    seq = divided.offline(ours)
+    divided.offline(upsert(point(2, v=2)))
+    follower = divided.offline(set_payload(2, w=3))
+    await divided.drain(QUARANTINE)
+    assert divided.at_qdrant() == {**({1: kept} if kept else {}), 2: {"v": 2, "w": 3}, 3: {"v": 1}}
+    assert divided.outcomes() == [("quarantined", 1, seq)]
+    assert list(divided.log.kept) == [seq]
+    item = divided.log.kept[seq]
+    assert item.code == Code.ABORTED
+    assert "conflict: others changed point 1 " in item.details
+    assert follower not in divided.log.kept
+
+
+async def test_a_payload_for_a_point_that_others_deleted(divided: Divided) -> None:
+    """Local wins, but there is nothing left that it could win over: Qdrant refuses, as ever."""
+    divided.others(delete(1))
+    seq = divided.offline(set_payload(1, v=2))
+    await divided.drain(LOCAL)
+    assert divided.outcomes() == [("overwritten", 1, seq)]
+    assert divided.log.kept[seq].code == Code.NOT_FOUND
+    assert 1 not in divided.at_qdrant()
+
+
+async def test_what_others_left_alone_is_no_conflict(divided: Divided) -> None:
+    divided.others(upsert(point(9, v=7)))
+    for request in (upsert(point(1, v=2), point(4, v=2)), delete(2, 8), set_payload(3, v=2)):
+        divided.offline(request)
+    for policy in (LOCAL, REMOTE, QUARANTINE):
+        await divided.drain(policy)
+    assert divided.rows == []
+    assert divided.unknown() == 0
+    assert divided.at_qdrant() == {1: {"v": 2}, 3: {"v": 2}, 4: {"v": 2}, 9: {"v": 7}}
+
+
+async def test_what_others_made_the_same_is_no_conflict(divided: Divided) -> None:
+    divided.others(upsert(point(1, v=2)))
+    divided.others(delete(2))
+    divided.offline(upsert(point(1, v=2)))
+    divided.offline(delete(2))
+    await divided.drain(QUARANTINE)
+    assert divided.rows == []
+    assert divided.log.kept == {}
+
+
+async def test_a_point_that_both_made(divided: Divided) -> None:
+    divided.others(upsert(point(4, v=7)))
+    seq = divided.offline(upsert(point(4, v=2), point(5, v=2)))
+    await divided.drain(REMOTE)
+    assert divided.outcomes() == [("not_written", 4, seq)]
+    assert divided.at_qdrant() == divided.at_replica()
+    assert divided.at_qdrant()[4] == {"v": 7}
+    assert divided.at_qdrant()[5] == {"v": 2}
+
+
+async def test_only_the_points_concerned_of_a_batch(divided: Divided) -> None:
+    divided.others(upsert(point(2, v=7)))
+    steps = [
+        pb.PointsUpdateOperation(
+            upsert=pb.PointsUpdateOperation.PointStructList(points=[point(1, v=2), point(2, v=2)])
+        ),
+        pb.PointsUpdateOperation(
+            set_payload=pb.PointsUpdateOperation.SetPayload(
+                payload=point(1, w=3).payload,
+                points_selector=pb.PointsSelector(points=pb.PointsIdsList(ids=[point(1).id, point(2).id])),
+            )
+        ),
+    ]
+    seq = divided.offline((r.UPDATE_BATCH, pb.UpdateBatchPoints(collection_name="c", operations=steps, wait=True)))
+    await divided.drain(QUARANTINE)
+    assert divided.at_qdrant() == {1: {"v": 2, "w": 3}, 2: {"v": 7}, 3: {"v": 1}}
+    held = divided.log.kept[seq].record
+    assert held.points == 2
+    # The operator decides for ours: what was held, and nothing else, reaches Qdrant.
+    entry = entry_pb2.Entry.FromString(held.body)
+    divided.log.kept.clear()
+    divided.offline((entry.method, pb.UpdateBatchPoints.FromString(entry.request)), retry_of=seq)
+    await divided.drain(QUARANTINE)
+    assert divided.at_qdrant()[2] == {"v": 2, "w": 3}
+    assert divided.log.kept == {}
+
+
+async def test_later_writes_to_a_quarantined_point_follow(divided: Divided) -> None:
+    divided.others(THEIRS)
+    first = divided.offline(upsert(point(1, v=2)))
+    second = divided.offline(upsert(point(1, v=3), point(2, v=3)))
+    await divided.drain(QUARANTINE)
+    assert sorted(divided.log.kept) == [first, second]
+    assert divided.log.kept[second].details == f"follows seq {first}"
+    assert divided.at_qdrant() == {1: {"v": 7}, 2: {"v": 3}, 3: {"v": 1}}
+    # A follower is no conflict of its own.
+    assert divided.outcomes() == [("quarantined", 1, first)]
+
+
+async def test_remote_wins_over_all_that_was_pending_and_not_over_what_comes_after(divided: Divided) -> None:
+    divided.others(THEIRS)
+    first = divided.offline(upsert(point(1, v=2)))
+    second = divided.offline(set_payload(1, v=3))
+    replayer = divided.replayer(REMOTE)
+    assert await replayer.drain_now()
+    assert divided.at_replica()[1] == divided.at_qdrant()[1] == {"v": 7}
+    assert divided.outcomes() == [("not_written", 1, first), ("not_written", 1, second)]
+    # It is written on top of what the replica took over, so it counts.
+    divided.offline(set_payload(1, w=4))
+    assert await replayer.drain_now()
+    assert divided.at_replica()[1] == divided.at_qdrant()[1] == {"v": 7, "w": 4}
+    assert len(divided.rows) == 2
+
+
+# --- our own hand ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_a_write_of_unknown_outcome_that_qdrant_has_is_no_conflict(
+    divided: Divided, policy: ConflictPolicy
+) -> None:
+    divided.others(upsert(point(1, v=2)))
+    divided.offline(upsert(point(1, v=2)), maybe_applied=True)
+    divided.offline(upsert(point(1, v=3)))
+    await divided.drain(policy)
+    assert divided.rows == []
+    assert divided.log.kept == {}
+    assert divided.at_qdrant()[1] == {"v": 3}
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_a_drain_that_broke_off_sees_its_own_work_and_knows_it(divided: Divided, policy: ConflictPolicy) -> None:
+    """Two of three writes to one point reached Qdrant; the cursor does not say so, for the process died."""
+    divided.offline(upsert(point(1, v=2)))
+    divided.offline(upsert(point(1, v=3)))
+    divided.offline(upsert(point(1, v=4)))
+    before = divided.log.replayed_seq
+    divided.calls.script.extend([Pass(), LostAnswer()])
+    assert not await divided.replayer(policy, merge_points=1).drain_now()
+    assert divided.at_qdrant()[1] == {"v": 3}
+    divided.log.replayed_seq = before
+    await divided.drain(policy)
+    assert divided.rows == []
+    assert divided.log.kept == {}
+    assert divided.at_qdrant()[1] == {"v": 4}
+
+
+@pytest.mark.parametrize("policy", [REMOTE, QUARANTINE])
+async def test_what_was_decided_is_kept_to_after_a_crash(divided: Divided, policy: ConflictPolicy) -> None:
+    """The decision is on disk, and the process dies while it acts."""
+    divided.others(THEIRS)
+    first = divided.offline(upsert(point(1, v=2), point(2, v=2)))
+    second = divided.offline(upsert(point(1, v=3)))
+    divided.calls.script.append(LostAnswer())
+    assert not await divided.replayer(policy, merge_points=1).drain_now()
+    assert divided.log.kept == {}
+    await divided.drain(policy)
+    assert divided.at_qdrant() == {1: {"v": 7}, 2: {"v": 2}, 3: {"v": 1}}
+    if policy is REMOTE:
+        assert {row.seq for row in divided.rows} == {first, second}
+    else:
+        assert sorted(divided.log.kept) == [first, second]
+
+
+async def test_a_second_outage_has_a_baseline_of_its_own(divided: Divided, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for points whose old baseline nobody had the time to remove."""
+    monkeypatch.setattr(baselines, "_PURGED_PER_APPLY", 0)
+    divided.offline(upsert(point(1, v=2)))
+    await divided.drain()
+    divided.offline(upsert(point(1, v=3)))
+    await divided.drain()
+    assert divided.rows == []
+    divided.others(THEIRS)
+    seq = divided.offline(upsert(point(1, v=4)))
+    await divided.drain()
+    assert divided.outcomes() == [("overwritten", 1, seq)]
+
+
+async def test_a_collection_made_anew_has_nobody_elses_points(divided: Divided) -> None:
+    for request in (drop(), create(), upsert(point(1, v=2)), delete(2)):
+        divided.offline(request)
+    await divided.drain(QUARANTINE)
+    assert divided.rows == []
+    assert divided.log.kept == {}
+    assert divided.at_qdrant() == {1: {"v": 2}}
+
+
+# --- what nobody can tell --------------------------------------------------------------------------------------------
+
+
+async def test_a_collection_that_is_not_whole_has_no_baseline(divided: Divided) -> None:
+    divided.here.set_completeness(control.COMPLETENESS_STALE)
+    divided.others(THEIRS)
+    divided.offline(upsert(point(1, v=2), point(2, v=2)))
+    await divided.drain(REMOTE)
+    assert divided.rows == []
+    assert divided.unknown() == 2
+    assert divided.at_qdrant()[1] == {"v": 2}
+
+
+async def test_a_replica_that_cannot_be_asked_holds_nothing_up(divided: Divided) -> None:
+    divided.others(THEIRS)
+    divided.offline(upsert(point(1, v=2)))
+    divided.control.failure = ReplicaUnavailable("gone")
+    await divided.drain(QUARANTINE)
+    assert divided.unknown() == 1
+    assert divided.at_qdrant()[1] == {"v": 2}
+
+
+async def test_a_qdrant_that_writes_and_cannot_read_holds_nothing_up(divided: Divided) -> None:
+    divided.offline(upsert(point(1, v=2)))
+    broken = FlakyBackend(divided.qdrant, [says(Code.INTERNAL)] * 3, only=lambda call: call.method.endswith("/Get"))
+    replayer = divided.replayer(LOCAL, broken, doubtful_tries=3)
+    assert not await replayer.drain_now()
+    assert not await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 1}
+    assert await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert divided.unknown() == 1
+
+
+async def test_a_collection_that_others_dropped_is_for_the_quarantine(divided: Divided) -> None:
+    seq = divided.offline(upsert(point(1, v=2)))
+    divided.others(drop())
+    await divided.drain(REMOTE)
+    assert divided.rows == []
+    assert divided.log.kept[seq].code == Code.NOT_FOUND
+
+
+async def test_answers_that_are_too_large_are_asked_for_in_parts(divided: Divided) -> None:
+    divided.others(upsert(point(3, v=7)))
+    seq = divided.offline(upsert(point(1, v=2), point(2, v=2), point(3, v=2), point(4, v=2)))
+
+    class Narrow:
+        async def handle(self, call: Call) -> Reply:
+            if call.method.endswith("/Get") and len(sent(call).ids) > 1:
+                return says(Code.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (9 vs. 4)")
+            return await divided.qdrant.handle(call)
+
+    assert await divided.replayer(LOCAL, Narrow()).drain_now()
+    assert divided.outcomes() == [("overwritten", 3, seq)]
+    assert divided.unknown() == 0
+
+
+async def test_each_point_of_a_large_entry_has_its_row(divided: Divided) -> None:
+    many = [point(number, v=2) for number in range(100, 900)]
+    divided.others(upsert(*(point(number, v=7) for number in range(100, 900))))
+    divided.offline(upsert(*many, point(1, v=2)))
+    await divided.drain(REMOTE, merge_points=1)
+    assert len(divided.rows) == 800
+    for row in divided.rows:
+        (left_out,) = left_out_of(row)
+        assert left_out.id.SerializeToString() == row.point_id
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert divided.at_qdrant()[500] == {"v": 7}
+
+
+def left_out_of(row: conflict_pb2.Conflict) -> list[pb.PointStruct]:
+    """The points that a row says were left out."""
+    (operation,) = row.left_out
+    return list(pb.UpsertPoints.FromString(operation.request).points)
+
+
+# --- the conflict log ------------------------------------------------------------------------------------------------
+
+
+async def test_many_points_are_looked_at_with_one_call(divided: Divided) -> None:
+    for number in range(400):
+        divided.offline(upsert(point(number, v=number)))
+    await divided.drain(page_entries=256)
+    asked = [len(sent(call).ids) for call in divided.calls.calls if call.method.endswith("/Get")]
+    assert sum(asked) == 400
+    assert len(asked) == 2
+
+
+async def test_a_point_is_looked_at_once_a_drain(divided: Divided) -> None:
+    for value in range(300):
+        divided.offline(upsert(point(1, v=value)))
+    await divided.drain(page_entries=10)
+    assert len([call for call in divided.calls.calls if call.method.endswith("/Get")]) == 1
+
+
+async def test_nothing_is_overwritten_that_could_not_be_kept(divided: Divided, monkeypatch: pytest.MonkeyPatch) -> None:
+    divided.others(THEIRS)
+    divided.offline(upsert(point(1, v=2)))
+    replayer = divided.replayer(LOCAL)
+
+    def full(rows: list[bytes]) -> int:
+        raise WalError(f"no room for {len(rows)}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(divided.kept, "append", full)
+        assert not await replayer.drain_now()
+        assert divided.at_qdrant()[1] == {"v": 7}
+    assert await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert len(divided.rows) == 1
+
+
+async def test_files_are_ours_alone_and_hold_no_secret(divided: Divided, tmp_path: Path) -> None:
+    secret = "ghp_" + "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8"
+    theirs = point(1)
+    theirs.payload["token"].string_value = secret
+    divided.others(upsert(theirs))
+    divided.offline(upsert(point(1, v=2)))
+    await divided.drain()
+    (file,) = (tmp_path / "conflicts").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    (row,) = divided.rows
+    assert b"token" in row.remote
+    assert secret.encode() not in file.read_bytes()
+
+
+def test_the_oldest_rows_go_when_there_is_no_room(tmp_path: Path) -> None:
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    gone = sum(log.append([number.to_bytes(4, "big") * 25_000]) for number in range(20))
+    left = [row.number for row in log.rows()]
+    assert gone == log.dropped == 20 - len(left)
+    assert left == list(range(21 - len(left), 21))
+    assert 8 <= len(left) <= 10
+    assert log.size_bytes <= 1_000_000
+    again = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    assert (again.count, again.size_bytes) == (log.count, log.size_bytes)
+    assert again.append([b"x"]) in (0, 1)
+    assert [row.number for row in again.rows()][-1] == 21
+
+
+def test_rows_are_dropped_one_by_one_and_a_damaged_file_is_told(tmp_path: Path) -> None:
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    log.append([b"a", b"b", b"c"])
+    log.append([b"d"])
+    assert log.drop({2}) == [2]
+    assert [(row.number, row.body) for row in log.rows()] == [(1, b"a"), (3, b"c"), (4, b"d")]
+    file = sorted((tmp_path / "conflicts").iterdir())[0]
+    data = bytearray(file.read_bytes())
+    data[30] ^= 1
+    file.write_bytes(bytes(data))
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    assert [(row.number, row.flaw) for row in log.rows()] == [(1, "its checksum does not match"), (4, "")]
+    assert log.drop(None) == [4]
+    assert log.drop({1}) == [1]
+    assert list((tmp_path / "conflicts").iterdir()) == []
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "conflicts"
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    log.append([b"a"])
+    newer = bytearray((folder / f"{1:020d}.rows").read_bytes()[:-4])
+    newer[8] = 2
+    (folder / f"{7:020d}.rows").write_bytes(bytes(newer) + google_crc32c.value(bytes(newer)).to_bytes(4, "little"))
+    (folder / f"{9:020d}.rows").mkdir()
+    (folder / "notes.rows").write_text("mine")
+    (folder / f"{5:020d}.rows.tmp").write_text("torn")
+    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
+    flaws = [(row.number, row.flaw) for row in log.rows()]
+    unknown = "it has a format version that this Understudy does not know"
+    assert flaws == [(1, ""), (7, unknown), (9, "it is not a plain file")]
+    log.append([b"b"])
+    assert [row.number for row in log.rows()][-1] == 10
+    assert sorted(path.name for path in folder.iterdir() if not path.name[:20].isdecimal()) == ["notes.rows"]
+    assert not list(folder.glob("*.tmp"))
