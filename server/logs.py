@@ -38,6 +38,7 @@ class Message(StrEnum):
     SYNC_COMPLETE = "sync complete"
     SYNC_FAILED = "sync failed"
     ENTRY_QUARANTINED = "Qdrant refused a write, it is kept in quarantine"
+    RESTORED = "Qdrant had lost what it acknowledged, it was sent again"
     BREAKER_OPEN = "circuit breaker open: replay rests"
     BREAKER_CLOSED = "circuit breaker closed: replay goes on"
     LOCAL_WRITE_FAILED = "local write failed"

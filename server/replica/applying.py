@@ -8,7 +8,7 @@ not here raise Refusal. Does not check requests beyond what it needs to apply th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, checks, payload_edits
 from server.replica import requests as r
+from server.replica.former_rows import FormerRows
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of
 from server.replica.reads import Reads
@@ -32,10 +33,23 @@ _PURGE_PAGE = 1000
 
 
 class Applier:
-    """Applies the operations of one log entry. `synced`: Qdrant has done it, so it cannot be wrong."""
+    """Applies the operations of one log entry. `synced`: Qdrant has done it, so it cannot be wrong.
 
-    def __init__(self, tx: Transaction, matching: Matching, touched: Touched, seq: int, *, synced: bool) -> None:
+    `former` takes down what each point was before; None = nobody does.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        matching: Matching,
+        touched: Touched,
+        seq: int,
+        *,
+        synced: bool,
+        former: FormerRows | None = None,
+    ) -> None:
         self._tx = tx
+        self._former = former
         self._matching = matching
         self._touched = touched
         self._seq = seq
@@ -105,6 +119,7 @@ class Applier:
 
     def _delete(self, request: pb.DeletePoints) -> None:
         collection, keys = self._selected(request, request.points)
+        self._keep_former(collection, keys)
         self._tx.remove(collection.cid, keys)
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:
@@ -165,8 +180,14 @@ class Applier:
 
     def _put(self, collection: Collection, records: Iterable[Record]) -> None:
         kept = list(records)
-        self._touched.points(collection.cid, (record.key for record in kept), self._seq)
+        keys = [record.key for record in kept]
+        self._touched.points(collection.cid, keys, self._seq)
+        self._keep_former(collection, keys)
         self._tx.put(collection.cid, kept)
+
+    def _keep_former(self, collection: Collection, keys: Sequence[Key]) -> None:
+        if self._former is not None:
+            self._former.note(self._tx, collection, keys, self._seq, synced=self._synced)
 
     # --- collections -------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import Clock
 from server.replica import catalogue, freshness
 from server.replica import requests as r
+from server.replica.former_desk import FormerDesk
 from server.replica.imports import Imports
 from server.replica.plan import NO_PLAN, Plan
 from server.replica.refusal import Halted, NotServed, Refusal
@@ -103,6 +104,7 @@ class Service:
         reader: Reader,
         writes: Writes,
         imports: Imports,
+        former: FormerDesk,
         index: IndexStates,
         clock: Clock,
         alone: bool,
@@ -112,6 +114,7 @@ class Service:
         self._reader = reader
         self._writes = writes
         self._imports = imports
+        self._former = former
         self._index = index
         self._clock = clock
         self._alone = alone
@@ -126,6 +129,8 @@ class Service:
             "ImportCatalogue": self._import_catalogue,
             "ImportPage": self._import_page,
             "ComparePage": self._compare_page,
+            "ListFormer": self._list_former,
+            "JudgeFormer": self._judge_former,
             "NoteVerified": self._note_verified,
             "SetCompleteness": self._set_completeness,
             "Status": self._status,
@@ -236,7 +241,19 @@ class Service:
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)
-        return await self._write(lambda: self._writes.apply(request.entries))
+        return await self._write(
+            lambda: self._writes.apply(
+                request.entries, keeps_former=request.keeps_former, forgets_through_seq=request.forgets_through_seq
+            )
+        )
+
+    async def _list_former(self, body: bytes) -> Message:
+        request = r.parse(control.ListFormerRequest, body)
+        return await self._read(lambda: self._former.list_points(request))
+
+    async def _judge_former(self, body: bytes) -> Message:
+        request = r.parse(control.JudgeFormerRequest, body)
+        return await self._read(lambda: self._former.judge(request))
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)

@@ -57,6 +57,14 @@ CREATE TABLE points (
 );
 CREATE TABLE vectors (pid INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
 """
+# What points were before late entries, see `former_rows`. Stores of this format may lack it.
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS former (
+    n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
+    known INTEGER NOT NULL, payload BLOB, vectors BLOB
+);
+CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
+"""
 
 
 class Transaction(Reads):
@@ -278,6 +286,7 @@ class Store(Reads):
                     f"{path} has format {version}, this version of Understudy reads {_FORMAT}",
                     hint="Use the version that wrote it, or an empty directory",
                 )
+            connection.executescript(f"BEGIN; {_LATER_TABLES} COMMIT;")
         except BaseException:
             connection.close()
             raise

@@ -19,9 +19,10 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
-from server.replica import catalogue
+from server.replica import catalogue, former_rows
 from server.replica import requests as r
 from server.replica.applying import Applier
+from server.replica.former_rows import FormerRows
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Resolved, Resolver
 from server.replica.store import Store, Transaction
@@ -47,13 +48,21 @@ class Writes:
     """Prepares and applies."""
 
     def __init__(
-        self, store: Store, matching: Matching, touched: Touched, clock: Clock, *, resolved_points: int
+        self,
+        store: Store,
+        matching: Matching,
+        touched: Touched,
+        clock: Clock,
+        *,
+        resolved_points: int,
+        former_points: int = 0,
     ) -> None:
         self._store = store
         self._matching = matching
         self._touched = touched
         self._clock = clock
         self._resolved_points = resolved_points
+        self._former_points = former_points
 
     # --- prepare -----------------------------------------------------------------------------------------------------
 
@@ -102,16 +111,23 @@ class Writes:
 
     # --- apply -------------------------------------------------------------------------------------------------------
 
-    def apply(self, entries: Iterable[control.LogEntry]) -> control.ApplyResponse:
+    def apply(
+        self, entries: Iterable[control.LogEntry], *, keeps_former: bool = False, forgets_through_seq: int = 0
+    ) -> control.ApplyResponse:
         """Apply log entries; those already in are answered without being done again."""
         response = control.ApplyResponse()
+        former = FormerRows(self._former_points) if keeps_former and self._former_points else None
         with self._store.transaction() as tx:
+            if former is None:
+                former_rows.forget_all(tx)
+            else:
+                former_rows.forget(tx, forgets_through_seq)
             applied_seq = tx.applied_seq
             for entry in entries:
                 if entry.seq <= applied_seq:
                     response.results.append(_past(entry))
                 else:
-                    response.results.append(self._apply_entry(tx, entry))
+                    response.results.append(self._apply_entry(tx, entry, former))
                     applied_seq = entry.seq
                 if not entry.synced:
                     # Qdrant has answered the others.
@@ -137,11 +153,11 @@ class Writes:
             raise Refusal(Code(result.code), result.details)
         return result.reply
 
-    def _apply_entry(self, tx: Transaction, entry: control.LogEntry) -> control.Applied:
+    def _apply_entry(self, tx: Transaction, entry: control.LogEntry, former: FormerRows | None) -> control.Applied:
         started = self._clock.monotonic()
         tx.connection().execute("SAVEPOINT entry")
         try:
-            reply = self._reply_to(tx, entry, lambda: self._clock.monotonic() - started)
+            reply = self._reply_to(tx, entry, former, lambda: self._clock.monotonic() - started)
         except Refusal as refusal:
             if entry.synced and refusal.code != Code.NOT_FOUND:
                 # Qdrant has done it and the replica cannot, such as vectors that the server's inference made.
@@ -163,10 +179,12 @@ class Writes:
         if collection is not None:
             catalogue.distrust(tx, collection)
 
-    def _reply_to(self, tx: Transaction, entry: control.LogEntry, elapsed: Callable[[], float]) -> control.Applied:
+    def _reply_to(
+        self, tx: Transaction, entry: control.LogEntry, former: FormerRows | None, elapsed: Callable[[], float]
+    ) -> control.Applied:
         row = _row(entry.entry.method)
         request = r.parse(row.request, entry.entry.request)
-        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced)
+        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced, former=former)
         missing = ""
         if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):
             missing = applier.missing_point(request)
