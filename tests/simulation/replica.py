@@ -293,7 +293,7 @@ class Replica:
 
     def _judge_former(self, body: bytes) -> Message:
         request = control.JudgeFormerRequest.FromString(body)
-        page = points_pb2.GetResponse.FromString(request.page).result
+        page = points_pb2.GetResponse.FromString(request.page)
         there = {point.id.num: _record(point.id.num, p.payload_of(point)) for point in page.result}
         state, response = self.database.now, control.JudgeFormerResponse()
         for raw in request.ids:
