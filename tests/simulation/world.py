@@ -126,6 +126,7 @@ class World:
         initial = {number: (("v", -number),) for number in range(1, plan.initial + 1)}
         self.initial: p.Points = dict(initial)
         self.qdrant = Qdrant(self.loop, self.chance("qdrant"), OWN_KEY, points=initial, trace=self.trace)
+        self.qdrant.is_restored = self._is_looking_back
         self.network = Network(self.qdrant, self.chance("network"))
         self.database = Database()
         self.replica = Replica(self.loop, self.chance("replica"), self.database)
@@ -150,6 +151,10 @@ class World:
     def disk_seconds(self) -> float:
         """How long the disk takes this time."""
         return self._disk_chance.uniform(0.0001, self.most_disk_seconds)
+
+    def _is_looking_back(self) -> bool:
+        # Nothing else is sent while a look is due.
+        return self.serving is not None and self.serving.is_ready and self.serving.proxy._window.is_due
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 
