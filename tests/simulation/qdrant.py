@@ -178,7 +178,8 @@ class Qdrant:
         absent = p.missing(self.points, request)
         p.apply(self.points, request)
         is_ours = dict(call.metadata).get("api-key") == self.own_key
-        self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), ("restored" if self.is_restored() else "replay") if is_ours else "")
+        by = ("restored" if self.is_restored() else "replay") if is_ours else ""
+        self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), by)
         self.journal.append(Done(self.loop.now, request))
         self._writes += 1
         self.ever_done |= p.values(request)

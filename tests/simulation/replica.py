@@ -425,7 +425,9 @@ def _is_acknowledged(row: Row, window: control.FormerWindow) -> bool:
 
 def _record(number: int, payload: p.Payload | None) -> Record | None:
     """A point as a request would carry it."""
-    return None if payload is None else Record(_key(number), p.struct(number, payload).SerializeToString(deterministic=True))
+    if payload is None:
+        return None
+    return Record(_key(number), p.struct(number, payload).SerializeToString(deterministic=True))
 
 
 def _is_in(request: control.ImportPageRequest | control.ComparePageRequest, number: int) -> bool:
