@@ -21,7 +21,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server import config
 from server.errors import ReplicaUnavailable
 from server.logs import Message
-from server.replay.bisect import Operation
+from server.replay.bisect import Operation, keys_of
 from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivery
 from server.replay.grace import GraceWindow
@@ -174,7 +174,7 @@ class LookBack:
                     code=delivered.blames[0].answer.code.name,
                     details=delivered.blames[0].answer.details,
                 )
-            look.restored += points if delivered.applied else 0
+            look.restored += points - sum(len(keys_of(each)) for each in delivered.left_over)
         return Answer(Outcome.DONE)
 
     def _end(self, look: _Look) -> None:

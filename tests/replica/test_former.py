@@ -27,7 +27,7 @@ A, B, C, D = (Record(KEY, name.encode(), b"v") for name in "abcd")
 WINDOW = control.FormerWindow(since_seq=0, replayed_seq=0)
 
 
-# --- the judgement, over everything that can be -----------------------------------------------------------------------
+# --- the judgement, over everything that can be ----------------------------------------------------------------------
 
 
 def test_every_case_has_one_finding() -> None:
@@ -76,7 +76,7 @@ def test_rounding_is_no_difference() -> None:
     assert judge(shown, was, [], frozenset(("",))).finding is Finding.SAME
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- the store -------------------------------------------------------------------------------------------------------
 
 
 class Kept:
