@@ -88,6 +88,7 @@ class Plan:
     settings: dict[str, Any]
     operations: tuple[Operation, ...]
     faults: tuple[Fault, ...]
+    is_forgetful: bool = False
     trace: bool = field(default=False, compare=False)
 
     def only(self, operations: Collection[int] | None, faults: Collection[int] | None) -> Plan:
@@ -116,7 +117,7 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
     }
     faults = _faults(chance, seconds, forgetful=forgetful)
     operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
-    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults)
+    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults, forgetful)
 
 
 def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[Fault, ...]:

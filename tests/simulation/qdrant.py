@@ -57,6 +57,7 @@ class Qdrant:
     trace: Callable[..., None] = print
     # Whether the proxy sends points that were lost here: those are no entries of its log.
     is_restored: Callable[[], bool] = lambda: False
+    restored: int = 0
     # Values of every write that was ever done, forgotten or not; when each was last replayed, by count of writes.
     ever_done: set[int] = field(default_factory=set)
     last_replayed: dict[int, int] = field(default_factory=dict)
@@ -183,7 +184,8 @@ class Qdrant:
         self.journal.append(Done(self.loop.now, request))
         self._writes += 1
         self.ever_done |= p.values(request)
-        if is_ours and not self.is_restored():
+        self.restored += by == "restored"
+        if by == "replay":
             self.last_replayed.update(dict.fromkeys(p.values(request), self._writes))
         if absent is not None:
             raise p.no_point(absent)

@@ -167,8 +167,9 @@ class World:
         if self.plan.trace:
             self.lines.append(line)
 
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def count(self, what: str, times: int = 1) -> None:
+        if times:
+            self.counts[what] = self.counts.get(what, 0) + times
 
     def violated(self, promise: str, text: str) -> None:
         """A promise is broken."""
@@ -296,6 +297,7 @@ class World:
         await self.clients.work()
         await self.misfortune.over()
         await self._calm()
+        self.count("lost and sent again", self.qdrant.restored)
         if not self.violations:
             judge(self)
 
