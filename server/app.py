@@ -40,11 +40,13 @@ from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs
 from server.replay import Examiner, Replayer
+from server.replay.grace import GraceWindow
+from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
 from server.router import Parts, Router
 from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
 from server.scrub import Scrubber
-from server.sieve import Sieve
+from server.sieve import FormerSieve, Sieve
 from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
@@ -93,6 +95,7 @@ class Understudy:
         self._breaker: Breaker | None = None
         self._replayer: Replayer | None = None
         self._hydrator: Hydrator | None = None
+        self._look_back: LookBack | None = None
         self._bulk: Upstream | None = None
 
     async def __aenter__(self) -> Understudy:
@@ -134,6 +137,7 @@ class Understudy:
                 breaker=self._breaker,
                 replayer=self._replayer,
                 hydrator=self._hydrator,
+                look_back=self._look_back,
             )
         )
 
@@ -176,7 +180,19 @@ class Understudy:
         replica = machine.replica(store, settings.replica, clock=clock, telemetry=telemetry)
         await replica.start()
         stack.push_async_callback(replica.stop)
-        mirror = Mirror(log, replica.control, settings.replica, telemetry, has_remote=upstream is not None)
+        self._window = GraceWindow(
+            settings.replay.grace_seconds if upstream is not None and fallback.enabled else 0.0,
+            lambda: log.replayed_seq,
+            clock,
+        )
+        mirror = Mirror(
+            log,
+            replica.control,
+            settings.replica,
+            telemetry,
+            has_remote=upstream is not None,
+            forgets_through_seq=self._forgets_through_seq,
+        )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
 
@@ -228,6 +244,9 @@ class Understudy:
             self._run("patrol", keep_looking(self._patrol, settings.wal.patrol_bytes_per_second, telemetry))
         self._run("readiness", self._readiness.run())
         await self._open_doors()
+
+    def _forgets_through_seq(self) -> int | None:
+        return self._window.forgets_through_seq if self._window.is_on else None
 
     def _open_log(self) -> Log:
         settings, machine = self.settings, self._machine
@@ -302,6 +321,15 @@ class Understudy:
         control = self._process.control
         monitor = Monitor(upstream, settings.health, fallback.health_check_interval, clock, telemetry)
         self._breaker = Breaker(replay.breaker_failures, replay.breaker_open_seconds)
+        look_back = LookBack(
+            self._window,
+            FormerSieve(self._process.control, parts.scrubber),
+            parts.log,
+            caught_up=parts.mirror.caught_up,
+            settings=replay,
+            telemetry=telemetry,
+        )
+        self._look_back = look_back
         replayer = Replayer(
             parts.log,
             witnessed,
@@ -311,6 +339,7 @@ class Understudy:
             telemetry,
             credential,
             WAL_KINDS,
+            look_back=look_back,
             jitter=self._machine.jitter,
             examiner=Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential),
         )
@@ -320,7 +349,7 @@ class Understudy:
             parts.gate,
             drain_now=replayer.drain_now,
             drain_again=replayer.request_sync,
-            pending_count=lambda: parts.log.pending_count,
+            pending_count=lambda: parts.log.pending_count + look_back.is_due,
             barrier_seconds=replay.barrier_seconds,
             telemetry=telemetry,
         )
@@ -338,6 +367,9 @@ class Understudy:
         hydrator.on_round = self._looked_at_qdrant
         self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
         monitor.on_change = self._upstream_changed
+        if self._window.is_on:
+            monitor.on_connection_lost = self._window.connection_lost
+            self._run("grace", self._window.keep(parts.mirror.forget))
         parts.mode.on_change = self._mode_changed
         self._run("replay", replayer.run())
         if fallback.enabled:
@@ -406,7 +438,7 @@ class Understudy:
     def _upstream_changed(self, verdict: Verdict) -> None:
         """Qdrant came or went: first the state, then whoever waits for an answer of a dead Qdrant."""
         parts = self._parts
-        parts.mode.upstream_changed(verdict, pending=parts.log.pending_count)
+        parts.mode.upstream_changed(verdict, pending=parts.log.pending_count, must_look=self._window.is_due)
         self._telemetry.metrics.upstream_up(verdict.up)
         if not verdict.up:
             for connection in (self._upstream, self._bulk):

@@ -211,6 +211,10 @@ class Replay(Section):
     merge_bytes: PositiveInt = Field(8 * MIB, description="Bytes of consecutive upserts sent as one")
     bisect_calls: PositiveInt = Field(2000, description="Calls to find the refused points of one entry")
     doubtful_tries: PositiveInt = Field(3, description="Tries of an entry at which Qdrant fails inside")
+    grace_seconds: Seconds = Field(
+        60.0, le=3600, description="What Qdrant acknowledged this shortly before it was lost is looked after; 0 = off"
+    )
+    grace_points: PositiveInt = Field(256, le=1000, description="Points per look at what Qdrant may have lost")
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 
 
@@ -243,6 +247,9 @@ class Replica(Section):
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="Time for one call of the proxy's own to the process")
     hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
     resolved_points: PositiveInt = Field(50_000, description="Writes whose filter matches more are logged as filters")
+    former_points: PositiveInt = Field(
+        50_000, description="Changes of points within `replay.grace_seconds` that are kept, to know what Qdrant lost"
+    )
     touched_keys: PositiveInt = Field(
         2_000_000, description="Points whose last log entry is kept in mind for hydration"
     )

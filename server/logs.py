@@ -40,6 +40,7 @@ class Message(StrEnum):
     ENTRY_QUARANTINED = "Qdrant refused a write, it is kept in quarantine"
     CONFLICT = "others changed points that pending writes are about"
     CONFLICT_ROWS_DROPPED = "the conflict log is full, its oldest rows are dropped"
+    RESTORED = "Qdrant had lost what it acknowledged, it was sent again"
     BREAKER_OPEN = "circuit breaker open: replay rests"
     BREAKER_CLOSED = "circuit breaker closed: replay goes on"
     LOCAL_WRITE_FAILED = "local write failed"

@@ -54,6 +54,7 @@ NAMES: Final[Mapping[str, str]] = {
     "understudy_conflict_rows_dropped_total": "Rows that the conflict log had no room for any more",
     "understudy_hydration_points": "Points of a collection that the replica holds",
     "understudy_hydration_expected_points": "Points of a collection that Qdrant reported",
+    "understudy_restored_points_total": "Points that Qdrant had acknowledged and lost, sent to it again",
     "understudy_repaired_points_total": "Points of the replica that differed from Qdrant's and were brought in anew",
     "understudy_wal_bytes": "Size of the log on disk",
     "understudy_wal_oldest_pending_seconds": "Age of the oldest pending entry; 0 when there is none",
@@ -180,6 +181,7 @@ class Metrics:
         self._hydrated = self._gauge("understudy_hydration_points", "collection")
         self._hydration_expected = self._gauge("understudy_hydration_expected_points", "collection")
         self._repaired = self._counter("understudy_repaired_points_total")
+        self._restored = self._counter("understudy_restored_points_total")
         self._wal_bytes = self._gauge("understudy_wal_bytes")
         self._oldest = self._gauge("understudy_wal_oldest_pending_seconds")
         self._latched = self._gauge("understudy_wal_latched")
@@ -265,6 +267,10 @@ class Metrics:
         """A comparison with Qdrant found points that differed."""
         self._repaired.add((), points)
 
+    def restored(self, points: int) -> None:
+        """Qdrant had lost points that it had acknowledged."""
+        self._restored.add((), points)
+
     def hydration_gone(self, collection: str) -> None:
         """The collection is no more."""
         self._hydrated.drop((collection,))
@@ -301,7 +307,7 @@ class Metrics:
             series.set((), 0)
         for series in (self._mirror_lag, self._quarantine, self._wal_bytes, self._oldest):
             series.set((), 0)
-        for series in (self._latched, self._damaged, self._redactions, self._repaired, self._loop_lag):
+        for series in (self._latched, self._damaged, self._redactions, self._repaired, self._restored, self._loop_lag):
             series.set((), 0)
         for state in ("pending", "synced"):
             self._wal_entries.set((state,), 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
@@ -38,7 +39,10 @@ class ApplyControl(Protocol):
 
 
 class Mirror:
-    """Carries the log to the replica. Belongs to one event loop."""
+    """Carries the log to the replica. Belongs to one event loop.
+
+    `forgets_through_seq`: what points were before entries up to there is of no use any more; None = nobody will ask.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Mirror:
         telemetry: Telemetry,
         *,
         has_remote: bool = True,
+        forgets_through_seq: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.applied_seq = 0
         self.rewound = False
@@ -56,6 +61,7 @@ class Mirror:
         self._settings = settings
         self._telemetry = telemetry
         self._has_remote = has_remote
+        self._forgets_through_seq = forgets_through_seq
         self._results: OrderedDict[int, control_pb.Applied] = OrderedDict()
         self._moved = asyncio.Event()
         self._attached = asyncio.Event()
@@ -115,7 +121,7 @@ class Mirror:
         records = await self._log.read(self.applied_seq, self._settings.apply_batch_entries, _APPLY_BYTES)
         if not records:
             return
-        answer = await self._control.apply(_apply_request(records, self._log.replayed_seq))
+        answer = await self._control.apply(self._apply_request(records))
         # Qdrant has answered the others; nobody asks for the replica's answer to them.
         awaited = {record.seq for record in records if record.state is EntryState.PENDING}
         self._results.update((result.seq, result) for result in answer.results if result.seq in awaited)
@@ -140,6 +146,20 @@ class Mirror:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    def _apply_request(self, records: list[Record]) -> control_pb.ApplyRequest:
+        request = control_pb.ApplyRequest(entries=map(_log_entry, records), replayed_seq=self._log.replayed_seq)
+        through_seq = self._forgets_through_seq()
+        if through_seq is not None:
+            request.keeps_former, request.forgets_through_seq = True, through_seq
+        return request
+
+    async def forget(self) -> None:
+        """Let the replica forget what no look will be at, also while there is nothing to apply."""
+        try:
+            await self._control.apply(self._apply_request([]))
+        except ReplicaUnavailable as error:
+            self._telemetry.log.info("the replica is away, it forgets later", error=str(error))
+
     async def caught_up(self, seq: int) -> None:
         """Wait until the replica holds every entry up to `seq`."""
         while self.applied_seq < seq or not self._attached.is_set():
@@ -156,15 +176,9 @@ class Mirror:
             await self._moved.wait()
 
 
-def _apply_request(records: list[Record], replayed_seq: int) -> control_pb.ApplyRequest:
-    return control_pb.ApplyRequest(
-        entries=[
-            control_pb.LogEntry(
-                seq=record.seq,
-                synced=record.state is EntryState.SYNCED,
-                entry=entry_pb2.Entry.FromString(record.body),
-            )
-            for record in records
-        ],
-        replayed_seq=replayed_seq,
+def _log_entry(record: Record) -> control_pb.LogEntry:
+    return control_pb.LogEntry(
+        seq=record.seq,
+        synced=record.state is EntryState.SYNCED,
+        entry=entry_pb2.Entry.FromString(record.body),
     )

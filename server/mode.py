@@ -63,14 +63,14 @@ class Mode:
         """Whether the log is on its way to Qdrant."""
         return self.state is State.DRAINING
 
-    def upstream_changed(self, verdict: Verdict, *, pending: int) -> None:
-        """Qdrant came or went."""
+    def upstream_changed(self, verdict: Verdict, *, pending: int, must_look: bool = False) -> None:
+        """Qdrant came or went. `must_look`: before calls go there, what it may have lost is looked at."""
         self.upstream_up = verdict.up
         if not verdict.up:
             self._step(verdict.reason, Event.UPSTREAM_DOWN)
-        elif not pending:
+        elif not pending and not must_look:
             self._step(verdict.reason, Event.UPSTREAM_UP, Event.DRAINED)
-        elif self._may_sync or self.state is not State.LOCAL:
+        elif not pending or self._may_sync or self.state is not State.LOCAL:
             self._step(verdict.reason, Event.UPSTREAM_UP)
         else:
             self._step(verdict.reason, Event.SYNC_REFUSED)

@@ -10,9 +10,26 @@ import asyncio
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
-from server.replica.pages import ImportControl
+from server.replica.pages import FormerControl, ImportControl
 from server.scrub import Scrubber
 from server.telemetry import Telemetry
+
+
+class FormerSieve:
+    """A `FormerControl` in front of another one: what is judged is what would be stored."""
+
+    def __init__(self, inner: FormerControl, scrubber: Scrubber) -> None:
+        self._inner = inner
+        self._scrubber = scrubber
+
+    async def list_former(self, request: control_pb.ListFormerRequest) -> control_pb.ListFormerResponse:
+        """See FormerControl."""
+        return await self._inner.list_former(request)
+
+    async def judge_former(self, request: control_pb.JudgeFormerRequest) -> control_pb.JudgeFormerResponse:
+        """See FormerControl."""
+        request.page, _ = await asyncio.to_thread(self._scrubber.scrub_message, points_pb2.GetResponse, request.page)
+        return await self._inner.judge_former(request)
 
 
 class Sieve:

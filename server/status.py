@@ -18,6 +18,7 @@ from server.health.breaker import Breaker
 from server.mirror import Mirror
 from server.mode import Mode
 from server.replay import Replayer
+from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.rpc import WAL_KINDS
@@ -47,6 +48,7 @@ class Sources:
     breaker: Breaker | None
     replayer: Replayer | None
     hydrator: Hydrator | None
+    look_back: LookBack | None = None
 
 
 async def status_document(sources: Sources) -> dict[str, Any]:
@@ -78,6 +80,13 @@ async def status_document(sources: Sources) -> dict[str, Any]:
             "last_error": progress.last_error,
         }
         if progress
+        else None,
+        "grace": {
+            "is_due": sources.look_back.is_due,
+            "looks": sources.look_back.looks,
+            "restored_points": sources.look_back.restored,
+        }
+        if sources.look_back
         else None,
         "quarantine": len(log.quarantined()),
         "conflicts": {

@@ -30,7 +30,9 @@ _LEAST_GAP_SECONDS = 0.05
 class Monitor:
     """Belongs to one event loop. `run` does the work; the rest may be called at any time.
 
-    `on_change` is called in the event loop, before the subscribers are told, and must not wait.
+    `on_change` is called in the event loop, before the subscribers are told, and must not wait. With
+    `on_connection_lost`, which is called just before, a connection that goes away counts at once: who is connected to
+    next may be another Qdrant.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Monitor:
         self.version = ""
         self.subscribers: Subscribers[Verdict] = Subscribers()
         self.on_change: Callable[[Verdict], None] | None = None
+        self.on_connection_lost: Callable[[], None] | None = None
         self._upstream = upstream
         self._settings = settings
         self._ping_interval_seconds = ping_interval_seconds
@@ -96,6 +99,9 @@ class Monitor:
             # The probe that follows also makes an idle channel connect.
             if Connectivity.READY in (last, now):
                 self._probe_now.set()
+            if last is Connectivity.READY and now is not Connectivity.SHUTDOWN and self.on_connection_lost is not None:
+                self.on_connection_lost()
+                self.report_failure("the connection was lost")
             last = now
 
     async def _probe_regularly(self, tasks: asyncio.TaskGroup) -> None:

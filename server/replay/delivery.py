@@ -123,6 +123,16 @@ class Delivery:
         """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT."""
         return await self._send(operation, Outcome.TRANSIENT)
 
+    async def ask(self, method: str, body: bytes) -> Reply | Answer:
+        """An OK reply to a read, else why there is none."""
+        reply = await self._call(method, body)
+        if isinstance(reply, Answer):
+            return reply
+        outcome = judge(method, reply.code, reply.details)
+        if outcome is Outcome.DONE:
+            return reply
+        return replace(_answer(outcome, reply), doubtful=outcome is Outcome.DOUBTFUL)
+
     @staticmethod
     def _free_part(
         operation: Operation, earlier: Causality | None, own: Causality, result: Delivered
@@ -183,16 +193,6 @@ class Delivery:
         if isinstance(request, collections_pb2.CreateCollection):
             return is_same_collection(request, info)
         return has_vector(request, info)
-
-    async def ask(self, method: str, body: bytes) -> Reply | Answer:
-        """An OK reply, or an Answer that makes the entry wait and come again."""
-        reply = await self._call(method, body)
-        if isinstance(reply, Answer):
-            return reply
-        outcome = judge(method, reply.code, reply.details)
-        if outcome is Outcome.DONE:
-            return reply
-        return _answer(Outcome.AUTH if outcome is Outcome.AUTH else Outcome.TRANSIENT, reply)
 
 
 def _answer(outcome: Outcome, reply: Reply) -> Answer:

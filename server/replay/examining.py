@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -39,6 +39,7 @@ from server.replay.contested import (
     touches_of,
 )
 from server.replay.delivery import Answer, Delivery
+from server.replay.judge import Outcome
 from server.replay.parcel import Parcel
 from server.rpc import POINTS, Backend, Code, Metadata
 from server.scrub import Scrubber
@@ -181,7 +182,9 @@ class Examiner:
         )
         reply = await self._delivery.ask(_GET, question.SerializeToString())
         if isinstance(reply, Answer):
-            return reply
+            # The entry waits and comes again, whatever was in the way.
+            outcome = Outcome.AUTH if reply.outcome is Outcome.AUTH else Outcome.TRANSIENT
+            return replace(reply, outcome=outcome, doubtful=False)
         body, _ = await asyncio.to_thread(self._scrubber.scrub_message, points_pb2.GetResponse, reply.body)
         return body
 

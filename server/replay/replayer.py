@@ -22,6 +22,7 @@ from server.clock import Clock
 from server.health.breaker import Breaker
 from server.logs import Message
 from server.replay.examining import Examiner
+from server.replay.looking_back import LookBack
 from server.replay.ports import PendingLog
 from server.replay.progress import Progress, ReplayState
 from server.replay.stepper import Standing, Step, Stepper
@@ -42,8 +43,8 @@ class Replayer:
     """Drains the log on request, while Qdrant is up.
 
     `examiner` looks for what others changed, None = nobody looks. `credential` gives the metadata for Qdrant, None
-    when none is known. `jitter` gives numbers in [0, 1). `on_drained` is awaited when nothing is pending;
-    `on_unreachable` hears of dead connections, so that health can look at once.
+    when none is known. `jitter` gives numbers in [0, 1). `look_back` comes before entries. `on_drained` is awaited when
+    nothing is pending or to be looked at; `on_unreachable` hears of dead connections, so that health can look at once.
     """
 
     def __init__(  # noqa: PLR0917
@@ -57,6 +58,7 @@ class Replayer:
         credential: Callable[[], Metadata | None],
         kinds: Mapping[int, str],
         *,
+        look_back: LookBack | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stop_grace_seconds: float = 5.0,
@@ -89,7 +91,9 @@ class Replayer:
             is_up=self._up.is_set,
             unreachable=self._unreachable,
             examiner=examiner,
+            look_back=look_back,
         )
+        self._look_back = look_back
         self._state = ReplayState.IDLE
         self._attempt = 0
         self._started: int | None = None
@@ -182,7 +186,7 @@ class Replayer:
             standing = await self._stepper.advance()
             if standing.step is Step.ADVANCED or (standing.step is Step.DRAINED and joined):
                 continue
-            return standing.step is Step.DRAINED and self._log.pending_count == 0
+            return standing.step is Step.DRAINED and self._is_done
 
     # --- one drain ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +226,11 @@ class Replayer:
         self._take_requests()
         if self.on_drained is not None:
             await self.on_drained()
-        return self._log.pending_count == 0
+        return self._is_done
+
+    @property
+    def _is_done(self) -> bool:
+        return self._log.pending_count == 0 and not (self._look_back is not None and self._look_back.is_due)
 
     def _completed(self, began: float) -> None:
         self._last_sync = self._clock.wall_ns()

@@ -19,7 +19,7 @@ from itertools import takewhile
 from server import config
 from server.clock import Clock
 from server.config import QuarantinePolicy
-from server.errors import WalError
+from server.errors import ReplicaUnavailable, WalError
 from server.health.breaker import Breaker, Permit, Phase
 from server.logs import Message
 from server.replay.bisect import Operation
@@ -27,6 +27,7 @@ from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivered, Delivery
 from server.replay.examining import Examiner
 from server.replay.judge import Outcome
+from server.replay.looking_back import LookBack
 from server.replay.merge import merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
@@ -76,8 +77,10 @@ class Stepper:
         is_up: Callable[[], bool],
         unreachable: Callable[[str], None],
         examiner: Examiner | None = None,
+        look_back: LookBack | None = None,
     ) -> None:
         self._log = log
+        self._look_back = look_back
         self._breaker = breaker
         self._settings = settings
         self._clock = clock
@@ -170,6 +173,8 @@ class Stepper:
         return standing
 
     async def _next(self) -> Standing:
+        if self._look_back is not None and self._look_back.is_due:
+            return await self._look(self._look_back)
         if not self._page:
             await self._mark()
             await self._load()
@@ -191,7 +196,7 @@ class Stepper:
         try:
             failure = await self._examine()
             if failure is not None:
-                return self._not_now(self._page[0], failure, permit)
+                return self._not_now(_name(self._page[0]), self._page[0].seq, failure, permit)
             merged = self._mergeable()
             if merged is not None:
                 return await self._send_merged(*merged, permit)
@@ -203,6 +208,33 @@ class Stepper:
             self._breaker.abandon(permit)
             raise
         return await self._conclude(parcel, delivered, permit)
+
+    async def _look(self, look_back: LookBack) -> Standing:
+        """A part of the look at what Qdrant may have lost: before any newer entry."""
+        await self._mark()
+        if not self._recalled:
+            await self._recall()
+        if not self._is_up():
+            return Standing(Step.DOWN)
+        permit = self._breaker.allow(self._clock.monotonic())
+        if permit is None:
+            return Standing(Step.RESTING, "the circuit breaker is open")
+        try:
+            answer = await look_back.step(self._delivery, self._causality)
+        except ReplicaUnavailable as error:
+            self._breaker.abandon(permit)
+            self.failures += 1
+            return Standing(Step.FAILED, str(error))
+        except BaseException:
+            self._breaker.abandon(permit)
+            raise
+        if answer.outcome is not Outcome.DONE:
+            return self._not_now("a look at what Qdrant may have lost", 0, answer, permit)
+        before = self._breaker.phase
+        self._breaker.success(permit)
+        self._breaker_changed(before)
+        self.failures = 0
+        return _ADVANCED
 
     def _span(self, parcels: list[Parcel]) -> Span:
         """A span with links to the calls that caused the entries."""
@@ -257,7 +289,7 @@ class Stepper:
             self._breaker.permanent(permit)
             return _ADVANCED
         self._singly_until = run[-1].seq
-        return self._not_now(run[0], answer, permit)
+        return self._not_now(_name(run[0]), run[0].seq, answer, permit)
 
     def _done(self, parcels: list[Parcel]) -> None:
         """Entries at the front are dealt with."""
@@ -306,7 +338,7 @@ class Stepper:
     async def _conclude(self, parcel: Parcel, delivered: Delivered, permit: Permit) -> Standing:
         answer = delivered.answer
         if answer.outcome is not Outcome.DONE:
-            return self._not_now(parcel, answer, permit)
+            return self._not_now(_name(parcel), parcel.seq, answer, permit)
         before = self._breaker.phase
         if delivered.calls:
             # Done or refused for good: either way somebody answered.
@@ -326,16 +358,16 @@ class Stepper:
             await self._mark()
         return _ADVANCED
 
-    def _not_now(self, parcel: Parcel, answer: Answer, permit: Permit) -> Standing:
-        """The entry stays first: tell the breaker, count, say why."""
+    def _not_now(self, what: str, seq: int, answer: Answer, permit: Permit) -> Standing:
+        """It stays first: tell the breaker, count, say why."""
         before = self._breaker.phase
-        why = f"{parcel.method} (entry {parcel.seq}): {answer.code.name} {answer.details}"
+        why = f"{what}: {answer.code.name} {answer.details}"
         if answer.outcome is Outcome.AUTH:
             self._breaker.permanent(permit)
             self._breaker_changed(before)
             self._telemetry.metrics.sync_error("auth")
             if self._credential() is None:
-                self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=parcel.seq)
+                self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=seq)
             return Standing(Step.NO_CREDENTIAL, why)
         self.failures += 1
         self._doubts = self._doubts + 1 if answer.doubtful else 0
@@ -391,3 +423,7 @@ class Stepper:
             self._telemetry.log.warning(Message.BREAKER_OPEN, seconds=self._settings.breaker_open_seconds)
         elif after is Phase.CLOSED:
             self._telemetry.log.info(Message.BREAKER_CLOSED)
+
+
+def _name(parcel: Parcel) -> str:
+    return f"{parcel.method} (entry {parcel.seq})"

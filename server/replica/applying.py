@@ -8,7 +8,7 @@ not here raise Refusal. Does not check requests beyond what it needs to apply th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, checks, payload_edits
 from server.replica import requests as r
 from server.replica.baselines import Keeper
+from server.replica.former_rows import FormerRows
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of
 from server.replica.reads import Reads
@@ -35,7 +36,7 @@ _PURGE_PAGE = 1000
 class Applier:
     """Applies the operations of one log entry. `synced`: Qdrant has done it, so it cannot be wrong.
 
-    `keeper` keeps what a pending entry changes.
+    `keeper` keeps what a pending entry changes. `former` takes down what each point was before; None = nobody does.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Applier:
         *,
         synced: bool,
         keeper: Keeper | None = None,
+        former: FormerRows | None = None,
     ) -> None:
         self._tx = tx
+        self._former = former
         self._matching = matching
         self._touched = touched
         self._seq = seq
@@ -180,13 +183,17 @@ class Applier:
 
     def _put(self, collection: Collection, records: Iterable[Record]) -> None:
         kept = list(records)
-        self._touched.points(collection.cid, (record.key for record in kept), self._seq)
-        self._keep(collection, [record.key for record in kept])
+        keys = [record.key for record in kept]
+        self._touched.points(collection.cid, keys, self._seq)
+        self._keep(collection, keys)
         self._tx.put(collection.cid, kept)
 
-    def _keep(self, collection: Collection, keys: Iterable[Key]) -> None:
+    def _keep(self, collection: Collection, keys: Sequence[Key]) -> None:
+        """What is about to be changed, for those who want to know what it was."""
         if self._keeper is not None:
             self._keeper.keep(collection, keys)
+        if self._former is not None:
+            self._former.note(self._tx, collection, keys, self._seq, synced=self._synced)
 
     # --- collections -------------------------------------------------------------------------------------------------
 

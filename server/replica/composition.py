@@ -8,6 +8,7 @@ from pathlib import Path
 from server import config
 from server.clock import Clock
 from server.replica.baselines import Baselines
+from server.replica.former_desk import FormerDesk
 from server.replica.imports import Imports
 from server.replica.indexing import Index
 from server.replica.search import Searcher
@@ -44,9 +45,17 @@ def open_parts(directory: Path, settings: config.Replica, clock: Clock, *, alone
     service = Service(
         store,
         reader=searcher,
-        writes=Writes(store, matching_keys, touched, clock, resolved_points=settings.resolved_points),
+        writes=Writes(
+            store,
+            matching_keys,
+            touched,
+            clock,
+            resolved_points=settings.resolved_points,
+            former_points=settings.former_points,
+        ),
         imports=Imports(store, touched),
         baselines=Baselines(store),
+        former=FormerDesk(store),
         index=index,
         clock=clock,
         alone=alone,

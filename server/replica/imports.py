@@ -15,7 +15,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import baselines, catalogue, ranges
+from server.replica import baselines, catalogue, former_rows, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
 from server.replica.records import Collection
@@ -47,6 +47,8 @@ class Imports:
             follows = max(0 if is_other else min(applied_seq, request.last_seq), request.first_seq - 1)
             rewound = is_other or follows != applied_seq
             if rewound:
+                # What was kept of entries that the log has lost still tells what Qdrant acknowledged.
+                former_rows.forget_all(tx) if is_other else former_rows.rewind(tx, follows)
                 applied_seq = follows
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
@@ -157,7 +159,7 @@ class Imports:
             here = tx.fetch(collection.cid, imported)
             # What is here already is left alone: the index and what is kept in memory stay as they are.
             fresh = [record for key, record in imported.items() if here.get(key) != record]
-            rounded = _rounded(collection)
+            rounded = rounded_vectors(collection)
             changed = sum(1 for record in fresh if not ranges.agree(here.get(record.key), record, rounded))
             tx.put(collection.cid, fresh)
             removed = tx.remove(collection.cid, [key for key in gone if key not in skipped])
@@ -178,7 +180,7 @@ class Imports:
             if collection is None:
                 raise no_collection(request.collection)
             here = self._store.range_records(collection.cid, first, after)
-            look = ranges.look(there, here, _rounded(collection))
+            look = ranges.look(there, here, rounded_vectors(collection))
         return control.ComparePageResponse(
             remote=control.RangeDigest(points=look.remote.points, content=look.remote.content),
             local=control.RangeDigest(points=look.local.points, content=look.local.content),
@@ -234,7 +236,7 @@ class Imports:
         return since_seq
 
 
-def _rounded(collection: Collection) -> frozenset[str]:
+def rounded_vectors(collection: Collection) -> frozenset[str]:
     """Vectors that Qdrant and the replica each normalise by themselves: their last bits may differ."""
     fields = fields_of(catalogue.config_of(collection).params)
     return frozenset(name for name, field in fields.items() if field.is_cosine)

@@ -85,6 +85,18 @@ class ImportControl(Protocol):
         ...
 
 
+class FormerControl(Protocol):
+    """The replica's part. Raises ReplicaUnavailable."""
+
+    async def list_former(self, request: control_pb.ListFormerRequest) -> control_pb.ListFormerResponse:
+        """Points that entries of the window touched."""
+        ...
+
+    async def judge_former(self, request: control_pb.JudgeFormerRequest) -> control_pb.JudgeFormerResponse:
+        """Which of them Qdrant has lost."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a copy works with. `is_up` = Qdrant answers and calls go to it.

@@ -299,6 +299,14 @@ class ReplicaControl:
         """Note what becomes of them."""
         return await self._call("SettleBaselines", request, control.SettleBaselinesResponse)
 
+    async def list_former(self, request: control.ListFormerRequest) -> control.ListFormerResponse:
+        """Points that entries touched which Qdrant has acknowledged lately."""
+        return await self._call("ListFormer", request, control.ListFormerResponse)
+
+    async def judge_former(self, request: control.JudgeFormerRequest) -> control.JudgeFormerResponse:
+        """Which of some points Qdrant has as they were before, and what they should be."""
+        return await self._call("JudgeFormer", request, control.JudgeFormerResponse)
+
     async def note_verified(self, request: control.NoteVerifiedRequest) -> control.NoteVerifiedResponse:
         """Note that a collection was compared as a whole."""
         return await self._call("NoteVerified", request, control.NoteVerifiedResponse)

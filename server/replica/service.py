@@ -26,6 +26,7 @@ from server.clock import Clock
 from server.replica import catalogue, freshness
 from server.replica import requests as r
 from server.replica.baselines import Baselines
+from server.replica.former_desk import FormerDesk
 from server.replica.imports import Imports
 from server.replica.plan import NO_PLAN, Plan
 from server.replica.refusal import Halted, NotServed, Refusal
@@ -105,6 +106,7 @@ class Service:
         writes: Writes,
         imports: Imports,
         baselines: Baselines,
+        former: FormerDesk,
         index: IndexStates,
         clock: Clock,
         alone: bool,
@@ -115,6 +117,7 @@ class Service:
         self._writes = writes
         self._imports = imports
         self._baselines = baselines
+        self._former = former
         self._index = index
         self._clock = clock
         self._alone = alone
@@ -132,6 +135,8 @@ class Service:
             "ComparePage": self._compare_page,
             "CompareBaselines": self._compare_baselines,
             "SettleBaselines": self._settle_baselines,
+            "ListFormer": self._list_former,
+            "JudgeFormer": self._judge_former,
             "NoteVerified": self._note_verified,
             "SetCompleteness": self._set_completeness,
             "Status": self._status,
@@ -258,7 +263,22 @@ class Service:
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)
-        return await self._write(lambda: self._writes.apply(request.entries, request.replayed_seq))
+        return await self._write(
+            lambda: self._writes.apply(
+                request.entries,
+                request.replayed_seq,
+                keeps_former=request.keeps_former,
+                forgets_through_seq=request.forgets_through_seq,
+            )
+        )
+
+    async def _list_former(self, body: bytes) -> Message:
+        request = r.parse(control.ListFormerRequest, body)
+        return await self._read(lambda: self._former.list_points(request))
+
+    async def _judge_former(self, body: bytes) -> Message:
+        request = r.parse(control.JudgeFormerRequest, body)
+        return await self._read(lambda: self._former.judge(request))
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 _HISTORY = 256
+_LEAST_WAIT_SECONDS = 0.001
 
 
 class Settled:
@@ -41,4 +42,5 @@ class Settled:
         """How long until `since` knows something."""
         if self.since(now) is not None or not self._seen:
             return 0.0
-        return max(0.0, self._seen[0][0] + self._settle_seconds - now)
+        # Rounding may make this nothing although the moment has not come.
+        return max(_LEAST_WAIT_SECONDS, self._seen[0][0] + self._settle_seconds - now)

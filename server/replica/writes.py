@@ -19,10 +19,11 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
-from server.replica import baselines, catalogue
+from server.replica import baselines, catalogue, former_rows
 from server.replica import requests as r
 from server.replica.applying import Applier
 from server.replica.baselines import Keeper
+from server.replica.former_rows import FormerRows
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Resolved, Resolver
 from server.replica.store import Store, Transaction
@@ -48,13 +49,21 @@ class Writes:
     """Prepares and applies."""
 
     def __init__(
-        self, store: Store, matching: Matching, touched: Touched, clock: Clock, *, resolved_points: int
+        self,
+        store: Store,
+        matching: Matching,
+        touched: Touched,
+        clock: Clock,
+        *,
+        resolved_points: int,
+        former_points: int = 0,
     ) -> None:
         self._store = store
         self._matching = matching
         self._touched = touched
         self._clock = clock
         self._resolved_points = resolved_points
+        self._former_points = former_points
 
     # --- prepare -----------------------------------------------------------------------------------------------------
 
@@ -103,19 +112,31 @@ class Writes:
 
     # --- apply -------------------------------------------------------------------------------------------------------
 
-    def apply(self, entries: Iterable[control.LogEntry], replayed_seq: int = 0) -> control.ApplyResponse:
+    def apply(
+        self,
+        entries: Iterable[control.LogEntry],
+        replayed_seq: int = 0,
+        *,
+        keeps_former: bool = False,
+        forgets_through_seq: int = 0,
+    ) -> control.ApplyResponse:
         """Apply log entries; those already in are answered without being done again. Qdrant has those up to
         `replayed_seq`.
         """
         response = control.ApplyResponse()
+        former = FormerRows(self._former_points) if keeps_former and self._former_points else None
         with self._store.transaction() as tx:
+            if former is None:
+                former_rows.forget_all(tx)
+            else:
+                former_rows.forget(tx, forgets_through_seq)
             applied_seq = tx.applied_seq
             baselines.purge(tx, replayed_seq)
             for entry in entries:
                 if entry.seq <= applied_seq:
                     response.results.append(_past(entry))
                 else:
-                    response.results.append(self._apply_entry(tx, entry, replayed_seq))
+                    response.results.append(self._apply_entry(tx, entry, replayed_seq, former))
                     applied_seq = entry.seq
                 if not entry.synced:
                     # Qdrant has answered the others.
@@ -142,12 +163,14 @@ class Writes:
             raise Refusal(Code(result.code), result.details)
         return result.reply
 
-    def _apply_entry(self, tx: Transaction, entry: control.LogEntry, replayed_seq: int) -> control.Applied:
+    def _apply_entry(
+        self, tx: Transaction, entry: control.LogEntry, replayed_seq: int, former: FormerRows | None
+    ) -> control.Applied:
         started = self._clock.monotonic()
         tx.connection().execute("SAVEPOINT entry")
         try:
             keeper = _keeper(tx, entry, replayed_seq)
-            reply = self._reply_to(tx, entry, keeper, lambda: self._clock.monotonic() - started)
+            reply = self._reply_to(tx, entry, keeper, former, lambda: self._clock.monotonic() - started)
         except Refusal as refusal:
             if entry.synced and refusal.code != Code.NOT_FOUND:
                 # Qdrant has done it and the replica cannot, such as vectors that the server's inference made.
@@ -170,11 +193,18 @@ class Writes:
             catalogue.distrust(tx, collection)
 
     def _reply_to(
-        self, tx: Transaction, entry: control.LogEntry, keeper: Keeper | None, elapsed: Callable[[], float]
+        self,
+        tx: Transaction,
+        entry: control.LogEntry,
+        keeper: Keeper | None,
+        former: FormerRows | None,
+        elapsed: Callable[[], float],
     ) -> control.Applied:
         row = _row(entry.entry.method)
         request = r.parse(row.request, entry.entry.request)
-        applier = Applier(tx, self._matching, self._touched, entry.seq, synced=entry.synced, keeper=keeper)
+        applier = Applier(
+            tx, self._matching, self._touched, entry.seq, synced=entry.synced, keeper=keeper, former=former
+        )
         missing = ""
         if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):
             missing = applier.missing_point(request)

@@ -7,6 +7,9 @@ from tests.museum.bug import Change, Exhibit, bug
 _FOUND = "tests/simulation/test_found.py"
 _CONFLICTS = "tests/replay/test_conflicts.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
+_FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
+_FORMER = "tests/replica/test_former.py"
+_GRACE = "tests/replay/test_grace.py"
 
 
 def _bug(
@@ -140,8 +143,8 @@ DOUBTS = (
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",
-        "            for record in records\n        ],\n",
-        "            for record in records\n            if record.state is EntryState.PENDING\n        ],\n",
+        "entries=map(_log_entry, records)",
+        "entries=[_log_entry(each) for each in records if each.state is EntryState.PENDING]",
         more=(
             Change(
                 "server/mirror.py",
@@ -275,7 +278,7 @@ CUTOVER = (
         "REMOTE although something is pending",
         "REMOTE means nothing is pending",
         "mode.py",
-        "        elif not pending:\n",
+        "        elif not pending and not must_look:\n",
         "        elif verdict.up:\n",
         seed=True,
     ),
@@ -285,6 +288,58 @@ CUTOVER = (
         "mode.py",
         '        self._step("a write went to the log", Event.WRITE_LOGGED)\n',
         "        return\n",
+    ),
+)
+
+GRACE = (
+    _bug(
+        "a connection that was lost is no reason to look",
+        "what Qdrant acknowledged and lost is sent again",
+        "app.py",
+        "            monitor.on_connection_lost = self._window.connection_lost\n",
+        "",
+        _FORGETS,
+    ),
+    _bug(
+        "no look at what Qdrant has lost",
+        "what Qdrant acknowledged and lost is sent again",
+        "replay/stepper.py",
+        "        if self._look_back is not None and self._look_back.is_due:\n"
+        "            return await self._look(self._look_back)\n",
+        "        if self._look_back is not None:\n            self._look_back._window.is_due = False\n",
+        _FORGETS,
+    ),
+    _bug(
+        "what is pending is sent with what was lost",
+        "pending writes reach Qdrant in the order of the log",
+        "replica/former.py",
+        "    wanted = here if pending is None else pending.record\n",
+        "    wanted = here\n",
+        _FORMER,
+    ),
+    _bug(
+        "what somebody else wrote counts as lost",
+        "only what Qdrant has lost is sent again",
+        "replica/former.py",
+        "    return Judged(Finding.FOREIGN, wanted)\n",
+        "    return Judged(Finding.LOST, wanted)\n",
+        _FORMER,
+    ),
+    _bug(
+        "a deletion leaves no trace of what was there",
+        "what Qdrant acknowledged and lost is sent again",
+        "replica/applying.py",
+        "        self._keep_former(collection, keys)\n        self._tx.remove(collection.cid, keys)\n",
+        "        self._tx.remove(collection.cid, keys)\n",
+        _FORMER,
+    ),
+    _bug(
+        "what was sent again is not looked after",
+        "what Qdrant acknowledged and lost is sent again",
+        "replay/grace.py",
+        "        if has_sent:\n            self._note(self._since_seq)\n",
+        "",
+        _GRACE,
     ),
 )
 
@@ -298,4 +353,4 @@ LOG = (
     ),
 )
 
-FAILOVER = ROUTING + DOUBTS + REPLAY + OTHERS + CUTOVER + LOG
+FAILOVER = ROUTING + DOUBTS + REPLAY + OTHERS + CUTOVER + GRACE + LOG

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,11 @@ FAULTS: dict[str, tuple[float, float, int]] = {
     "the wall clock jumps": (0.0, 0.0, 1),
 }
 FORGETS = "qdrant loses power"
+# What Qdrant forgets at most, and how long after it is back the proxy may need to have looked at it.
+_FORGOTTEN_SECONDS = 6.0
+_LOOKED_SECONDS = 20.0
+# A fault at a call of the disk waits this long for the call.
+_AT_A_CALL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Plan:
     settings: dict[str, Any]
     operations: tuple[Operation, ...]
     faults: tuple[Fault, ...]
+    is_forgetful: bool = False
     trace: bool = field(default=False, compare=False)
     # Made by `histories.history_of`, not by `plan_of`.
     is_history: bool = False
@@ -103,7 +109,7 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
     settings = settings_of_chance(chance)
     faults = _faults(chance, seconds, forgetful=forgetful)
     operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
-    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults)
+    return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults, forgetful)
 
 
 def settings_of_chance(chance: random.Random) -> dict[str, Any]:
@@ -143,7 +149,30 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
             before = found[-1].at + chance.choice((0.0, found[-1].seconds))
             at = min(max(0.0, before + chance.uniform(-1.0, 3.0)), seconds)
         found.append(Fault(number, at, kind, lasts, chance.randrange(1 << 30)))
-    return tuple(sorted(found, key=lambda fault: fault.at))
+    return tuple(sorted(map(_apart_from(found), found), key=lambda fault: fault.at))
+
+
+def _apart_from(faults: list[Fault]) -> Callable[[Fault], Fault]:
+    """The proxy is killed where it would lose power with Qdrant.
+
+    An online write that both of them lose is on no disk any more: Qdrant has acknowledged it before its sync, and the
+    log does not sync what Qdrant has.
+    """
+    cuts = [
+        (fault.at - _FORGOTTEN_SECONDS, fault.at + fault.seconds + _LOOKED_SECONDS)
+        for fault in faults
+        if fault.kind == FORGETS
+    ]
+
+    def apart(fault: Fault) -> Fault:
+        if not fault.kind.startswith("the proxy loses power"):
+            return fault
+        last = fault.at + (_AT_A_CALL_SECONDS if "at a call" in fault.kind else 0.0)
+        if not any(fault.at <= until and since <= last for since, until in cuts):
+            return fault
+        return replace(fault, kind=fault.kind.replace("the proxy loses power", "the proxy is killed"))
+
+    return apart
 
 
 _KINDS = ("upsert",) * 5 + ("set",) * 3 + ("delete",) * 2 + ("get",) * 6 + ("scroll",) * 2

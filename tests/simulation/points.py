@@ -55,6 +55,15 @@ def upsert(ids: Sequence[int], value: int, poisoned: Iterable[int] = ()) -> poin
     return request
 
 
+def struct(number: int, payload: Payload) -> points_pb2.PointStruct:
+    """A whole point."""
+    point = points_pb2.PointStruct(id=common.PointId(num=number))
+    point.vectors.vector.dense.data.extend((1.0, 2.0))
+    for key, value in payload:
+        point.payload[key].integer_value = value
+    return point
+
+
 def delete(ids: Sequence[int]) -> points_pb2.DeletePoints:
     """Remove points by id."""
     return points_pb2.DeletePoints(collection_name=COLLECTION, wait=True, points=_selector(ids))

@@ -55,6 +55,9 @@ class Qdrant:
     journal: list[Done] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
     trace: Callable[..., None] = print
+    # Whether the proxy sends points that were lost here: those are no entries of its log.
+    is_restored: Callable[[], bool] = lambda: False
+    restored: int = 0
     # Values of every write that was ever done, forgotten or not; when each was last replayed, by count of writes.
     ever_done: set[int] = field(default_factory=set)
     last_replayed: dict[int, int] = field(default_factory=dict)
@@ -178,11 +181,13 @@ class Qdrant:
         absent = p.missing(self.points, request)
         p.apply(self.points, request)
         is_ours = dict(call.metadata).get("api-key") == self.own_key
-        self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), "replay" if is_ours else "")
+        by = ("restored" if self.is_restored() else "replay") if is_ours else ""
+        self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), by)
         self.journal.append(Done(self.loop.now, request))
         self._writes += 1
         self.ever_done |= p.values(request)
-        if is_ours:
+        self.restored += by == "restored"
+        if by == "replay":
             self.last_replayed.update(dict.fromkeys(p.values(request), self._writes))
         if absent is not None:
             raise p.no_point(absent)

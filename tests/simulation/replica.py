@@ -25,7 +25,9 @@ from generated.understudy.wal.v1 import entry_pb2
 from server import config
 from server.clock import Clock
 from server.errors import ReplicaUnavailable
+from server.replica.former import Finding, Former, judge
 from server.replica.process import ReplicaControl
+from server.replica.records import Record
 from server.replica.touched import Touched
 from server.rpc import AS_OF, COMPLETENESS, METHODS, Call, Code, Reply, refuse
 from server.telemetry import Telemetry
@@ -65,6 +67,17 @@ class Before:
     is_open: bool
 
 
+@dataclass(frozen=True)
+class Row:
+    """What a point was before an entry."""
+
+    seq: int
+    synced: bool
+    number: int
+    is_known: bool
+    payload: p.Payload | None
+
+
 @dataclass
 class Stored:
     """What is in the database. `exists`: whether it knows the collection."""
@@ -80,6 +93,7 @@ class Stored:
     expected_points: int = 0
     verified_unix_ns: int = 0
     befores: dict[int, Before] = field(default_factory=dict)
+    former: tuple[Row, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -208,6 +222,12 @@ class Replica:
         follows = max(0 if is_other else min(state.applied_seq, request.last_seq), request.first_seq - 1)
         rewound = is_other or follows != state.applied_seq
         if rewound:
+            # As in `server.replica.former_rows.rewind`.
+            state.former = (
+                ()
+                if is_other
+                else tuple(replace(row, seq=follows, synced=True) if row.seq > follows else row for row in state.former)
+            )
             state.applied_seq = follows
             state.distrust()
             state.befores.clear()
@@ -245,12 +265,15 @@ class Replica:
     def _apply(self, body: bytes) -> Message:
         request = control.ApplyRequest.FromString(body)
         state, response = self._change(), control.ApplyResponse()
+        through = request.forgets_through_seq
+        state.former = tuple(row for row in state.former if row.seq > through) if request.keeps_former else ()
         state.befores = {k: each for k, each in state.befores.items() if each.last_seq > request.replayed_seq}
         for entry in request.entries:
             result = control.Applied(seq=entry.seq, reply=p.done(entry.seq).SerializeToString())
             if entry.seq > state.applied_seq:
                 is_pending = not entry.synced and entry.seq > request.replayed_seq
-                self._apply_entry(state, entry, result, is_pending=is_pending)
+                keeps_former = request.keeps_former
+                self._apply_entry(state, entry, result, is_pending=is_pending, keeps_former=keeps_former)
                 state.applied_seq = entry.seq
             response.results.append(result)
         self.database.commit(state)
@@ -259,7 +282,13 @@ class Replica:
         return response
 
     def _apply_entry(
-        self, state: Stored, entry: control.LogEntry, result: control.Applied, *, is_pending: bool
+        self,
+        state: Stored,
+        entry: control.LogEntry,
+        result: control.Applied,
+        *,
+        is_pending: bool,
+        keeps_former: bool,
     ) -> None:
         whole = entry.entry
         parts = [(part.method, part.request) for part in whole.resolved] or [(whole.method, whole.request)]
@@ -277,9 +306,58 @@ class Replica:
                 is_open = state.is_whole and not whole.maybe_applied and not whole.retry_of
                 first = state.befores.get(number) or Before(entry.seq, 0, before.get(number), is_open)
                 state.befores[number] = replace(first, last_seq=entry.seq)
+            if keeps_former:
+                state.former += self._rows(state, entry, request, before, touched)
             if p.named(request) is None:
                 self._touched.collection(_CID, entry.seq)
             self._touched.points(_CID, map(_key, touched), entry.seq)
+
+    @staticmethod
+    def _rows(
+        state: Stored, entry: control.LogEntry, request: Any, before: p.Points, touched: list[int]
+    ) -> tuple[Row, ...]:
+        """Rows for what an entry changes; a SetPayload changes only what is here."""
+        sets = isinstance(request, points_pb2.SetPayloadPoints)
+        return tuple(
+            Row(entry.seq, entry.synced, number, state.is_whole or number in before, before.get(number))
+            for number in touched
+            if not sets or number in before
+        )
+
+    def _list_former(self, body: bytes) -> Message:
+        request = control.ListFormerRequest.FromString(body)
+        rows = [row for row in self.database.now.former if _is_acknowledged(row, request.window)]
+        page = rows[request.after : request.after + request.limit_points]
+        ids = dict.fromkeys(row.number for row in page)
+        return control.ListFormerResponse(
+            collection=p.COLLECTION,
+            ids=[common.PointId(num=number).SerializeToString() for number in ids],
+            next_after=request.after + len(page),
+        )
+
+    def _judge_former(self, body: bytes) -> Message:
+        request = control.JudgeFormerRequest.FromString(body)
+        page = points_pb2.GetResponse.FromString(request.page)
+        there = {point.id.num: _record(point.id.num, p.payload_of(point)) for point in page.result}
+        state, response = self.database.now, control.JudgeFormerResponse()
+        for raw in request.ids:
+            number = common.PointId.FromString(raw).num
+            formers = [
+                Former(_is_acknowledged(row, request.window), row.is_known, _record(number, row.payload))
+                for row in state.former
+                if row.number == number and row.seq > request.window.since_seq
+            ]
+            here = _record(number, state.points.get(number))
+            judged = judge(there.get(number), here, formers, frozenset())
+            self.trace("replica judges", number, judged.finding.name, there.get(number), judged.wanted)
+            if judged.finding is Finding.FOREIGN:
+                response.foreign += 1
+            elif judged.finding is Finding.LOST:
+                if judged.wanted is None:
+                    response.remove.append(raw)
+                else:
+                    response.put.append(judged.wanted.payload)
+        return response
 
     # --- what comes from Qdrant --------------------------------------------------------------------------------------
 
@@ -413,10 +491,23 @@ _CONTROL: dict[str, Callable[[Replica, bytes], Message]] = {
     "ComparePage": Replica._compare_page,
     "CompareBaselines": Replica._compare_baselines,
     "SettleBaselines": Replica._settle_baselines,
+    "ListFormer": Replica._list_former,
+    "JudgeFormer": Replica._judge_former,
     "NoteVerified": Replica._note_verified,
     "SetCompleteness": Replica._set_completeness,
     "Status": Replica._status,
 }
+
+
+def _is_acknowledged(row: Row, window: control.FormerWindow) -> bool:
+    return row.seq > window.since_seq and (row.synced or row.seq <= window.replayed_seq)
+
+
+def _record(number: int, payload: p.Payload | None) -> Record | None:
+    """A point as a request would carry it."""
+    if payload is None:
+        return None
+    return Record(_key(number), p.struct(number, payload).SerializeToString(deterministic=True))
 
 
 def _is_in(request: control.ImportPageRequest | control.ComparePageRequest, number: int) -> bool:

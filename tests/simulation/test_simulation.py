@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.plan import FAULTS, plan_of
+from tests.simulation.plan import FAULTS, FORGETS, plan_of
 from tests.simulation.seeds import Tally, examine_many, explain_failure
 from tests.simulation.shrink import command
 from tests.simulation.world import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
+FORGETFUL_SEEDS = int(os.environ.get("SIMULATION_FORGETFUL_SEEDS", "80"))
 SOAK_SEEDS = 100_000
+SOAK_FORGETFUL_SEEDS = 10_000
 
 
-def hold(seeds: range, jobs: int) -> Tally:
+def hold(seeds: range, jobs: int, *, forgetful: bool = False) -> Tally:
     """Run them; the first failure is made short and told."""
     total = Tally()
-    for tally in examine_many(seeds, jobs):
+    for tally in examine_many(seeds, jobs, forgetful=forgetful):
         total.add(tally)
         if tally.failures:
-            plan = plan_of(tally.failures[0][0])
+            plan = plan_of(tally.failures[0][0], forgetful=forgetful)
             pytest.fail(explain_failure(run(plan), plan))
     return total
 
@@ -47,6 +49,19 @@ def test_the_promises_hold() -> None:
     assert happened["quarantined"] > 0
     assert happened["answers of a copy that is not whole, judged"] > 0
     assert happened["upsert no answer "] + happened["upsert no answer local"] > 0
+
+
+def test_the_promises_hold_when_qdrant_forgets() -> None:
+    """It loses power, and with it what it acknowledged in the last seconds."""
+    happened = hold(range(FORGETFUL_SEEDS), 2, forgetful=True).counts
+    assert happened[FORGETS] > FORGETFUL_SEEDS // 4
+    assert happened["lost and sent again"] > FORGETFUL_SEEDS // 8
+
+
+@pytest.mark.soak
+def test_the_promises_hold_when_qdrant_forgets_for_long() -> None:
+    seeds = range(1_000_000, 1_000_000 + SOAK_FORGETFUL_SEEDS)
+    assert hold(seeds, 2, forgetful=True).seeds == SOAK_FORGETFUL_SEEDS
 
 
 @pytest.mark.soak

@@ -127,6 +127,7 @@ class World:
         initial = {number: (("v", -number),) for number in range(1, plan.initial + 1)}
         self.initial: p.Points = dict(initial)
         self.qdrant = Qdrant(self.loop, self.chance("qdrant"), OWN_KEY, points=initial, trace=self.trace)
+        self.qdrant.is_restored = self._is_looking_back
         self.network = Network(self.qdrant, self.chance("network"))
         self.database = Database()
         self.replica = Replica(self.loop, self.chance("replica"), self.database)
@@ -152,6 +153,10 @@ class World:
         """How long the disk takes this time."""
         return self._disk_chance.uniform(0.0001, self.most_disk_seconds)
 
+    def _is_looking_back(self) -> bool:
+        # Nothing else is sent while a look is due.
+        return self.serving is not None and self.serving.is_ready and self.serving.proxy._window.is_due
+
     # --- what is seen ------------------------------------------------------------------------------------------------
 
     def trace(self, *words: object) -> None:
@@ -165,7 +170,8 @@ class World:
 
     def count(self, what: str, times: int = 1) -> None:
         """Remember how often something happened."""
-        self.counts[what] = self.counts.get(what, 0) + times
+        if times:
+            self.counts[what] = self.counts.get(what, 0) + times
 
     def violated(self, promise: str, text: str) -> None:
         """A promise is broken."""
@@ -293,6 +299,7 @@ class World:
         await self.clients.work()
         await self.misfortune.over()
         await self._calm()
+        self.count("lost and sent again", self.qdrant.restored)
         if not self.violations:
             judge(self)
 

@@ -95,12 +95,16 @@ class Freshness(_message.Message):
     def __init__(self, completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("entries", "replayed_seq")
+    __slots__ = ("entries", "replayed_seq", "keeps_former", "forgets_through_seq")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FORMER_FIELD_NUMBER: _ClassVar[int]
+    FORGETS_THROUGH_SEQ_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
     replayed_seq: int
-    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ...) -> None: ...
+    keeps_former: bool
+    forgets_through_seq: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ..., keeps_former: _Optional[bool] = ..., forgets_through_seq: _Optional[int] = ...) -> None: ...
 
 class LogEntry(_message.Message):
     __slots__ = ("seq", "synced", "entry")
@@ -293,6 +297,56 @@ class SettleBaselinesResponse(_message.Message):
     UNTIL_SEQ_FIELD_NUMBER: _ClassVar[int]
     until_seq: int
     def __init__(self, until_seq: _Optional[int] = ...) -> None: ...
+
+class FormerWindow(_message.Message):
+    __slots__ = ("since_seq", "replayed_seq")
+    SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    since_seq: int
+    replayed_seq: int
+    def __init__(self, since_seq: _Optional[int] = ..., replayed_seq: _Optional[int] = ...) -> None: ...
+
+class ListFormerRequest(_message.Message):
+    __slots__ = ("window", "after", "limit_points")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_POINTS_FIELD_NUMBER: _ClassVar[int]
+    window: FormerWindow
+    after: int
+    limit_points: int
+    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., after: _Optional[int] = ..., limit_points: _Optional[int] = ...) -> None: ...
+
+class ListFormerResponse(_message.Message):
+    __slots__ = ("collection", "ids", "next_after")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    ids: _containers.RepeatedScalarFieldContainer[bytes]
+    next_after: int
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., next_after: _Optional[int] = ...) -> None: ...
+
+class JudgeFormerRequest(_message.Message):
+    __slots__ = ("window", "collection", "ids", "page")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    window: FormerWindow
+    collection: str
+    ids: _containers.RepeatedScalarFieldContainer[bytes]
+    page: bytes
+    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ...) -> None: ...
+
+class JudgeFormerResponse(_message.Message):
+    __slots__ = ("put", "remove", "foreign")
+    PUT_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    put: _containers.RepeatedScalarFieldContainer[bytes]
+    remove: _containers.RepeatedScalarFieldContainer[bytes]
+    foreign: int
+    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., remove: _Optional[_Iterable[bytes]] = ..., foreign: _Optional[int] = ...) -> None: ...
 
 class NoteVerifiedRequest(_message.Message):
     __slots__ = ("collection", "verified_unix_ns")

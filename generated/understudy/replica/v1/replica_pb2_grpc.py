@@ -80,6 +80,16 @@ class ReplicaServiceStub:
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.SerializeToString,
                 response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.FromString,
                 _registered_method=True)
+        self.ListFormer = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/ListFormer',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerResponse.FromString,
+                _registered_method=True)
+        self.JudgeFormer = channel.unary_unary(
+                '/understudy.replica.v1.ReplicaService/JudgeFormer',
+                request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerRequest.SerializeToString,
+                response_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerResponse.FromString,
+                _registered_method=True)
         self.NoteVerified = channel.unary_unary(
                 '/understudy.replica.v1.ReplicaService/NoteVerified',
                 request_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.NoteVerifiedRequest.SerializeToString,
@@ -165,6 +175,20 @@ class ReplicaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFormer(self, request, context):
+        """Lists points that entries which Qdrant acknowledged lately have touched. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JudgeFormer(self, request, context):
+        """Tells which of some points Qdrant has as they were before such an entry. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NoteVerified(self, request, context):
         """Notes that the whole of a collection was compared.
         """
@@ -233,6 +257,16 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.SettleBaselines,
                     request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.FromString,
                     response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.SerializeToString,
+            ),
+            'ListFormer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFormer,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerResponse.SerializeToString,
+            ),
+            'JudgeFormer': grpc.unary_unary_rpc_method_handler(
+                    servicer.JudgeFormer,
+                    request_deserializer=understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerRequest.FromString,
+                    response_serializer=understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerResponse.SerializeToString,
             ),
             'NoteVerified': grpc.unary_unary_rpc_method_handler(
                     servicer.NoteVerified,
@@ -494,6 +528,60 @@ class ReplicaService:
             '/understudy.replica.v1.ReplicaService/SettleBaselines',
             understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesRequest.SerializeToString,
             understudy_dot_replica_dot_v1_dot_replica__pb2.SettleBaselinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFormer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/ListFormer',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.ListFormerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JudgeFormer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/understudy.replica.v1.ReplicaService/JudgeFormer',
+            understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerRequest.SerializeToString,
+            understudy_dot_replica_dot_v1_dot_replica__pb2.JudgeFormerResponse.FromString,
             options,
             channel_credentials,
             insecure,

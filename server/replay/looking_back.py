@@ -1,0 +1,205 @@
+"""The look at what Qdrant may have lost: the points that its last acknowledged entries touched, page by page.
+
+Promises: before a newer entry is sent, each point that Qdrant shows as it was before such an entry is sent again as it
+should be: with the effect of every entry that Qdrant acknowledged, and of none that is pending. Points that somebody
+else has changed, and points of entries in quarantine, are left alone. A look that is cut short begins anew, in another
+process too: what has been sent again is then found as it should be.
+
+Does not bring back collections or aliases, nor points that the replica knows nothing of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from generated.qdrant import points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server import config
+from server.errors import ReplicaUnavailable
+from server.logs import Message
+from server.replay.bisect import Operation, keys_of
+from server.replay.causality import Causality
+from server.replay.delivery import Answer, Delivery
+from server.replay.grace import GraceWindow
+from server.replay.judge import Outcome
+from server.replica.pages import FormerControl
+from server.rpc import POINTS, UPSERT
+from server.telemetry import Telemetry
+
+_DELETE, _GET = POINTS + "Delete", POINTS + "Get"
+
+
+class LogPosition(Protocol):
+    """How far the log is."""
+
+    @property
+    def last_seq(self) -> int:
+        """The last entry."""
+        ...
+
+    @property
+    def replayed_seq(self) -> int:
+        """Qdrant has every entry up to here."""
+        ...
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look, up to now."""
+
+    losses: int
+    window: control_pb.FormerWindow
+    after: int = 0
+    seen: int = 0
+    restored: int = 0
+    foreign: int = 0
+    unseen: int = 0
+    has_sent: bool = False
+    tries: int = 0
+
+
+class LookBack:
+    """Made of steps, so that the replay can stop between any two. `caught_up` waits until the replica has an entry."""
+
+    def __init__(
+        self,
+        window: GraceWindow,
+        control: FormerControl,
+        log: LogPosition,
+        *,
+        caught_up: Callable[[int], Awaitable[None]],
+        settings: config.Replay,
+        telemetry: Telemetry,
+    ) -> None:
+        self.looks = 0
+        self.restored = 0
+        self._window = window
+        self._control = control
+        self._log = log
+        self._caught_up = caught_up
+        self._settings = settings
+        self._telemetry = telemetry
+        self._look: _Look | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether Qdrant must be looked at before anything else is sent to it."""
+        return self._window.is_due
+
+    async def step(self, delivery: Delivery, causality: Causality) -> Answer:
+        """The next page; DONE when it is dealt with. Raises ReplicaUnavailable."""
+        look = self._look
+        if look is None or look.losses != self._window.losses:
+            # What a look that was cut short has sent counts as sent all the same.
+            look = self._look = await self._begin(has_sent=look is not None and look.has_sent)
+        listed = await self._control.list_former(
+            control_pb.ListFormerRequest(window=look.window, after=look.after, limit_points=self._settings.grace_points)
+        )
+        if not listed.ids:
+            self._end(look)
+            return Answer(Outcome.DONE)
+        answer = await self._look_at(look, listed, delivery, causality)
+        if answer.outcome is Outcome.DONE:
+            look.after, look.tries = listed.next_after, 0
+        return answer
+
+    async def _begin(self, *, has_sent: bool) -> _Look:
+        losses = self._window.losses
+        try:
+            async with asyncio.timeout(self._settings.call_timeout_seconds):
+                await self._caught_up(self._log.last_seq)
+        except TimeoutError as error:
+            raise ReplicaUnavailable("the replica is behind the log") from error
+        window = control_pb.FormerWindow(since_seq=self._window.since_seq, replayed_seq=self._log.replayed_seq)
+        return _Look(losses, window, has_sent=has_sent)
+
+    async def _look_at(
+        self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, causality: Causality
+    ) -> Answer:
+        question = points_pb2.GetPoints(
+            collection_name=listed.collection,
+            ids=map(common.PointId.FromString, listed.ids),
+            with_payload=points_pb2.WithPayloadSelector(enable=True),
+            with_vectors=points_pb2.WithVectorsSelector(enable=True),
+        )
+        reply = await delivery.ask(_GET, question.SerializeToString())
+        if isinstance(reply, Answer):
+            return self._not_seen(look, len(listed.ids), reply)
+        judged = await self._control.judge_former(
+            control_pb.JudgeFormerRequest(
+                window=look.window, collection=listed.collection, ids=listed.ids, page=reply.body
+            )
+        )
+        answer = await self._send(look, listed.collection, judged, delivery, causality)
+        if answer.outcome is Outcome.DONE:
+            look.seen += len(listed.ids)
+            look.foreign += judged.foreign
+        return answer
+
+    def _not_seen(self, look: _Look, points: int, answer: Answer) -> Answer:
+        """Qdrant does not show the points: wait for it, unless it says no for good."""
+        look.tries += 1
+        is_hopeless = answer.outcome in (Outcome.PERMANENT, Outcome.AUTH) or (
+            answer.doubtful and look.tries >= self._settings.doubtful_tries
+        )
+        if not is_hopeless:
+            return replace(answer, outcome=Outcome.TRANSIENT)
+        look.unseen += points
+        self._telemetry.log.warning(
+            "cannot look for what Qdrant may have lost", points=points, code=answer.code.name, details=answer.details
+        )
+        return Answer(Outcome.DONE)
+
+    async def _send(
+        self,
+        look: _Look,
+        collection: str,
+        judged: control_pb.JudgeFormerResponse,
+        delivery: Delivery,
+        causality: Causality,
+    ) -> Answer:
+        for operation, points in _operations(collection, judged):
+            look.has_sent = True
+            delivered = await delivery.deliver([operation], causality, 0, doubtful=Outcome.TRANSIENT)
+            if delivered.answer.outcome is not Outcome.DONE:
+                return delivered.answer
+            if delivered.blames:
+                self._telemetry.log.warning(
+                    "Qdrant refuses what it had acknowledged",
+                    collection=collection,
+                    code=delivered.blames[0].answer.code.name,
+                    details=delivered.blames[0].answer.details,
+                )
+            look.restored += points - sum(len(keys_of(each)) for each in delivered.left_over)
+        return Answer(Outcome.DONE)
+
+    def _end(self, look: _Look) -> None:
+        self._window.looked(look.losses, has_sent=look.has_sent)
+        self._look = None
+        self.looks += 1
+        self.restored += look.restored
+        self._telemetry.metrics.restored(look.restored)
+        counts = {"points": look.seen, "restored": look.restored, "changed_by_others": look.foreign}
+        if look.restored or look.unseen:
+            self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, **counts)
+        elif look.seen:
+            self._telemetry.log.info("Qdrant has what it acknowledged", **counts)
+
+
+def _operations(collection: str, judged: control_pb.JudgeFormerResponse) -> list[tuple[Operation, int]]:
+    """What puts things right, and how many points each is about."""
+    found: list[tuple[Operation, int]] = []
+    if judged.put:
+        points = list(map(points_pb2.PointStruct.FromString, judged.put))
+        request = points_pb2.UpsertPoints(collection_name=collection, wait=True, points=points)
+        found.append((Operation(UPSERT, request), len(points)))
+    if judged.remove:
+        ids = points_pb2.PointsIdsList(ids=map(common.PointId.FromString, judged.remove))
+        selector = points_pb2.PointsSelector(points=ids)
+        gone = points_pb2.DeletePoints(collection_name=collection, wait=True, points=selector)
+        found.append((Operation(_DELETE, gone), len(judged.remove)))
+    return found

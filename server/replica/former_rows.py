@@ -1,0 +1,68 @@
+"""What points were before the entries that touched them lately: rows in the store.
+
+Promises: a row is in the same transaction as the change that it is about. At most `limit_points` rows are kept: what
+Qdrant has acknowledged takes the place of the oldest, what is pending is not kept any more when there is no room, for
+the oldest rows are needed until Qdrant is back. What is not kept is not judged, never judged wrongly.
+Does not decide when rows may go: that is the proxy's, which knows when Qdrant acknowledged what.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from server.replica import catalogue
+from server.replica.records import Collection, Key
+from server.replica.store import Transaction
+
+_FORGOTTEN_PER_ENTRY = 1000
+
+_NOTE = """
+INSERT INTO former (seq, synced, cid, key, known, payload, vectors)
+SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors
+FROM (SELECT 1) LEFT JOIN points p ON p.cid = ?3 AND p.key = ?4 LEFT JOIN vectors v ON v.pid = p.pid
+"""
+
+
+class FormerRows:
+    """Takes down what is about to be changed."""
+
+    def __init__(self, limit_points: int) -> None:
+        self._limit_points = limit_points
+
+    def note(self, tx: Transaction, collection: Collection, keys: Sequence[Key], seq: int, *, synced: bool) -> None:
+        """Keep what these points are now, before entry `seq` changes them."""
+        connection = tx.connection()
+        first, last = _bounds(connection)
+        excess = (last - first + 1 if last else 0) + len(keys) - self._limit_points
+        if excess > 0:
+            if not synced or len(keys) > self._limit_points:
+                return
+            connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
+        is_known = int(catalogue.is_whole(collection))
+        connection.executemany(_NOTE, ((seq, int(synced), collection.cid, key, is_known) for key in keys))
+
+
+def _bounds(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The first and the last row, 0 when there is none: rows are numbered without gaps."""
+    # Two subqueries: with both in one, SQLite would walk the table.
+    row = connection.execute("SELECT (SELECT MIN(n) FROM former), (SELECT MAX(n) FROM former)").fetchone()
+    return row[0] or 0, row[1] or 0
+
+
+def forget(tx: Transaction, through_seq: int) -> None:
+    """Let go of rows of entries up to `through_seq`, some at a time."""
+    tx.connection().execute(
+        "DELETE FROM former WHERE n IN (SELECT n FROM former ORDER BY n LIMIT ?) AND seq <= ?",
+        (_FORGOTTEN_PER_ENTRY, through_seq),
+    )
+
+
+def forget_all(tx: Transaction) -> None:
+    """Let go of everything: nobody will ask, or the numbers mean other entries from now on."""
+    tx.connection().execute("DELETE FROM former")
+
+
+def rewind(tx: Transaction, last_seq: int) -> None:
+    """The log ends at `last_seq`: what came later was acknowledged, and its numbers will be given again."""
+    tx.connection().execute("UPDATE former SET synced = 1, seq = ? WHERE seq > ?", (last_seq, last_seq))

@@ -1,0 +1,293 @@
+"""What points were before late entries: kept with the change, listed, judged against what Qdrant shows."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server.replica import requests as r
+from server.replica.former import Finding, Former, judge
+from server.replica.former_desk import FormerDesk
+from server.replica.points import id_of, key_of
+from server.replica.records import Record
+from server.replica.vector_forms import named
+from server.replica.writes import Writes
+from tests.faults.clock import ManualClock
+from tests.replica import matching
+from tests.replica.local_store import CREATE, DROP, Local, create, dense, entry, local, payload, point_id
+
+KEY = key_of(point_id(1))
+A, B, C, D = (Record(KEY, name.encode(), b"v") for name in "abcd")
+WINDOW = control.FormerWindow(since_seq=0, replayed_seq=0)
+
+
+# --- the judgement, over everything that can be ----------------------------------------------------------------------
+
+
+def test_every_case_has_one_finding() -> None:
+    states = (None, A, B, C)
+    for there, here, first, second in itertools.product(states, repeat=4):
+        # Two acknowledged entries: it was `first`, then `second`, and is `here`.
+        formers = [Former(True, True, first), Former(True, True, second)]
+        judged = judge(there, here, formers, frozenset())
+        assert judged.wanted == here
+        if there == here:
+            assert judged.finding is Finding.SAME
+        elif there in (first, second):
+            assert judged.finding is Finding.LOST
+        else:
+            assert judged.finding is Finding.FOREIGN
+
+
+def test_what_is_pending_is_not_wanted_yet() -> None:
+    formers = [Former(True, True, A), Former(False, True, B), Former(False, True, C)]
+    # Acknowledged: A became B. Pending: B becomes C becomes D.
+    assert judge(B, D, formers, frozenset()).finding is Finding.SAME
+    assert judge(A, D, formers, frozenset()) == judge(A, None, formers, frozenset())
+    assert judge(A, D, formers, frozenset()).wanted == B
+    # Half of what is pending was done already, by a drain that was cut short: it is done again.
+    assert judge(C, D, formers, frozenset()).finding is Finding.FOREIGN
+    assert judge(None, D, formers, frozenset()).finding is Finding.FOREIGN
+
+
+def test_what_nobody_knew_may_have_been_anything() -> None:
+    formers = [Former(True, False, None), Former(True, True, B)]
+    for there in (None, A, B, D):
+        assert judge(there, C, formers, frozenset()).finding is Finding.LOST
+    assert judge(C, C, formers, frozenset()).finding is Finding.SAME
+    # Where what it should be is not known either, nothing is sent.
+    assert judge(A, C, [Former(True, True, A), Former(False, False, None)], frozenset()).finding is Finding.FOREIGN
+
+
+def test_rounding_is_no_difference() -> None:
+    def vector(*values: float) -> bytes:
+        return named({"": pb.Vector(dense=pb.DenseVector(data=values))})
+
+    was, shown = Record(KEY, b"p", vector(0.6, 0.8)), Record(KEY, b"p", vector(0.6000001, 0.8))
+    formers = [Former(True, True, was)]
+    assert judge(shown, None, formers, frozenset(("",))).finding is Finding.LOST
+    assert judge(shown, None, formers, frozenset()).finding is Finding.FOREIGN
+    assert judge(shown, was, [], frozenset(("",))).finding is Finding.SAME
+
+
+# --- the store -------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A write side that keeps what points were, and the desk that answers about it."""
+
+    def __init__(self, made: Local, limit_points: int = 100) -> None:
+        self.local = made
+        self.desk = FormerDesk(made.store)
+        self.forgets_through_seq = 0
+        self.writes = Writes(
+            made.store, matching.scan, made.touched, ManualClock(), resolved_points=20, former_points=limit_points
+        )
+
+    def apply(self, seq: int, method: str, request: Any, *, synced: bool = True, keeps: bool = True) -> None:
+        self.writes.apply(
+            [entry(seq, method, request, synced=synced)],
+            keeps_former=keeps,
+            forgets_through_seq=self.forgets_through_seq,
+        )
+
+    def listed(self, window: control.FormerWindow = WINDOW, limit: int = 100) -> list[tuple[str, list[int]]]:
+        found, after = [], 0
+        while True:
+            page = self.desk.list_points(control.ListFormerRequest(window=window, after=after, limit_points=limit))
+            if not page.ids:
+                return found
+            found.append((page.collection, [r.parse(_POINT_ID, body).num for body in page.ids]))
+            after = page.next_after
+
+    def judged(
+        self, *shown: pb.RetrievedPoint, ids: tuple[int, ...] = (1,), window: control.FormerWindow = WINDOW
+    ) -> tuple[dict[int, Any], list[int], int]:
+        request = control.JudgeFormerRequest(
+            window=window,
+            collection="c",
+            ids=[point_id(number).SerializeToString() for number in ids],
+            page=pb.GetResponse(result=shown).SerializeToString(),
+        )
+        response = self.desk.judge(request)
+        put = map(pb.PointStruct.FromString, response.put)
+        removed = [r.parse(_POINT_ID, body).num for body in response.remove]
+        return {point.id.num: point for point in put}, removed, response.foreign
+
+
+_POINT_ID = type(point_id(1))
+
+
+def put(*numbers: int, name: str = "c", **values: int) -> pb.UpsertPoints:
+    points = [pb.PointStruct(id=point_id(number), vectors=dense(3, 4), payload=payload(values)) for number in numbers]
+    return pb.UpsertPoints(collection_name=name, points=points)
+
+
+def shown(number: int, *vector: float, **values: int) -> pb.RetrievedPoint:
+    found = pb.RetrievedPoint(id=point_id(number), payload=payload(values))
+    found.vectors.vector.dense.data.extend(vector or (3, 4))
+    return found
+
+
+def ids(*numbers: int) -> pb.PointsSelector:
+    return pb.PointsSelector(points=pb.PointsIdsList(ids=map(point_id, numbers)))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Any:
+    with local(tmp_path) as made:
+        found = Kept(made)
+        found.apply(1, CREATE, create())
+        yield found
+
+
+def test_a_lost_upsert_a_lost_change_and_a_lost_delete(kept: Kept) -> None:
+    kept.apply(2, r.UPSERT, put(1, a=1))
+    kept.apply(
+        3, r.SET_PAYLOAD, pb.SetPayloadPoints(collection_name="c", payload=payload({"b": 2}), points_selector=ids(1))
+    )
+    found, removed, foreign = kept.judged()
+    assert dict(found[1].payload) == payload({"a": 1, "b": 2})
+    assert list(found[1].vectors.vector.dense.data) == [3, 4]
+    assert (removed, foreign) == ([], 0)
+    assert kept.judged(shown(1, a=1))[0] == found
+    assert kept.judged(shown(1, a=1, b=2)) == ({}, [], 0)
+    # Somebody else's.
+    assert kept.judged(shown(1, a=9)) == ({}, [], 1)
+    assert kept.judged(shown(1, 3, 5, a=1)) == ({}, [], 1)
+    kept.apply(4, r.DELETE, pb.DeletePoints(collection_name="c", points=ids(1)))
+    assert kept.judged(shown(1, a=1, b=2)) == ({}, [1], 0)
+    assert kept.judged() == ({}, [], 0)
+    assert kept.judged(shown(1, a=7)) == ({}, [], 1)
+
+
+def test_a_filter_is_kept_by_the_points_that_it_changed(kept: Kept) -> None:
+    kept.apply(2, r.UPSERT, put(1, 2, a=1))
+    kept.apply(3, r.UPSERT, put(3, a=2))
+    chosen = pb.PointsSelector()
+    chosen.filter.must.add().field.key = "a"
+    chosen.filter.must[0].field.match.integer = 1
+    kept.apply(4, r.DELETE, pb.DeletePoints(collection_name="c", points=chosen))
+    window = control.FormerWindow(since_seq=3)
+    assert kept.listed(window) == [("c", [1, 2])]
+    _, removed, _ = kept.judged(shown(1, a=1), shown(2, a=1), shown(3, a=2), ids=(1, 2, 3), window=window)
+    assert removed == [1, 2]
+
+
+def test_named_and_cosine_vectors_come_back_whole(tmp_path: Path) -> None:
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        kept.apply(1, CREATE, create(distance=collections.Distance.Cosine))
+        kept.apply(2, r.UPSERT, put(1, a=1))
+        kept.apply(3, r.UPSERT, put(1, a=2))
+        # Qdrant has normalised it by itself.
+        found, _, _ = kept.judged(shown(1, 0.60000002, 0.8, a=1))
+        assert [round(x, 4) for x in found[1].vectors.vector.dense.data] == [0.6, 0.8]
+        made.do(CREATE, named_create())
+        both = pb.PointStruct(id=point_id(5))
+        both.vectors.vectors.vectors["x"].dense.data.extend((1, 2))
+        kept.apply(9, r.UPSERT, pb.UpsertPoints(collection_name="n", points=[both]))
+        assert ("n", [5]) in kept.listed()
+
+
+def named_create() -> Any:
+    from tests.replica.local_store import create_named
+
+    return create_named("n", x=2)
+
+
+def test_only_what_qdrant_has_acknowledged_is_listed(kept: Kept) -> None:
+    kept.apply(2, r.UPSERT, put(1, a=1))
+    kept.apply(3, r.UPSERT, put(2, a=1), synced=False)
+    kept.apply(4, r.UPSERT, put(1, a=2), synced=False)
+    assert kept.listed() == [("c", [1])]
+    assert kept.listed(control.FormerWindow(replayed_seq=3)) == [("c", [1, 2])]
+    assert kept.listed(control.FormerWindow(since_seq=2, replayed_seq=4)) == [("c", [2, 1])]
+    # Before the pending entries: as the acknowledged one left it.
+    found, _, _ = kept.judged()
+    assert dict(found[1].payload) == payload({"a": 1})
+    assert kept.judged(shown(1, a=1)) == ({}, [], 0)
+    found, _, _ = kept.judged(shown(1, a=1), window=control.FormerWindow(replayed_seq=4))
+    assert dict(found[1].payload) == payload({"a": 2})
+
+
+def test_pages_pass_nothing_over(kept: Kept) -> None:
+    kept.apply(2, CREATE, create("d"))
+    for seq in range(3, 13):
+        kept.apply(seq, r.UPSERT, put(seq, seq + 100, name="cd"[seq % 2], a=seq))
+    for limit in (1, 3, 100):
+        listed = kept.listed(limit=limit)
+        assert all(len(numbers) <= limit for _, numbers in listed)
+        assert [number for _, numbers in listed for number in numbers] == [
+            number for seq in range(3, 13) for number in (seq, seq + 100)
+        ]
+    kept.apply(13, DROP, collections.DeleteCollection(collection_name="d"))
+    assert {name for name, _ in kept.listed(limit=3)} == {"c"}
+
+
+def test_rows_go_when_they_may_and_never_before(kept: Kept) -> None:
+    for seq in range(2, 8):
+        kept.apply(seq, r.UPSERT, put(seq, a=seq))
+    kept.forgets_through_seq = 4
+    kept.apply(8, r.UPSERT, put(8, a=8))
+    assert kept.listed() == [("c", [5, 6, 7, 8])]
+    kept.apply(9, r.UPSERT, put(9, a=9), keeps=False)
+    assert kept.listed() == []
+
+
+def test_the_limit_spares_what_is_needed(tmp_path: Path) -> None:
+    with local(tmp_path) as made:
+        kept = Kept(made, limit_points=4)
+        kept.apply(1, CREATE, create())
+        for seq in range(2, 10):
+            kept.apply(seq, r.UPSERT, put(seq, a=seq))
+        # Qdrant has synced the older ones most likely.
+        assert kept.listed() == [("c", [6, 7, 8, 9])]
+        for seq in range(10, 14):
+            kept.apply(seq, r.UPSERT, put(seq, a=seq), synced=False)
+        assert kept.listed(control.FormerWindow(replayed_seq=99)) == [("c", [6, 7, 8, 9])]
+
+
+def test_rows_outlast_the_process_and_belong_to_their_log(tmp_path: Path) -> None:
+    with local(tmp_path) as made:
+        made.imports.attach(control.AttachRequest(last_seq=0, log_id="log"))
+        kept = Kept(made)
+        kept.apply(1, CREATE, create())
+        kept.apply(2, r.UPSERT, put(1, a=1))
+        kept.apply(3, r.UPSERT, put(2, a=1), synced=False)
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        assert kept.listed() == [("c", [1])]
+        # The log has lost its tail in a power cut: that entry was acknowledged, and number 3 will be another one.
+        made.imports.attach(control.AttachRequest(last_seq=2, log_id="log"))
+        assert kept.listed(control.FormerWindow(replayed_seq=2)) == [("c", [1, 2])]
+        made.imports.attach(control.AttachRequest(last_seq=2, log_id="another"))
+        assert kept.listed(control.FormerWindow(replayed_seq=9)) == []
+
+
+def test_a_store_from_before_gets_the_table(tmp_path: Path) -> None:
+    with local(tmp_path) as made, made.store.transaction() as tx:
+        tx.connection().execute("DROP TABLE former")
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        kept.apply(1, CREATE, create())
+        kept.apply(2, r.UPSERT, put(1, a=1))
+        assert kept.listed() == [("c", [1])]
+
+
+def test_an_entry_that_is_undone_leaves_no_rows(kept: Kept) -> None:
+    kept.apply(2, r.UPSERT, put(1, a=1))
+    unfit = pb.UpdateBatchPoints(collection_name="c")
+    unfit.operations.add().upsert.points.append(pb.PointStruct(id=point_id(2), vectors=dense(1, 2)))
+    unfit.operations.add().set_payload.key = "[[["
+    kept.apply(3, r.UPDATE_BATCH, unfit)
+    collection = kept.local.store.collection("c")
+    assert collection is not None
+    there = id_of(KEY).num in kept.local.points()
+    assert there and (2 in kept.local.points()) == (2 in [n for _, ns in kept.listed() for n in ns])
