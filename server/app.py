@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from generated.qdrant import collections_pb2, qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.admin import Admin, Desk
 from server.clock import Clock, SystemClock
-from server.config import Settings, demand_plain_proxy
+from server.config import Settings
 from server.conflict_desk import ConflictDesk
 from server.conflicts import Conflicts
 from server.control import Control
@@ -32,10 +31,10 @@ from server.health.detector import Verdict
 from server.health.monitor import Monitor
 from server.health.state import State
 from server.log_desk import running_desk
-from server.logs import Message
 from server.machine import Machine
 from server.mirror import Mirror
 from server.mode import Change, Mode
+from server.openings import connect, demand_plain_proxy, open_log, upstream_key
 from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs
@@ -43,6 +42,7 @@ from server.replay import Examiner, Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
+from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
 from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
 from server.scrub import Scrubber
@@ -51,12 +51,9 @@ from server.status import Sources, entry_document, status_document
 from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep, keep_looking
-from server.upstream import Upstream, parse_target
+from server.upstream import Upstream
 from server.wal.conflict_log import ConflictLog
 from server.wal.files import Disk, publish
-from server.wal.keysource import external_keys
-from server.wal.limits import WalLimits
-from server.wal.log import Log
 from server.wal.patrol import Patrol
 
 _REPLICA_START_SECONDS = 30.0
@@ -150,29 +147,22 @@ class Understudy:
         store = machine.directory(fallback.local_path)
         repairs_done = contextlib.ExitStack()
         stack.callback(repairs_done.close)  # after the log is closed
-        log = await asyncio.to_thread(self._open_log)
+        log = await asyncio.to_thread(open_log, settings, machine, clock, telemetry)
         stack.push_async_callback(log.close)
         wal_path, kept_bytes = machine.directory(fallback.wal_path), settings.replay.conflict_log_bytes
         self._kept = await asyncio.to_thread(ConflictLog, disk, wal_path, kept_bytes)
         if not fallback.enabled:
             demand_plain_proxy(settings, log.pending_count)
-        self._upstream = upstream = await self._connect(settings.edge.max_message_bytes)
+        self._upstream = upstream = await connect(settings, machine, clock, settings.edge.max_message_bytes)
+        if upstream is not None:
+            stack.push_async_callback(upstream.close)
         mode = Mode(
             has_upstream=upstream is not None,
             sync_on_connect=fallback.sync_on_connect,
             clock=clock,
             telemetry=telemetry,
         )
-        credentials = Credentials(
-            store / "credentials",
-            secret=machine.secret(store / "credentials.key"),
-            configured=settings.keys,
-            upstream_key=_upstream_key(settings),
-            has_upstream=upstream is not None,
-            clock=clock,
-            disk=disk,
-            on_problem=lambda problem: telemetry.log.error("credentials cannot be kept", reason=problem),
-        )
+        credentials = self._credentials(store, has_upstream=upstream is not None)
         self._run("credentials", credentials.run())
         self._readiness = Readiness(
             log, is_forwarding=lambda: mode.is_remote or not fallback.enabled, telemetry=telemetry
@@ -214,17 +204,7 @@ class Understudy:
             ),
             credentials=credentials,
             scrubber=Scrubber.load(settings.scrub.rules_path) if settings.scrub.enabled else Scrubber(()),
-            repairs=Repairs(
-                store,
-                mode,
-                is_marked=lambda path: disk.facts(path) is not None,
-                write_durably=lambda path: publish(disk, path, (b"",)),
-                remove_durably=lambda path: _remove_durably(disk, path),
-                set_completeness=replica.control.set_completeness,
-                copy_again=self._copy_again,
-                connection_failed=self._connection_failed,
-                telemetry=telemetry,
-            ),
+            repairs=self._repairs(store, mode, replica),
             telemetry=telemetry,
             clock=clock,
         )
@@ -245,49 +225,33 @@ class Understudy:
         self._run("readiness", self._readiness.run())
         await self._open_doors()
 
+    def _credentials(self, store: Path, *, has_upstream: bool) -> Credentials:
+        return Credentials(
+            store / "credentials",
+            secret=self._machine.secret(store / "credentials.key"),
+            configured=self.settings.keys,
+            upstream_key=upstream_key(self.settings),
+            has_upstream=has_upstream,
+            clock=self._clock,
+            disk=self._machine.disk,
+            on_problem=lambda problem: self._telemetry.log.error("credentials cannot be kept", reason=problem),
+        )
+
+    def _repairs(self, store: Path, mode: Mode, replica: ReplicaProcess) -> Repairs:
+        return Repairs(
+            store,
+            mode,
+            is_marked=lambda path: self._machine.disk.facts(path) is not None,
+            write_durably=lambda path: publish(self._machine.disk, path, (b"",)),
+            remove_durably=lambda path: _remove_durably(self._machine.disk, path),
+            set_completeness=replica.control.set_completeness,
+            copy_again=self._copy_again,
+            connection_failed=self._connection_failed,
+            telemetry=self._telemetry,
+        )
+
     def _forgets_through_seq(self) -> int | None:
         return self._window.forgets_through_seq if self._window.is_on else None
-
-    def _open_log(self) -> Log:
-        settings, machine = self.settings, self._machine
-        log = Log.open(
-            machine.directory(settings.vectorstore.fallback.wal_path),
-            disk=machine.disk,
-            clock=self._clock,
-            limits=WalLimits.from_settings(settings.wal),
-            kinds=frozenset(WAL_KINDS),
-            entropy=machine.entropy,
-            external=external_keys(settings.wal, os.environ, machine.disk),
-            runner=machine.writer(),
-        )
-        for cut in log.recovery.cuts:
-            self._telemetry.log.warning(
-                Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
-            )
-        return log
-
-    async def _connect(self, max_message_bytes: int) -> Upstream | None:
-        """A channel to Qdrant, None when no Qdrant is configured."""
-        store = self.settings.vectorstore
-        if store.url is None:
-            return None
-        target, secure = parse_target(store.url)
-        try:
-            roots = await asyncio.to_thread(store.ca_path.read_bytes) if store.ca_path else None
-        except OSError as error:
-            raise ConfigError(f"cannot read vectorstore.ca_path {store.ca_path}: {error.strerror}") from error
-        upstream = self._machine.upstream(
-            target,
-            clock=self._clock,
-            api_key=_upstream_key(self.settings),
-            tls_roots=roots,
-            secure=secure,
-            max_message_bytes=max_message_bytes,
-            max_backoff_seconds=self.settings.health.backoff_max_seconds,
-            name="Qdrant",
-        )
-        self._stack.push_async_callback(upstream.close)
-        return upstream
 
     async def _catch_up(self) -> None:
         """Bring the replica up to the log, and mark it where a crash left it in doubt."""
@@ -354,7 +318,9 @@ class Understudy:
             telemetry=telemetry,
         )
         # Pages have a connection of their own: they do not stand before answers to clients, and have a limit.
-        self._bulk = await self._connect(settings.hydrate.page_bytes_max) or upstream
+        self._bulk = await connect(settings, self._machine, clock, settings.hydrate.page_bytes_max) or upstream
+        if self._bulk is not upstream:
+            self._stack.push_async_callback(self._bulk.close)
         hydrator = Hydrator(
             parts.log,
             Witness(self._bulk, parts.credentials),
@@ -498,11 +464,6 @@ class Understudy:
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         records = await self._parts.log.read(after, limit, _LIST_BYTES)
         return [entry_document(record) for record in records]
-
-
-def _upstream_key(settings: Settings) -> str | None:
-    key = settings.vectorstore.api_key
-    return key.get_secret_value() if key else None
 
 
 def _remove_durably(disk: Disk, path: Path) -> None:

@@ -472,20 +472,3 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
-
-
-def demand_plain_proxy(settings: Settings, pending: int) -> None:
-    """Without the fallback every call goes to Qdrant at once: one must be there, and nothing may be overtaken.
-
-    Raises ConfigError.
-    """
-    if settings.vectorstore.url is None:
-        raise ConfigError(
-            "vectorstore.fallback.enabled is off and there is no Qdrant: nobody would answer",
-            hint="Set vectorstore.url or --upstream, or switch the fallback on",
-        )
-    if pending:
-        raise ConfigError(
-            f"vectorstore.fallback.enabled is off and {pending} writes wait in the log: new ones would overtake them",
-            hint="Run with the fallback on until `understudy status` shows nothing pending",
-        )
