@@ -76,8 +76,8 @@ def cutovers(work: Path, times: int) -> dict[str, Any]:
             for _ in range(times):
                 time.sleep(chance.uniform(0.05, 0.15))
                 moments.append(time.monotonic())
-                standin.fault("Upsert", "fail", code="UNAVAILABLE")
                 known = len(understudy.changes())
+                standin.fault("Upsert", "fail", code="UNAVAILABLE")
                 wait_for(lambda known=known: len(understudy.changes()) >= known + 2, "a cutover")
                 understudy.until_drained()
             made, errors = clients.end()

@@ -10,8 +10,7 @@ replay (`replay`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -30,6 +29,7 @@ from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
 from server.mode import Mode
+from server.outcomes import OpenWrites
 from server.pace import DrainPace
 from server.repairs import Repairs
 from server.replica.freshness import trailers
@@ -121,8 +121,7 @@ class Router:
         self._clock = parts.clock
         self._synced_seq = parts.log.last_seq
         self._writing: set[asyncio.Task[Reply]] = set()
-        # Writes that Qdrant was sent and that are in the log neither as done nor as pending yet.
-        self._unsettled: dict[asyncio.Future[None], None] = {}
+        self._open_writes = OpenWrites()
 
     async def handle(self, call: Call) -> Reply:
         """Answer one call."""
@@ -192,13 +191,10 @@ class Router:
 
     async def _writes_settled(self, call: Call) -> bool:
         """Wait for the writes that Qdrant may have shown to others already; False when that takes too long."""
-        if not self._unsettled:
-            return True
         left = _SETTLE_MOST_SECONDS
         if call.deadline is not None:
             left = min(left, max(0.0, call.deadline - self._clock.monotonic()) / 2)
-        _, unsettled = await asyncio.wait(list(self._unsettled), timeout=left)
-        return not unsettled
+        return await self._open_writes.settled(left)
 
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
@@ -228,7 +224,7 @@ class Router:
             if not self._mode.is_remote:
                 return await self._write_local(call, row, request, _Sent(maybe_applied=False))
             # Until it is in the log, on whichever way: a stop in between leaves a doubt.
-            with self._outcome_open(), self._repairs.online_write():
+            with self._open_writes.open(), self._repairs.online_write():
                 reply, maybe_applied = await self._write_remote(call)
                 if reply is not None:
                     return await self._acknowledged(call, row, request, reply)
@@ -238,17 +234,6 @@ class Router:
                 finally:
                     if sent.maybe_applied and not sent.seq:
                         self._in_doubt(request, "Qdrant may have a write that did not get into the log")
-
-    @contextmanager
-    def _outcome_open(self) -> Iterator[None]:
-        """Around a write from before Qdrant is sent it until it is in the log, or never will be."""
-        settled = asyncio.get_running_loop().create_future()
-        self._unsettled[settled] = None
-        try:
-            yield
-        finally:
-            del self._unsettled[settled]
-            settled.set_result(None)
 
     async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
         """Qdrant's answer, or None and whether it may have applied the write all the same."""

@@ -11,6 +11,7 @@ failed probe. Does not promise that a verdict is still true when it arrives.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
@@ -60,7 +61,9 @@ class Monitor:
             lag_tolerance_seconds=settings.lag_tolerance_seconds,
         )
         self._decided = asyncio.Event()
-        self._probe_now = asyncio.Event()
+        self._is_probe_wanted = False
+        # Something that may end the pause between two probes, or shorten it.
+        self._news = asyncio.Event()
         self._pause_seconds = settings.probe_interval_seconds
         self._probes: set[asyncio.Task[None]] = set()
         # Enough that a probe starts at every interval although all before it hang.
@@ -80,7 +83,7 @@ class Monitor:
     def report_failure(self, reason: str) -> None:
         """A call met a refused or reset connection: counts at once, then probes must show otherwise."""
         self._apply(self._detector.transport_failed(self._clock.monotonic(), reason))
-        self._probe_now.set()
+        self._want_probe()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -98,7 +101,7 @@ class Monitor:
             now = await self._upstream.wait_for_change(last)
             # The probe that follows also makes an idle channel connect.
             if Connectivity.READY in (last, now):
-                self._probe_now.set()
+                self._want_probe()
             if last is Connectivity.READY and now is not Connectivity.SHUTDOWN and self.on_connection_lost is not None:
                 self.on_connection_lost()
                 self.report_failure("the connection was lost")
@@ -109,14 +112,26 @@ class Monitor:
             # While Qdrant is down one probe at a time is enough.
             while len(self._probes) >= (self._probes_limit if self.verdict.up else 1):
                 await asyncio.wait(self._probes, return_when=asyncio.FIRST_COMPLETED)
-            self._probe_now.clear()
+            self._is_probe_wanted = False
             self._start_probe(tasks, asks_version=False)
             await asyncio.sleep(_LEAST_GAP_SECONDS)
-            try:
-                async with asyncio.timeout(self._next_pause()):
-                    await self._probe_now.wait()
-            except TimeoutError:
-                continue
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next probe is due, or wanted. The answer to the last one may come in the pause, and shorten it."""
+        began = self._clock.monotonic()
+        while not self._is_probe_wanted:
+            left = began + self._next_pause() - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+
+    def _want_probe(self) -> None:
+        self._is_probe_wanted = True
+        self._news.set()
 
     async def _ping(self, tasks: asyncio.TaskGroup) -> None:
         while self._ping_interval_seconds > 0:
@@ -149,6 +164,7 @@ class Monitor:
         self._apply(self._judge(probe, lag_seconds))
         if not probe.ok and not self.verdict.up:
             self._pause_seconds = min(self._pause_seconds * 2, self._settings.backoff_max_seconds)
+        self._news.set()
 
     def _judge(self, probe: Probe, lag_seconds: float) -> Verdict | None:
         now = self._clock.monotonic()

@@ -421,6 +421,27 @@ async def test_while_down_probes_come_one_at_a_time_and_ever_slower() -> None:
         assert watched.monitor._next_pause() < FAST.probe_interval_seconds
 
 
+async def test_the_first_good_answer_ends_a_long_pause_that_began_before_it() -> None:
+    settings = FAST.model_copy(update={"backoff_max_seconds": 5.0})
+    async with scripted(settings) as (watched, upstream, _):
+        await upstream.answer(REFUSED)
+        await watched.until(up=False)
+        for _ in range(8):
+            watched.monitor.report_failure("look again")
+            await upstream.answer(REFUSED)
+            await watched.counted("failed", 1)
+        watched.monitor.report_failure("look again")
+        slow = await upstream.asked.get()
+        # Meanwhile the pause begins: five seconds.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await upstream.asked.get()
+        slow.set_result(GOOD)
+        async with asyncio.timeout(3):
+            await upstream.answer(GOOD)
+            await watched.until(up=True)
+
+
 async def test_the_end_to_end_call_after_everything(peer: GrpcPeer, upstream: Upstream) -> None:
     """Probes, pings and calls share one channel and leave each other alone."""
     async with watching(upstream, ping_seconds=0.05) as watched:
