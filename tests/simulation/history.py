@@ -55,7 +55,6 @@ class Seen:
         """Whether it changes nothing."""
         return self.kind in LOOKS
 
-
     @property
     def is_by_filter(self) -> bool:
         """Whether it waits for every write before it, and every write after it waits for it."""
