@@ -42,6 +42,8 @@ def judge(total: Tally, histories: int) -> None:
     counts = total.counts
     assert total.seeds == histories
     assert counts["failovers"] >= FAILOVERS_LEAST * histories
+    assert counts["points judged"] > 4 * counts["points not judged"]
+    assert counts["calls judged"] > CALLS * histories
     for kind in ("get", "count", "scroll", "upsert", "set", "swap", "insert", "delete", "drop"):
         assert counts[f"{kind} ok local"] > histories // 10, kind
         assert counts[f"{kind} ok remote"] > histories, kind
