@@ -10,6 +10,7 @@ _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
 _FORMER = "tests/replica/test_former.py"
 _GRACE = "tests/replay/test_grace.py"
+_HISTORIES = "tests/simulation/test_histories.py::test_every_history_has_an_order"
 
 
 def _bug(
@@ -103,6 +104,26 @@ ROUTING = (
         "conflicts.py",
         "            await _all_done(before)\n",
         "            await _all_done(())\n",
+    ),
+    _bug(
+        "a write by a filter does not wait for others, nor they for it",
+        "one order explains what all clients see",
+        "conflicts.py",
+        '    if selector.WhichOneof("points_selector_one_of") != "points":\n        return None\n',
+        '    if selector.WhichOneof("points_selector_one_of") != "points":\n        return frozenset()\n',
+        _HISTORIES,
+    ),
+    _bug(
+        "local reads wait neither for the replica nor for writes of unknown outcome",
+        "one order explains what all clients see",
+        "router.py",
+        "        is_settled = await self._writes_settled(call)\n"
+        '        with self._telemetry.span("replica.read", method=call.method):\n'
+        "            reply = await self._within(call, self._ask_replica(call, self._log.last_seq))\n",
+        "        is_settled = True\n"
+        '        with self._telemetry.span("replica.read", method=call.method):\n'
+        "            reply = await self._within(call, self._ask_replica(call, 0))\n",
+        _HISTORIES,
     ),
 )
 

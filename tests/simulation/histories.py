@@ -26,7 +26,7 @@ _GOES = {
 _BESIDES = {
     "qdrant is slow": (0.5, 5.0, 2),
     "connections are reset": (0.0, 0.0, 3),
-    "answers are lost": (1.0, 6.0, 3),
+    "answers are lost": (1.0, 6.0, 4),
     "answers come twice": (1.0, 6.0, 1),
     "the network is slow": (1.0, 5.0, 2),
     "the proxy is killed": (0.1, 2.0, 2),
@@ -35,7 +35,6 @@ _BESIDES = {
     "the proxy is killed at a call of the disk": (0.1, 1.0, 1),
     "the replica is killed": (0.05, 3.0, 3),
     "the replica hangs": (0.1, 2.0, 1),
-    "the replica is slow": (1.0, 5.0, 2),
     "the disk is full": (0.5, 4.0, 1),
     "a sync fails": (0.0, 2.0, 1),
     "the disk is slow": (0.5, 3.0, 1),
@@ -81,6 +80,9 @@ def _faults(chance: random.Random) -> tuple[Fault, ...]:
         if chance.random() < 0.6:
             beside = at + chance.uniform(-2.0, 6.0)
             found.append((beside, *_one(chance, _BESIDES)))
+        if chance.random() < 0.4:
+            # It has yet to take in what Qdrant has just acknowledged.
+            found.append((at - chance.uniform(0.2, 2.0), "the replica is slow", chance.uniform(3.0, 6.0)))
     found.sort()
     return tuple(
         Fault(number, at, kind, lasts, chance.randrange(1 << 30)) for number, (at, kind, lasts) in enumerate(found)

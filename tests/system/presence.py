@@ -1,8 +1,9 @@
 """When the proxy was not there, for clients that call it all the time; and how often they call.
 
 Promises: `explain` excuses a failed call only when the proxy was killed, stopped or not yet started while the call was
-under way, or when the client's own channel says that it could not connect, shortly after that. Everything else that
-reaches a client is an error of the proxy.
+under way, or when the client's own channel says that it could not connect, shortly after that. A deadline is excused
+only when there was no proxy from the start of the call to its end. Everything else that reaches a client is an error of
+the proxy.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ class Absences:
             # gRPC says so of calls that arrived and that no handler has begun when its server stops (grpc/grpc#41785).
             self.cancelled += 1
             return time.monotonic() - self.spans[-1][0] < _NOTICED_SECONDS
+        ended = time.monotonic()
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            # All the time that the client had.
+            return any(began <= started and ended <= over for began, over in self.spans)
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return False
-        ended = time.monotonic()
         if any(began <= ended and started <= over for began, over in self.spans):
             return True
         port = self.address.rpartition(":")[2]

@@ -18,7 +18,7 @@ from typing import Any
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from tests.upstream.process import ROOT, free_port, until
+from tests.upstream.process import ROOT, steady_port, until
 
 READY = "understudy: listening on "
 START_SECONDS = 60.0
@@ -39,7 +39,7 @@ class Understudy:
         self.upstream = upstream
         self.environment = {**QUICK, **environment}
         self.address = ""
-        self.admin = f"127.0.0.1:{free_port()}"
+        self.admin = f"127.0.0.1:{steady_port()}"
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output: deque[str] = deque(maxlen=200)
@@ -62,7 +62,7 @@ class Understudy:
             raise RuntimeError("already running")
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "server.cli", "serve", "--data-dir", str(self.data)]
-        command += ["--listen", self.address or "127.0.0.1:0", "--admin", self.admin]
+        command += ["--listen", self.address or f"127.0.0.1:{steady_port()}", "--admin", self.admin]
         if self.upstream:
             command += ["--upstream", self.upstream]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}

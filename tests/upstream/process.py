@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from . import journal
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
+_STEADY_PORTS = range(20_000, 32_000)
 
 
 class Standin:
@@ -151,7 +153,7 @@ class Standin:
 
     def _start_standin(self) -> None:
         command = [sys.executable, "-m", "tests.upstream.standin", "--data", str(self.directory), "--exit-with-stdin"]
-        command += ["--listen", self.address or "127.0.0.1:0"]
+        command += ["--listen", self.address or f"127.0.0.1:{steady_port()}"]
         if self.api_key:
             command += ["--api-key", self.api_key]
         if self.read_only_api_key:
@@ -165,7 +167,7 @@ class Standin:
         self.address = lines[-1].rsplit(" ", 1)[-1]
 
     def _start_real(self, binary: str) -> None:
-        port = int(self.address.rsplit(":", 1)[-1]) if self.address else free_port()
+        port = int(self.address.rsplit(":", 1)[-1]) if self.address else steady_port()
         self.address = f"127.0.0.1:{port}"
         environment = {
             **os.environ,
@@ -262,6 +264,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def steady_port() -> int:
+    """A port that is free now and stays so while its server is down for a while.
+
+    From below the range of which the system gives ports to whoever connects: there a connection, even one that tries to
+    reach the dead server, may take the port in the meantime.
+    """
+    for port in random.sample(_STEADY_PORTS, len(_STEADY_PORTS)):
+        with socket.socket() as probe:
+            # As a server does it: what a killed one left in TIME_WAIT is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise RuntimeError("no port is free")
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
