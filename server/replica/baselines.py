@@ -10,7 +10,7 @@ called changed. Takes at most one copy of each point.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from generated.qdrant import points_pb2 as pb
@@ -121,7 +121,7 @@ class Baselines:
             known = _fetch(tx, collection.cid, touches)
             current = tx.fetch(collection.cid, touches)
             there = _records(request.page)
-            rounded = _rounded(collection)
+            alike = _Likeness.of(collection)
             settled = []
             for key, touch in touches.items():
                 found = known.get(key)
@@ -136,7 +136,7 @@ class Baselines:
                     response.unknown += found.state in (State.OPEN, State.UNKNOWN)
                 elif found.state is State.HELD:
                     response.changed.add(point_id=touch.point_id, fate=control.FATE_HELD)
-                elif _is_ours(there.get(key), (found.before, current.get(key)), rounded):
+                elif any(alike.are_same(there.get(key), one) for one in (found.before, current.get(key))):
                     settled.append(key)
                 else:
                     response.changed.add(point_id=touch.point_id)
@@ -167,11 +167,35 @@ class Baselines:
         return control.SettleBaselinesResponse(until_seq=until_seq)
 
 
-def _is_ours(remote: Record | None, ours: Iterable[Record | None], rounded: frozenset[str]) -> bool:
-    """Whether Qdrant holds one of two states that the replica knows."""
-    return any(
-        remote is None if one is None else remote is not None and ranges.agree(remote, one, rounded) for one in ours
-    )
+@dataclass(frozen=True, slots=True)
+class _Likeness:
+    """How points of a collection are compared: the vectors that may differ by rounding, those that cannot be told."""
+
+    rounded: frozenset[str]
+    blurred: frozenset[str]
+
+    @classmethod
+    def of(cls, collection: Collection) -> _Likeness:
+        fields = fields_of(catalogue.config_of(collection).params)
+        return cls(
+            frozenset(name for name, field in fields.items() if field.is_cosine),
+            frozenset(name for name, field in fields.items() if not field.is_repeatable),
+        )
+
+    def are_same(self, one: Record | None, other: Record | None) -> bool:
+        """Whether two sides hold the same point, or both none."""
+        if one is None or other is None:
+            return one is other
+        return ranges.agree(self._clear(one), self._clear(other), self.rounded)
+
+    def _clear(self, record: Record) -> Record:
+        """Without the vectors that cannot be told; what is left shows whether there is one."""
+        if not self.blurred:
+            return record
+        vectors = pb.NamedVectors.FromString(record.vectors)
+        for name in self.blurred & vectors.vectors.keys():
+            vectors.vectors[name].Clear()
+        return replace(record, vectors=vectors.SerializeToString(deterministic=True))
 
 
 def _fetch(tx: Transaction, cid: int, keys: Iterable[Key]) -> Mapping[Key, Baseline]:
@@ -200,11 +224,6 @@ def _set_state(tx: Transaction, cid: int, keys: Iterable[Key], state: State, unt
 def _records(page: bytes) -> dict[Key, Record]:
     records = map(record_of, r.parse(pb.GetResponse, page).result)
     return {record.key: record for record in records}
-
-
-def _rounded(collection: Collection) -> frozenset[str]:
-    fields = fields_of(catalogue.config_of(collection).params)
-    return frozenset(name for name, field in fields.items() if field.is_cosine)
 
 
 def _id(body: bytes) -> common.PointId:

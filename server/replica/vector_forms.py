@@ -31,6 +31,7 @@ UNNAMED = ""
 _ZERO_LENGTH = np.float32(1.1920929e-07)
 _UNIT_TOLERANCE = np.float32(1.0e-6)
 _ROUNDED = frozenset((collections.Datatype.Uint8, collections.Datatype.Float16))
+_PLAIN = frozenset((collections.Datatype.Default, collections.Datatype.Float32, collections.Datatype.Uint8))
 _INFERENCE = frozenset(("document", "image", "object"))
 _NO_INFERENCE = "vectors made by Qdrant's own inference (Document, Image, InferenceObject) need the server"
 
@@ -45,6 +46,16 @@ class Field:
     is_multi: bool = False
     is_sparse: bool = False
     datatype: int = collections.Datatype.Default
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether two sides that stored one vector give back the same numbers, but for the last bits of a length.
+
+        Half floats of a normalised vector may be rounded to either side; quantised datatypes answer with other numbers.
+        """
+        if self.is_sparse or self.datatype in _PLAIN:
+            return True
+        return self.datatype == collections.Datatype.Float16 and not self.is_cosine
 
 
 Fields: TypeAlias = Mapping[str, Field]
