@@ -164,6 +164,17 @@ async def test_only_the_points_concerned_of_a_batch(divided: Divided) -> None:
     assert divided.log.kept == {}
 
 
+async def test_what_others_won_does_not_come_back_by_way_of_the_quarantine(divided: Divided) -> None:
+    """Qdrant refuses what is left of the entry: only that is kept for a retry."""
+    divided.others(THEIRS)
+    seq = divided.offline(upsert(point(1, v=2), point(2, v=2)))
+    divided.calls.script.append(says(Code.INVALID_ARGUMENT))
+    await divided.drain(REMOTE)
+    kept = entry_pb2.Entry.FromString(divided.log.kept[seq].record.body)
+    assert [each.id.num for each in pb.UpsertPoints.FromString(kept.request).points] == [2]
+    assert divided.outcomes() == [("not_written", 1, seq)]
+
+
 async def test_later_writes_to_a_quarantined_point_follow(divided: Divided) -> None:
     divided.others(THEIRS)
     first = divided.offline(upsert(point(1, v=2)))
