@@ -15,14 +15,14 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import baselines, catalogue, ranges
+from server.replica import baseline_rows, catalogue, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
-from server.replica.records import Collection
+from server.replica.records import Collection, Record
 from server.replica.refusal import Refusal, no_collection
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
-from server.replica.vector_forms import fields_of, record_of
+from server.replica.vector_forms import fields_of, from_output, named
 from server.rpc import Code
 
 _LOG_ID = "log_id"
@@ -51,7 +51,7 @@ class Imports:
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
                     catalogue.distrust(tx, collection)
-                baselines.forget(tx)
+                baseline_rows.forget(tx)
             tx.set_meta(_LOG_ID, request.log_id)
             tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
         if rewound:
@@ -143,7 +143,7 @@ class Imports:
             here = tx.fetch(collection.cid, imported)
             # What is here already is left alone: the index and what is kept in memory stay as they are.
             fresh = [record for key, record in imported.items() if here.get(key) != record]
-            rounded = _rounded(collection)
+            rounded = rounded_vectors(collection)
             changed = sum(1 for record in fresh if not ranges.agree(here.get(record.key), record, rounded))
             tx.put(collection.cid, fresh)
             removed = tx.remove(collection.cid, [key for key in gone if key not in skipped])
@@ -164,7 +164,7 @@ class Imports:
             if collection is None:
                 raise no_collection(request.collection)
             here = self._store.range_records(collection.cid, first, after)
-            look = ranges.look(there, here, _rounded(collection))
+            look = ranges.look(there, here, rounded_vectors(collection))
         return control.ComparePageResponse(
             remote=control.RangeDigest(points=look.remote.points, content=look.remote.content),
             local=control.RangeDigest(points=look.local.points, content=look.local.content),
@@ -220,7 +220,7 @@ class Imports:
         return since_seq
 
 
-def _rounded(collection: Collection) -> frozenset[str]:
+def rounded_vectors(collection: Collection) -> frozenset[str]:
     """Vectors that Qdrant and the replica each normalise by themselves: their last bits may differ."""
     fields = fields_of(catalogue.config_of(collection).params)
     return frozenset(name for name, field in fields.items() if field.is_cosine)
@@ -246,6 +246,12 @@ def _points_in(request: control.ImportPageRequest) -> list[pb.RetrievedPoint]:
     if request.single_ids:
         return list(r.parse(pb.GetResponse, request.page).result)
     return list(r.parse(pb.ScrollResponse, request.page).result)
+
+
+def record_of(point: pb.RetrievedPoint) -> Record:
+    """A point of an answer of Qdrant's, as it would be stored."""
+    payload = pb.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
+    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
 
 
 def _key_in(body: bytes) -> Key:

@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
-from server.replica.points import key_of
-from server.replica.records import Record
 from server.replica.refusal import NotServed, Refusal, invalid, no_vector_name, wrong_input
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -276,12 +274,6 @@ def from_output(vectors: points.VectorsOutput) -> VectorMap:
     if form == "vector":
         return {UNNAMED: _output_vector(vectors.vector)}
     return {name: _output_vector(vector) for name, vector in vectors.vectors.vectors.items()}
-
-
-def record_of(point: points.RetrievedPoint) -> Record:
-    """A point of an answer of Qdrant, as the store keeps it."""
-    payload = points.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
-    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
 
 
 def _output_vector(output: points.VectorOutput) -> points.Vector:

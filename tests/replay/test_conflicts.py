@@ -16,7 +16,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
-from server.replica import baselines
+from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
 from server.wal.conflict_log import ConflictLog
@@ -254,7 +254,7 @@ async def test_what_was_decided_is_kept_to_after_a_crash(divided: Divided, polic
 
 async def test_a_second_outage_has_a_baseline_of_its_own(divided: Divided, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for points whose old baseline nobody had the time to remove."""
-    monkeypatch.setattr(baselines, "_PURGED_PER_APPLY", 0)
+    monkeypatch.setattr(baseline_rows, "_PURGED_PER_APPLY", 0)
     divided.offline(upsert(point(1, v=2)))
     await divided.drain()
     divided.offline(upsert(point(1, v=3)))
