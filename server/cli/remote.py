@@ -163,6 +163,7 @@ def show_status(document: dict[str, Any]) -> None:
             ("last sync", str(document.get("last_sync") or "never")),
             ("replay", escape(_replay(document.get("replay") or {}))),
             ("quarantine", str(_count(document.get("quarantine")))),
+            ("conflicts", str((document.get("conflicts") or {}).get("kept", 0))),
             ("replica", f"pid {replica.get('pid')}, {replica.get('restarts', 0)} restarts"),
             ("log", size(wal.get("bytes")) + (f", takes no writes: {wal['latched']}" if wal.get("latched") else "")),
             ("version", str(document.get("version", ""))),

@@ -179,20 +179,30 @@ class Delivery:
         """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""
         request = operation.request
         if isinstance(request, collections_pb2.ChangeAliases):
-            reply = await self.ask(LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
+            reply = await self._ask(LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
             if isinstance(reply, Answer):
                 return reply
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
             return are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
         assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
         question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
-        reply = await self.ask(_GET_COLLECTION, question.SerializeToString())
+        reply = await self._ask(_GET_COLLECTION, question.SerializeToString())
         if isinstance(reply, Answer):
             return reply
         info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
         if isinstance(request, collections_pb2.CreateCollection):
             return is_same_collection(request, info)
         return has_vector(request, info)
+
+    async def _ask(self, method: str, body: bytes) -> Reply | Answer:
+        """An OK reply, or an Answer that makes the entry wait and come again."""
+        reply = await self._call(method, body)
+        if isinstance(reply, Answer):
+            return reply
+        outcome = judge(method, reply.code, reply.details)
+        if outcome is Outcome.DONE:
+            return reply
+        return _answer(Outcome.AUTH if outcome is Outcome.AUTH else Outcome.TRANSIENT, reply)
 
 
 def _answer(outcome: Outcome, reply: Reply) -> Answer:

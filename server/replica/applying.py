@@ -19,7 +19,7 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, checks, payload_edits
 from server.replica import requests as r
-from server.replica.baselines import Keeper
+from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of

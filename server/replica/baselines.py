@@ -1,106 +1,32 @@
 """What the replica held of a point before the first pending write to it, and whether Qdrant still holds that.
 
-Promises: the first pending write to a point keeps what was there, in the same transaction; a point is called changed
-by others only when Qdrant holds neither that nor what the replica holds by now. What was judged stays judged until
-Qdrant has every pending write to the point: what Qdrant shows afterwards may be our own. Where the replica did not
-hold the whole collection, or somebody else's hand is to be expected (a write of unknown outcome, a retry), nothing is
-called changed. Takes at most one copy of each point.
+Promises: a point is called changed by others only when Qdrant holds neither that nor what the replica holds by now.
+What was judged stays judged until Qdrant has every pending write to the point: what Qdrant shows afterwards may be our
+own. Where the replica did not hold the whole collection, or Qdrant may show the entry's own work (a write of unknown
+outcome, a retry), nothing is called changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
 
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, ranges
 from server.replica import requests as r
+from server.replica.baseline_rows import State, fetch, set_state
+from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, key_of
-from server.replica.reads import batches, marks
 from server.replica.records import Collection, Record
-from server.replica.store import Store, Transaction
-from server.replica.vector_forms import fields_of, record_of
-
-_PURGED_PER_APPLY = 2000
-
-
-class State(IntEnum):
-    """How a point stands. OPEN: to be judged; SETTLED: its writes go to Qdrant; UNKNOWN: nobody can tell."""
-
-    OPEN = 0
-    SETTLED = 1
-    UNKNOWN = 2
-    REMOTE = 3
-    HELD = 4
-
+from server.replica.store import Store
+from server.replica.vector_forms import fields_of
 
 _FATES = {
     control.FATE_LOCAL: State.SETTLED,
     control.FATE_REMOTE: State.REMOTE,
     control.FATE_HELD: State.HELD,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """A point before its first pending write (`before` None: there was none), and the writes that touch it."""
-
-    first_seq: int
-    state: State
-    until_seq: int
-    before: Record | None
-
-
-@dataclass(frozen=True, slots=True)
-class Keeper:
-    """Keeps what a pending entry is about to change. `is_ours`: Qdrant may show the entry's own work already."""
-
-    tx: Transaction
-    seq: int
-    replayed_seq: int
-    is_ours: bool
-
-    def keep(self, collection: Collection, keys: Iterable[Key]) -> None:
-        """Before the change. What was kept for writes that Qdrant has by now makes room."""
-        state = State.SETTLED if self.is_ours else State.OPEN
-        if not catalogue.is_whole(collection):
-            state = State.UNKNOWN
-        execute, cid = self.tx.connection().execute, collection.cid
-        numbers = (self.seq, self.seq, int(state))
-        for batch in batches(keys):
-            among = f"key IN ({marks(len(batch))})"
-            execute(
-                f"DELETE FROM baselines WHERE cid = ? AND {among} AND last_seq <= ?",  # noqa: S608
-                (cid, *batch, self.replayed_seq),
-            )
-            if state is State.OPEN:
-                execute(
-                    "INSERT OR IGNORE INTO baselines (cid, key, first_seq, last_seq, state, is_there, payload, vectors)"  # noqa: S608
-                    " SELECT p.cid, p.key, ?, ?, ?, 1, p.payload, v.vectors FROM points p"
-                    f" JOIN vectors v ON v.pid = p.pid WHERE p.cid = ? AND p.{among}",
-                    (*numbers, cid, *batch),
-                )
-            self.tx.connection().executemany(
-                "INSERT INTO baselines (cid, key, first_seq, last_seq, state) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (cid, key) DO UPDATE SET last_seq = excluded.last_seq",
-                [(cid, key, *numbers) for key in batch],
-            )
-
-
-def purge(tx: Transaction, replayed_seq: int) -> None:
-    """Forget some of what is at Qdrant by now."""
-    tx.connection().execute(
-        "DELETE FROM baselines WHERE bid IN (SELECT bid FROM baselines WHERE last_seq <= ? LIMIT ?)",
-        (replayed_seq, _PURGED_PER_APPLY),
-    )
-
-
-def forget(tx: Transaction) -> None:
-    """The log is another one, or has lost entries: what was kept means nothing any more."""
-    tx.connection().execute("DELETE FROM baselines")
 
 
 class Baselines:
@@ -118,10 +44,10 @@ class Baselines:
             if collection is None:
                 response.unknown = len(touches)
                 return response
-            known = _fetch(tx, collection.cid, touches)
+            known = fetch(tx, collection.cid, touches)
             current = tx.fetch(collection.cid, touches)
             there = _records(request.page)
-            rounded = _rounded(collection)
+            alike = _Likeness.of(collection)
             settled = []
             for key, touch in touches.items():
                 found = known.get(key)
@@ -136,12 +62,12 @@ class Baselines:
                     response.unknown += found.state in (State.OPEN, State.UNKNOWN)
                 elif found.state is State.HELD:
                     response.changed.add(point_id=touch.point_id, fate=control.FATE_HELD)
-                elif _is_ours(there.get(key), (found.before, current.get(key)), rounded):
+                elif any(alike.are_same(there.get(key), one) for one in (found.before, current.get(key))):
                     settled.append(key)
                 else:
                     response.changed.add(point_id=touch.point_id)
             if not any(each.fate == control.FATE_UNSPECIFIED for each in response.changed):
-                _set_state(tx, collection.cid, settled, State.SETTLED)
+                set_state(tx, collection.cid, settled, State.SETTLED)
         return response
 
     def settle(self, request: control.SettleBaselinesRequest) -> control.SettleBaselinesResponse:
@@ -152,13 +78,13 @@ class Baselines:
             collection = tx.collection(request.collection)
             if collection is None:
                 return control.SettleBaselinesResponse()
-            known = _fetch(tx, collection.cid, touches)
+            known = fetch(tx, collection.cid, touches)
             opened = {
                 key for key, found in known.items() if found.state is State.OPEN and found.first_seq == touches[key]
             }
             until_seq = tx.applied_seq
-            _set_state(tx, collection.cid, opened - changed, State.SETTLED)
-            _set_state(tx, collection.cid, opened & changed, _FATES[request.fate], until_seq)
+            set_state(tx, collection.cid, opened - changed, State.SETTLED)
+            set_state(tx, collection.cid, opened & changed, _FATES[request.fate], until_seq)
             if request.fate == control.FATE_REMOTE:
                 there = _records(request.page)
                 taken = opened & changed
@@ -167,44 +93,40 @@ class Baselines:
         return control.SettleBaselinesResponse(until_seq=until_seq)
 
 
-def _is_ours(remote: Record | None, ours: Iterable[Record | None], rounded: frozenset[str]) -> bool:
-    """Whether Qdrant holds one of two states that the replica knows."""
-    return any(
-        remote is None if one is None else remote is not None and ranges.agree(remote, one, rounded) for one in ours
-    )
+@dataclass(frozen=True, slots=True)
+class _Likeness:
+    """How points of a collection are compared: the vectors that may differ by rounding, those that cannot be told."""
 
+    rounded: frozenset[str]
+    blurred: frozenset[str]
 
-def _fetch(tx: Transaction, cid: int, keys: Iterable[Key]) -> Mapping[Key, Baseline]:
-    found: dict[Key, Baseline] = {}
-    for batch in batches(keys):
-        rows = tx.connection().execute(
-            "SELECT key, first_seq, state, until_seq, is_there, payload, vectors FROM baselines"  # noqa: S608
-            f" WHERE cid = ? AND key IN ({marks(len(batch))})",
-            (cid, *batch),
+    @classmethod
+    def of(cls, collection: Collection) -> _Likeness:
+        fields = fields_of(catalogue.config_of(collection).params)
+        return cls(
+            rounded_vectors(collection),
+            frozenset(name for name, field in fields.items() if not field.is_repeatable),
         )
-        for key, first_seq, state, until_seq, is_there, payload, vectors in rows:
-            before = Record(key, payload, vectors) if is_there else None
-            found[key] = Baseline(first_seq, State(state), until_seq, before)
-    return found
 
+    def are_same(self, one: Record | None, other: Record | None) -> bool:
+        """Whether two sides hold the same point, or both none."""
+        if one is None or other is None:
+            return one is other
+        return ranges.agree(self._clear(one), self._clear(other), self.rounded)
 
-def _set_state(tx: Transaction, cid: int, keys: Iterable[Key], state: State, until_seq: int = 0) -> None:
-    for batch in batches(keys):
-        tx.connection().execute(
-            "UPDATE baselines SET state = ?, until_seq = ?, payload = x'', vectors = x''"  # noqa: S608
-            f" WHERE cid = ? AND key IN ({marks(len(batch))})",
-            (int(state), until_seq, cid, *batch),
-        )
+    def _clear(self, record: Record) -> Record:
+        """Without the vectors that cannot be told; what is left shows whether there is one."""
+        if not self.blurred:
+            return record
+        vectors = pb.NamedVectors.FromString(record.vectors)
+        for name in self.blurred & vectors.vectors.keys():
+            vectors.vectors[name].Clear()
+        return replace(record, vectors=vectors.SerializeToString(deterministic=True))
 
 
 def _records(page: bytes) -> dict[Key, Record]:
     records = map(record_of, r.parse(pb.GetResponse, page).result)
     return {record.key: record for record in records}
-
-
-def _rounded(collection: Collection) -> frozenset[str]:
-    fields = fields_of(catalogue.config_of(collection).params)
-    return frozenset(name for name, field in fields.items() if field.is_cosine)
 
 
 def _id(body: bytes) -> common.PointId:

@@ -14,12 +14,12 @@ from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import requests as r
 from server.replica.former import Finding, Former, judge
-from server.replica.imports import rounded_vectors
+from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, id_of, key_of
 from server.replica.reads import batches, marks
 from server.replica.records import Record
 from server.replica.store import Store
-from server.replica.vector_forms import UNNAMED, record_of
+from server.replica.vector_forms import UNNAMED
 
 _IN_WINDOW = "seq > ? AND (synced OR seq <= ?)"
 

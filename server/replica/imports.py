@@ -15,14 +15,14 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import baselines, catalogue, former_rows, ranges
+from server.replica import baseline_rows, catalogue, former_rows, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
-from server.replica.records import Collection
+from server.replica.records import Collection, Record
 from server.replica.refusal import Refusal, no_collection
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
-from server.replica.vector_forms import fields_of, record_of
+from server.replica.vector_forms import fields_of, from_output, named
 from server.rpc import Code
 
 _LOG_ID = "log_id"
@@ -53,7 +53,7 @@ class Imports:
                 tx.set_applied_seq(applied_seq)
                 for collection in tx.collections():
                     catalogue.distrust(tx, collection)
-                baselines.forget(tx)
+                baseline_rows.forget(tx)
             tx.set_meta(_LOG_ID, request.log_id)
             tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
         if rewound:
@@ -268,6 +268,12 @@ def _points_in(request: control.ImportPageRequest) -> list[pb.RetrievedPoint]:
     if request.single_ids:
         return list(r.parse(pb.GetResponse, request.page).result)
     return list(r.parse(pb.ScrollResponse, request.page).result)
+
+
+def record_of(point: pb.RetrievedPoint) -> Record:
+    """A point of an answer of Qdrant's, as it would be stored."""
+    payload = pb.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
+    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
 
 
 def _key_in(body: bytes) -> Key:

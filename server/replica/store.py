@@ -68,7 +68,7 @@ CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
 
 # Came later, and what does not know it does well without: no new format.
 _LATER_TABLES = """
--- Points as they were before the first pending write to them; `state` is of `baselines`.
+-- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
 CREATE TABLE IF NOT EXISTS baselines (
     bid INTEGER PRIMARY KEY,
     cid INTEGER NOT NULL,

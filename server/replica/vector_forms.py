@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
-from server.replica.points import key_of
-from server.replica.records import Record
 from server.replica.refusal import NotServed, Refusal, invalid, no_vector_name, wrong_input
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -31,6 +29,7 @@ UNNAMED = ""
 _ZERO_LENGTH = np.float32(1.1920929e-07)
 _UNIT_TOLERANCE = np.float32(1.0e-6)
 _ROUNDED = frozenset((collections.Datatype.Uint8, collections.Datatype.Float16))
+_PLAIN = frozenset((collections.Datatype.Default, collections.Datatype.Float32, collections.Datatype.Uint8))
 _INFERENCE = frozenset(("document", "image", "object"))
 _NO_INFERENCE = "vectors made by Qdrant's own inference (Document, Image, InferenceObject) need the server"
 
@@ -45,6 +44,16 @@ class Field:
     is_multi: bool = False
     is_sparse: bool = False
     datatype: int = collections.Datatype.Default
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether two sides that stored one vector give back the same numbers, but for the last bits of a length.
+
+        Half floats of a normalised vector may be rounded to either side; quantised datatypes answer with other numbers.
+        """
+        if self.is_sparse or self.datatype in _PLAIN:
+            return True
+        return self.datatype == collections.Datatype.Float16 and not self.is_cosine
 
 
 Fields: TypeAlias = Mapping[str, Field]
@@ -265,12 +274,6 @@ def from_output(vectors: points.VectorsOutput) -> VectorMap:
     if form == "vector":
         return {UNNAMED: _output_vector(vectors.vector)}
     return {name: _output_vector(vector) for name, vector in vectors.vectors.vectors.items()}
-
-
-def record_of(point: points.RetrievedPoint) -> Record:
-    """A point of an answer of Qdrant, as the store keeps it."""
-    payload = points.PointStruct(payload=point.payload).SerializeToString(deterministic=True)
-    return Record(key_of(point.id), payload, named(from_output(point.vectors)))
 
 
 def _output_vector(output: points.VectorOutput) -> points.Vector:

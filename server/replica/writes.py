@@ -19,10 +19,10 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
-from server.replica import baselines, catalogue, former_rows
+from server.replica import baseline_rows, catalogue, former_rows
 from server.replica import requests as r
 from server.replica.applying import Applier
-from server.replica.baselines import Keeper
+from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Resolved, Resolver
@@ -131,7 +131,7 @@ class Writes:
             else:
                 former_rows.forget(tx, forgets_through_seq)
             applied_seq = tx.applied_seq
-            baselines.purge(tx, replayed_seq)
+            baseline_rows.purge(tx, replayed_seq)
             for entry in entries:
                 if entry.seq <= applied_seq:
                     response.results.append(_past(entry))

@@ -104,6 +104,7 @@ function alerts(status) {
   const list = [];
   if (status.wal?.latched) list.push(`The log takes no more writes: ${status.wal.latched}. It tries again by itself; \`understudy wal reopen\` tries at once.`);
   if (Number(status.quarantine?.length ?? status.quarantine ?? 0)) list.push("Qdrant refused writes; they are kept. See: understudy wal quarantine list");
+  if (status.conflicts?.kept) list.push(`Others changed ${count(status.conflicts.kept)} points that pending writes were about. See: understudy wal conflicts list`);
   if (status.replay?.last_error) list.push(`Replay: ${status.replay.last_error}`);
   return list;
 }

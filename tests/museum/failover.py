@@ -272,7 +272,7 @@ OTHERS = (
         "a drain takes its own work for that of others",
         "nothing acknowledged is lost",
         "replica/baselines.py",
-        "                _set_state(tx, collection.cid, settled, State.SETTLED)\n",
+        "                set_state(tx, collection.cid, settled, State.SETTLED)\n",
         "                pass\n",
         f"{_CONFLICTS}::test_a_drain_that_broke_off_sees_its_own_work_and_knows_it",
     ),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
 import pytest
 
+from generated.qdrant import collections_pb2
 from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
-from server.replica import baselines
+from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
 from server.wal.conflict_log import ConflictLog
@@ -162,6 +164,17 @@ async def test_only_the_points_concerned_of_a_batch(divided: Divided) -> None:
     assert divided.log.kept == {}
 
 
+async def test_what_others_won_does_not_come_back_by_way_of_the_quarantine(divided: Divided) -> None:
+    """Qdrant refuses what is left of the entry: only that is kept for a retry."""
+    divided.others(THEIRS)
+    seq = divided.offline(upsert(point(1, v=2), point(2, v=2)))
+    divided.calls.script.append(says(Code.INVALID_ARGUMENT))
+    await divided.drain(REMOTE)
+    kept = entry_pb2.Entry.FromString(divided.log.kept[seq].record.body)
+    assert [each.id.num for each in pb.UpsertPoints.FromString(kept.request).points] == [2]
+    assert divided.outcomes() == [("not_written", 1, seq)]
+
+
 async def test_later_writes_to_a_quarantined_point_follow(divided: Divided) -> None:
     divided.others(THEIRS)
     first = divided.offline(upsert(point(1, v=2)))
@@ -241,7 +254,7 @@ async def test_what_was_decided_is_kept_to_after_a_crash(divided: Divided, polic
 
 async def test_a_second_outage_has_a_baseline_of_its_own(divided: Divided, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for points whose old baseline nobody had the time to remove."""
-    monkeypatch.setattr(baselines, "_PURGED_PER_APPLY", 0)
+    monkeypatch.setattr(baseline_rows, "_PURGED_PER_APPLY", 0)
     divided.offline(upsert(point(1, v=2)))
     await divided.drain()
     divided.offline(upsert(point(1, v=3)))
@@ -438,3 +451,32 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert [row.number for row in log.rows()][-1] == 10
     assert sorted(path.name for path in folder.iterdir() if not path.name[:20].isdecimal()) == ["notes.rows"]
     assert not list(folder.glob("*.tmp"))
+
+
+def collection(datatype: int) -> Request:
+    """One Cosine vector with a datatype of its own."""
+    method, request = create("d", size=3)
+    assert isinstance(request, collections_pb2.CreateCollection)
+    request.vectors_config.params.distance = collections_pb2.Distance.Cosine
+    request.vectors_config.params.datatype = datatype  # type: ignore[assignment]
+    return method, request
+
+
+@pytest.mark.parametrize("datatype", [collections_pb2.Datatype.Float32, collections_pb2.Datatype.Float16])
+async def test_rounding_is_no_conflict(divided: Divided, datatype: int) -> None:
+    """Each side normalises by itself: the last bits differ, and a half float may be rounded to either side."""
+    divided.online(collection(datatype))
+    divided.online(upsert(point(1, (1.0, 2.0, 3.0), v=1), point(2, (1.0, 2.0, 3.0), v=1), collection="d"))
+    nearly = 1e-7 if datatype == collections_pb2.Datatype.Float32 else 1e-3
+    with divided.qdrant.local.store.transaction() as tx:
+        found = tx.collection("d")
+        assert found is not None
+        for record in tx.scan(found.cid):
+            vectors = pb.NamedVectors.FromString(record.vectors)
+            vectors.vectors[""].dense.data[0] += nearly
+            tx.put(found.cid, [replace(record, vectors=vectors.SerializeToString(deterministic=True))])
+    divided.others(set_payload(2, v=7, collection="d"))
+    divided.offline(upsert(point(1, (3.0, 2.0, 1.0), v=2), collection="d"))
+    seq = divided.offline(upsert(point(2, (3.0, 2.0, 1.0), v=2), collection="d"))
+    await divided.drain()
+    assert divided.outcomes() == [("overwritten", 2, seq)]
