@@ -613,6 +613,19 @@ def test_settled_never_names_what_is_too_young() -> None:
                 assert since is not None
 
 
+def test_settled_does_not_say_wait_for_nothing_by_rounding() -> None:
+    chance, early = random.Random(1), 0
+    for _ in range(2000):
+        # On either side of a power of two, where numbers get coarser.
+        at = chance.uniform(1023.71, 1023.99)
+        settled = Settled(0.3)
+        settled.observe(at, 1)
+        if settled.since(at + 0.3) is None:
+            early += 1
+            assert settled.wait_seconds(at + 0.3) > 0.0
+    assert early > 0
+
+
 def test_settled_comes_to_the_end_of_a_quiet_log() -> None:
     settled = Settled(1.0)
     settled.observe(10.0, 7)
