@@ -4,8 +4,9 @@ Promises: a point counts as lost only when Qdrant shows it exactly (but for roun
 Qdrant has acknowledged, and not as it should be; so what somebody else wrote, and what is there already, is left alone.
 What it should be is its state after the last acknowledged entry: entries that are still pending come later.
 
-Does not know what a point was when it was first touched in a collection that was not whole here: Qdrant may show that,
-or something newer that did not get into the log before a crash, so it is left alone.
+Does not know what a point was when it was first touched in a collection that was not whole here: what Qdrant shows may
+be that, or something newer that did not get into the log before a crash, so it is left alone. Only when Qdrant shows
+nothing at all of a point that should be there is it lost.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def judge(there: Record | None, here: Record | None, formers: Sequence[Former], 
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
     for former in formers:
-        if former.is_acknowledged and former.is_known and _same(there, former.record, rounded):
+        was_so = _same(there, former.record, rounded) if former.is_known else there is None
+        if former.is_acknowledged and was_so:
             return Judged(Finding.LOST, wanted)
     return Judged(Finding.FOREIGN, wanted)
 
