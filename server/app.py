@@ -320,6 +320,7 @@ class Understudy:
             FormerSieve(self._process.control, parts.scrubber),
             parts.log,
             caught_up=parts.mirror.caught_up,
+            is_log_whole=lambda: parts.repairs.is_log_whole,
             settings=replay,
             telemetry=telemetry,
         )

@@ -83,6 +83,11 @@ class Repairs:
         self._marked = True
         self._problem = ""
 
+    @property
+    def is_log_whole(self) -> bool:
+        """Whether Qdrant has no write of ours, as far as we know, that the log lacks and no copy has brought since."""
+        return self._settled and not self._tasks
+
     def log_is_durable(self) -> None:
         """Everything in the log is on disk. While Qdrant is away that settles the online writes before."""
         if self._marked and self._settled and not self._online_writes and not self._mode.is_remote:

@@ -4,9 +4,9 @@ Promises: a point counts as lost only when Qdrant shows it exactly (but for roun
 Qdrant has acknowledged, and not as it should be; so what somebody else wrote, and what is there already, is left alone.
 What it should be is its state after the last acknowledged entry: entries that are still pending come later.
 
-Does not know what a point was when it was first touched in a collection that was not whole here: what Qdrant shows may
-be that, or something newer that did not get into the log before a crash, so it is left alone. Only when Qdrant shows
-nothing at all of a point that should be there is it lost.
+Does not know what a point was when it was first touched in a collection that was not whole here: whatever Qdrant shows
+may be that. Where the log may lack writes that Qdrant has, it may be newer, too; then such a point is lost only if
+Qdrant shows nothing of it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,18 @@ class Judged:
     wanted: Record | None
 
 
-def judge(there: Record | None, here: Record | None, formers: Sequence[Former], rounded: frozenset[str]) -> Judged:
+def judge(
+    there: Record | None,
+    here: Record | None,
+    formers: Sequence[Former],
+    rounded: frozenset[str],
+    *,
+    is_log_whole: bool = True,
+) -> Judged:
     """Compare Qdrant's point with the replica's and what it was before, `formers` in the order of the log.
 
-    `rounded` names the vectors that may differ by rounding.
+    `rounded` names the vectors that may differ by rounding. `is_log_whole` False: Qdrant may have writes of ours that
+    the log lacks.
     """
     pending = next((former for former in formers if not former.is_acknowledged), None)
     if pending is not None and not pending.is_known:
@@ -56,7 +64,7 @@ def judge(there: Record | None, here: Record | None, formers: Sequence[Former], 
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
     for former in formers:
-        was_so = _same(there, former.record, rounded) if former.is_known else there is None
+        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole or there is None
         if former.is_acknowledged and was_so:
             return Judged(Finding.LOST, wanted)
     return Judged(Finding.FOREIGN, wanted)

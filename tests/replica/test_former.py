@@ -58,11 +58,11 @@ def test_what_is_pending_is_not_wanted_yet() -> None:
 
 def test_what_nobody_knew_may_have_been_anything() -> None:
     formers = [Former(True, False, None), Former(True, True, B)]
-    assert judge(B, C, formers, frozenset()).finding is Finding.LOST
-    # It may be what it was, and it may be newer than the log.
-    for there in (A, D):
-        assert judge(there, C, formers, frozenset()).finding is Finding.FOREIGN
-    assert judge(None, C, formers, frozenset()).finding is Finding.LOST
+    for there in (None, A, B, D):
+        assert judge(there, C, formers, frozenset()).finding is Finding.LOST
+    # It may also be newer than the log.
+    for there, finding in ((None, Finding.LOST), (A, Finding.FOREIGN), (B, Finding.LOST), (D, Finding.FOREIGN)):
+        assert judge(there, C, formers, frozenset(), is_log_whole=False).finding is finding
     assert judge(C, C, formers, frozenset()).finding is Finding.SAME
     # Where what it should be is not known either, nothing is sent.
     assert judge(A, C, [Former(True, True, A), Former(False, False, None)], frozenset()).finding is Finding.FOREIGN
