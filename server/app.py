@@ -62,6 +62,7 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
+_MARKER_BYTES = 4096
 
 
 class Understudy:
@@ -213,7 +214,9 @@ class Understudy:
                 store,
                 mode,
                 is_marked=lambda path: disk.facts(path) is not None,
-                write_durably=lambda path: publish(disk, path, (b"",)),
+                write_durably=lambda path: publish(disk, path, (machine.boot(),)),
+                is_of_this_boot=lambda path: _is_of_boot(disk, path, machine.boot()),
+                write_of_no_boot=lambda path: publish(disk, path, (b"",)),
                 remove_durably=lambda path: _remove_durably(disk, path),
                 set_completeness=replica.control.set_completeness,
                 copy_again=self._copy_again,
@@ -496,6 +499,10 @@ class Understudy:
 def _upstream_key(settings: Settings) -> str | None:
     key = settings.vectorstore.api_key
     return key.get_secret_value() if key else None
+
+
+def _is_of_boot(disk: Disk, marker: Path, boot: bytes) -> bool:
+    return bool(boot) and disk.read(marker, 0, _MARKER_BYTES) == boot
 
 
 def _remove_durably(disk: Disk, path: Path) -> None:

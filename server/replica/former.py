@@ -5,8 +5,8 @@ Qdrant has acknowledged, and not as it should be; so what somebody else wrote, a
 What it should be is its state after the last acknowledged entry: entries that are still pending come later.
 
 Does not know what a point was when it was first touched in a collection that was not whole here: whatever Qdrant shows
-may be that. Where the log may lack writes that Qdrant has, it may be newer, too; then such a point is lost only if
-Qdrant shows nothing of it.
+may be that. Where the log may lack writes that were acknowledged, Qdrant may show those: then a point counts as lost
+only if Qdrant shows it with the very content that it had before, for content, unlike absence, seldom comes about twice.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def judge(
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
     for former in formers:
-        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole or there is None
-        if former.is_acknowledged and was_so:
+        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole
+        if former.is_acknowledged and was_so and (is_log_whole or there is not None):
             return Judged(Finding.LOST, wanted)
     return Judged(Finding.FOREIGN, wanted)
 
