@@ -61,6 +61,7 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
+_MARKER_BYTES = 4096
 
 
 class Understudy:
@@ -238,12 +239,15 @@ class Understudy:
         )
 
     def _repairs(self, store: Path, mode: Mode, replica: ReplicaProcess) -> Repairs:
+        disk = self._machine.disk
         return Repairs(
             store,
             mode,
-            is_marked=lambda path: self._machine.disk.facts(path) is not None,
-            write_durably=lambda path: publish(self._machine.disk, path, (b"",)),
-            remove_durably=lambda path: _remove_durably(self._machine.disk, path),
+            is_marked=lambda path: disk.facts(path) is not None,
+            write_durably=lambda path: publish(disk, path, (self._machine.boot(),)),
+            is_of_this_boot=lambda path: _is_of_boot(disk, path, self._machine.boot()),
+            write_of_no_boot=lambda path: publish(disk, path, (b"",)),
+            remove_durably=lambda path: _remove_durably(disk, path),
             set_completeness=replica.control.set_completeness,
             copy_again=self._copy_again,
             connection_failed=self._connection_failed,
@@ -290,6 +294,7 @@ class Understudy:
             FormerSieve(self._process.control, parts.scrubber),
             parts.log,
             caught_up=parts.mirror.caught_up,
+            is_log_whole=lambda: parts.repairs.is_log_whole,
             settings=replay,
             telemetry=telemetry,
         )
@@ -464,6 +469,10 @@ class Understudy:
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         records = await self._parts.log.read(after, limit, _LIST_BYTES)
         return [entry_document(record) for record in records]
+
+
+def _is_of_boot(disk: Disk, marker: Path, boot: bytes) -> bool:
+    return bool(boot) and disk.read(marker, 0, _MARKER_BYTES) == boot
 
 
 def _remove_durably(disk: Disk, path: Path) -> None:

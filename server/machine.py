@@ -20,13 +20,24 @@ from server.wal.keyring import Entropy
 from server.wal.runner import Runner, ThreadRunner
 from server.wal.writer import Command
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_of() -> bytes:
+    """Linux names each boot; elsewhere it is not known."""
+    try:
+        return _BOOT.read_bytes().strip()
+    except OSError:
+        return b""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Where the composition root gets what it does not make itself.
 
     `jitter` gives numbers in [0, 1) that keep retries of many proxies apart; `entropy` bytes that nobody can guess.
-    `writer` makes what drives the log's writer.
+    `writer` makes what drives the log's writer. `boot` names this run of the machine, b"" = that is not known: while it
+    is the same no power cut has taken what was written and not synced.
     """
 
     disk: Disk = field(default_factory=RealDisk)
@@ -37,3 +48,4 @@ class Machine:
     writer: Callable[[], Runner[Command]] = ThreadRunner
     entropy: Entropy = os.urandom
     jitter: Callable[[], float] = random.random
+    boot: Callable[[], bytes] = boot_of

@@ -3,8 +3,8 @@
 Promises: between the first online write and the moment when every online write is in the log on disk, a marker file
 says that a crash leaves the replica in doubt; after such a crash every collection is copied again. A disk that does not
 take the marker is told and stops no write; until it takes it, a crash may leave a difference that nobody looks for. An
-acknowledged write that the log would not take puts its collection in doubt at once. Does not itself copy anything: that
-is hydration.
+acknowledged write that the log would not take puts its collection in doubt at once. `is_log_whole` tells whether every
+write that was acknowledged is in the log, or was copied since. Does not itself copy anything: that is hydration.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Repairs:
         copy_again: Callable[[str], None],
         connection_failed: Callable[[str], None],
         telemetry: Telemetry,
+        is_of_this_boot: Callable[[Path], bool] = lambda marker: False,
+        write_of_no_boot: Callable[[Path], None] = lambda marker: None,
     ) -> None:
         self._marker = directory / MARKER
+        self._write_of_no_boot = write_of_no_boot
         self._mode = mode
         self._write_durably = write_durably
         self._remove_durably = remove_durably
@@ -53,6 +56,8 @@ class Repairs:
         self.was_in_doubt = is_marked(self._marker)
         self._marked = self.was_in_doubt
         self._settled = not self.was_in_doubt
+        # A process that is killed leaves the log with every write that was acknowledged, a power cut may not.
+        self.is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
         self._online_writes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,7 +96,7 @@ class Repairs:
     def settled(self) -> None:
         """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
         if not self._tasks:
-            self._settled = True
+            self._settled = self.is_log_whole = True
 
     def close(self) -> None:
         """After the log was closed cleanly, with no write under way."""
@@ -118,12 +123,21 @@ class Repairs:
     def in_doubt(self, collection: str, reason: str) -> None:
         """Qdrant has acknowledged a write that the log refused: copy the collection again."""
         self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
-        self._settled = False
+        self._settled = self.is_log_whole = False
+        self._note_for_the_next_start()
         # A copy that is under way must not call the collection complete: it may have passed what is in doubt.
         self._copy_again(collection)
         task = asyncio.get_running_loop().create_task(self._mark_stale(collection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _note_for_the_next_start(self) -> None:
+        """The marker says that more than what was under way may be missing."""
+        try:
+            self._write_of_no_boot(self._marker)
+            self._marked = True
+        except OSError as error:
+            self._told("after a crash now, what Qdrant has and the log lacks may be taken for lost", error)
 
     async def _mark_stale(self, collection: str) -> None:
         """Until the replica has taken it down: a doubt that is lost is a difference that nobody looks for."""

@@ -63,7 +63,10 @@ class _Look:
 
 
 class LookBack:
-    """Made of steps, so that the replay can stop between any two. `caught_up` waits until the replica has an entry."""
+    """Made of steps, so that the replay can stop between any two. `caught_up` waits until the replica has an entry.
+
+    `is_log_whole` tells whether Qdrant can have no write of ours that the log lacks.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class LookBack:
         log: LogPosition,
         *,
         caught_up: Callable[[int], Awaitable[None]],
+        is_log_whole: Callable[[], bool],
         settings: config.Replay,
         telemetry: Telemetry,
     ) -> None:
@@ -81,6 +85,7 @@ class LookBack:
         self._control = control
         self._log = log
         self._caught_up = caught_up
+        self._is_log_whole = is_log_whole
         self._settings = settings
         self._telemetry = telemetry
         self._look: _Look | None = None
@@ -131,7 +136,11 @@ class LookBack:
             return self._not_seen(look, len(listed.ids), reply)
         judged = await self._control.judge_former(
             control_pb.JudgeFormerRequest(
-                window=look.window, collection=listed.collection, ids=listed.ids, page=reply.body
+                window=look.window,
+                collection=listed.collection,
+                ids=listed.ids,
+                page=reply.body,
+                is_log_whole=self._is_log_whole(),
             )
         )
         answer = await self._send(look, listed.collection, judged, delivery, causality)

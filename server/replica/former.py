@@ -4,8 +4,9 @@ Promises: a point counts as lost only when Qdrant shows it exactly (but for roun
 Qdrant has acknowledged, and not as it should be; so what somebody else wrote, and what is there already, is left alone.
 What it should be is its state after the last acknowledged entry: entries that are still pending come later.
 
-Does not know what a point was when it was first touched in a collection that was not whole here: it may have been
-anything, so anything that Qdrant shows may be that.
+Does not know what a point was when it was first touched in a collection that was not whole here: whatever Qdrant shows
+may be that. Where the log may lack writes that were acknowledged, Qdrant may show those: then a point counts as lost
+only if Qdrant shows it with the very content that it had before, for content, unlike absence, seldom comes about twice.
 """
 
 from __future__ import annotations
@@ -43,10 +44,18 @@ class Judged:
     wanted: Record | None
 
 
-def judge(there: Record | None, here: Record | None, formers: Sequence[Former], rounded: frozenset[str]) -> Judged:
+def judge(
+    there: Record | None,
+    here: Record | None,
+    formers: Sequence[Former],
+    rounded: frozenset[str],
+    *,
+    is_log_whole: bool = True,
+) -> Judged:
     """Compare Qdrant's point with the replica's and what it was before, `formers` in the order of the log.
 
-    `rounded` names the vectors that may differ by rounding.
+    `rounded` names the vectors that may differ by rounding. `is_log_whole` False: Qdrant may have writes of ours that
+    the log lacks.
     """
     pending = next((former for former in formers if not former.is_acknowledged), None)
     if pending is not None and not pending.is_known:
@@ -55,7 +64,8 @@ def judge(there: Record | None, here: Record | None, formers: Sequence[Former], 
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
     for former in formers:
-        if former.is_acknowledged and (not former.is_known or _same(there, former.record, rounded)):
+        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole
+        if former.is_acknowledged and was_so and (is_log_whole or there is not None):
             return Judged(Finding.LOST, wanted)
     return Judged(Finding.FOREIGN, wanted)
 

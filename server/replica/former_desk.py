@@ -61,7 +61,9 @@ class FormerDesk:
             formers = self._formers(collection.cid, keys, request.window)
         rounded = rounded_vectors(collection)
         for key in keys:
-            judged = judge(there.get(key), here.get(key), formers.get(key, ()), rounded)
+            judged = judge(
+                there.get(key), here.get(key), formers.get(key, ()), rounded, is_log_whole=request.is_log_whole
+            )
             if judged.finding is Finding.FOREIGN:
                 response.foreign += 1
             elif judged.finding is Finding.LOST and judged.wanted is None:

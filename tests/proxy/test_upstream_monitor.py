@@ -170,6 +170,34 @@ async def test_sigkill_while_nothing_is_in_flight_is_noticed_without_waiting_for
         await watched.until(up=False)
 
 
+async def test_a_connection_that_is_lost_counts_at_once_and_is_told_first(peer: GrpcPeer, upstream: Upstream) -> None:
+    async with watching(upstream) as watched:
+        told: list[bool] = []
+        watched.monitor.on_connection_lost = lambda: told.append(watched.monitor.verdict.up)
+        await watched.until(up=True)
+        assert told == []
+        await peer.kill()
+        await watched.until(up=False)
+        # A probe may have met the dead connection before the watcher did.
+        while not told:
+            await watched.counted("failed", 1)
+        await peer.start()
+        await watched.until(up=True)
+        assert len(told) == 1
+
+
+async def test_a_slow_peer_whose_connection_stays_has_lost_nothing(peer: GrpcPeer, upstream: Upstream) -> None:
+    async with watching(upstream) as watched:
+        told: list[bool] = []
+        watched.monitor.on_connection_lost = lambda: told.append(True)
+        await watched.until(up=True)
+        peer.freeze()
+        await watched.until(up=False)
+        peer.thaw()
+        await watched.until(up=True)
+        assert told == []
+
+
 async def test_a_graceful_restart_is_noticed(peer: GrpcPeer, upstream: Upstream) -> None:
     async with watching(upstream) as watched:
         await watched.until(up=True)

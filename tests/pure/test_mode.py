@@ -26,6 +26,22 @@ def test_by_itself() -> None:
     assert made.state is State.DRAINING
 
 
+def test_what_qdrant_may_have_lost_is_looked_at_before_calls_go_there() -> None:
+    for sync_on_connect in (True, False):
+        made = mode(sync_on_connect=sync_on_connect)
+        # Nobody has to ask for a look: nothing of the log is sent by it.
+        made.upstream_changed(UP, pending=0, must_look=True)
+        assert made.state is State.DRAINING
+        made.drained()
+        assert made.state is State.REMOTE
+        made.upstream_changed(DOWN, pending=0)
+        made.upstream_changed(UP, pending=0)
+        assert made.state is State.REMOTE
+    made = mode()
+    made.upstream_changed(UP, pending=1, must_look=True)
+    assert made.state is State.LOCAL
+
+
 def test_only_when_asked_and_the_status_says_so() -> None:
     made = mode()
     made.upstream_changed(UP, pending=3)

@@ -234,6 +234,7 @@ class Bench:
             former,
             self,
             caught_up=self._caught_up,
+            is_log_whole=lambda: self.is_log_whole,
             settings=self.settings,
             telemetry=telemetry,
         )
@@ -254,6 +255,7 @@ class Bench:
         self.drained = asyncio.Event()
         self.replayer.on_drained = self._note
         self.waited_for: list[int] = []
+        self.is_log_whole = True
 
     @property
     def last_seq(self) -> int:
@@ -331,6 +333,12 @@ async def test_nothing_is_sent_when_nothing_was_lost() -> None:
     await bench.drain()
     assert bench.sent() == []
     assert bench.look_back.looks == 1
+    assert [each.is_log_whole for each in bench.former.asked] == [True]
+    bench.drained.clear()
+    bench.is_log_whole = False
+    bench.window.connection_lost()
+    await bench.drain()
+    assert [each.is_log_whole for each in bench.former.asked] == [True, False]
     assert not any("had lost" in text for text in bench.lines.texts())
 
 

@@ -60,9 +60,20 @@ def test_what_nobody_knew_may_have_been_anything() -> None:
     formers = [Former(True, False, None), Former(True, True, B)]
     for there in (None, A, B, D):
         assert judge(there, C, formers, frozenset()).finding is Finding.LOST
+    # It may also be newer than the log.
+    for there, finding in ((None, Finding.FOREIGN), (A, Finding.FOREIGN), (B, Finding.LOST), (D, Finding.FOREIGN)):
+        assert judge(there, C, formers, frozenset(), is_log_whole=False).finding is finding
     assert judge(C, C, formers, frozenset()).finding is Finding.SAME
     # Where what it should be is not known either, nothing is sent.
     assert judge(A, C, [Former(True, True, A), Former(False, False, None)], frozenset()).finding is Finding.FOREIGN
+
+
+def test_what_is_not_there_may_have_been_deleted_by_what_the_log_lacks() -> None:
+    formers = [Former(True, True, None), Former(True, True, A)]
+    assert judge(None, B, formers, frozenset()).finding is Finding.LOST
+    assert judge(None, B, formers, frozenset(), is_log_whole=False).finding is Finding.FOREIGN
+    assert judge(A, B, formers, frozenset(), is_log_whole=False).finding is Finding.LOST
+    assert judge(A, None, formers, frozenset(), is_log_whole=False).finding is Finding.LOST
 
 
 def test_rounding_is_no_difference() -> None:

@@ -641,6 +641,21 @@ def test_settled_never_names_what_is_too_young() -> None:
                 assert since is not None
 
 
+def test_settled_does_not_say_wait_for_nothing_by_rounding() -> None:
+    """On either side of a power of two, where numbers get coarser, what was waited for has not quite come."""
+    chance, early = random.Random(1), 0
+    for _ in range(2000):
+        at = chance.uniform(1023.0, 1023.99)
+        now = at + chance.uniform(0.0, 1.0)
+        settled = Settled(1.0)
+        settled.observe(at, 1)
+        if settled.since(now) is None:
+            now += at + 1.0 - now
+            early += settled.since(now) is None
+            assert settled.since(now) is not None or now + settled.wait_seconds(now) > now
+    assert early > 0
+
+
 def test_settled_comes_to_the_end_of_a_quiet_log() -> None:
     settled = Settled(1.0)
     settled.observe(10.0, 7)

@@ -165,6 +165,7 @@ class Misfortune:
     def _image(self, serving: Serving, seed: int, *, power: bool) -> object:
         if not power:
             return serving.disk.after_kill()
+        self._world.power_cuts += 1
         self._world.database.power_cut(random.Random(seed))
         return serving.disk.after_power_cut(seed)
 

@@ -139,6 +139,7 @@ class World:
         self.most_disk_seconds = 0.003
         self._disk_chance = self.chance("disk")
         self._lives = 0
+        self.power_cuts = 0
         self.clients = Clients(self)
         self.misfortune = Misfortune(self)
         self.loop.on_still = self._still
@@ -212,6 +213,7 @@ class World:
             writer=lambda: LoopRunner(self.loop, self.disk_seconds),
             entropy=Entropy(name),
             jitter=self.chance(f"jitter {self._lives}").random,
+            boot=lambda: b"boot %d" % self.power_cuts,
         )
         proxy = life.context.run(
             Doorless, settings_of(self.plan), telemetry=self.telemetry, clock=self.loop, machine=machine

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,24 @@ class Standin:
         """SIGKILL."""
         self._own().kill()
         self._reap()
+
+    def note_sync(self) -> None:
+        """What it holds now is on disk: the state that a power cut goes back to."""
+        self._only_standin("a power cut")
+        self.stop_signal()
+        try:
+            _copy_storage(self.directory, self._synced)
+        finally:
+            self.continue_signal()
+
+    def lose_power(self) -> None:
+        """It ends, and what it took since `note_sync` is gone, however it had answered. Its journal stays."""
+        self.kill()
+        _copy_storage(self._synced, self.directory)
+
+    @property
+    def _synced(self) -> Path:
+        return self.directory.with_name(self.directory.name + ".synced")
 
     def terminate(self) -> None:
         """SIGTERM, and wait."""
@@ -250,6 +269,17 @@ WRITES = frozenset(
         "UpdateAliases",
     }
 )
+
+
+def _copy_storage(source: Path, target: Path) -> None:
+    """Make the storage in `target` that in `source`. Journal and log are the test's, not the server's."""
+    for old in target.iterdir() if target.exists() else ():
+        if old.name not in _NOT_STORAGE:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_NOT_STORAGE), dirs_exist_ok=True)
+
+
+_NOT_STORAGE = (journal.NAME, "standin.log")
 
 
 def skip(reason: str) -> NoReturn:
