@@ -20,8 +20,11 @@ from generated.qdrant import points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from tests.upstream.process import Standin
 
+SET_PAYLOAD = "/qdrant.Points/SetPayload"
 CALLERS = 32
 SINGLES, SINGLE_SIZE = 4000, 64
+# Of points that every run has written by then.
+PAYLOADS = 300
 BATCHES, BATCH_POINTS, BATCH_SIZE = 40, 100, 384
 
 
@@ -40,11 +43,29 @@ def upserts(collection: str, count: int, points: int, size: int) -> list[bytes]:
     return bodies
 
 
+def payloads(collection: str, count: int) -> list[bytes]:
+    """Requests with `wait` that set a key of one point each: entries that cannot be sent as one."""
+    bodies = []
+    for number in range(count):
+        request = points_pb2.SetPayloadPoints(collection_name=collection, wait=True)
+        request.points_selector.points.ids.add(num=number)
+        request.payload["seen"].integer_value = number
+        bodies.append(request.SerializeToString())
+    return bodies
+
+
 def load(
-    target: str, pid: int | None, bodies: Path, seconds: float, *, callers: int = CALLERS, rate: float = 0.0
+    target: str,
+    pid: int | None,
+    bodies: Path,
+    seconds: float,
+    *,
+    method: str = UPSERT,
+    callers: int = CALLERS,
+    rate: float = 0.0,
 ) -> dict[str, float]:
     """One run of the load generator."""
-    return bench_proxy.measure(Target("upserts", target, pid), UPSERT, bodies, callers, seconds, rate=rate)
+    return bench_proxy.measure(Target(method, target, pid), method, bodies, callers, seconds, rate=rate)
 
 
 def drain(standin: Standin, understudy: Proxy) -> dict[str, float]:
@@ -60,7 +81,7 @@ def drain(standin: Standin, understudy: Proxy) -> dict[str, float]:
 
 
 def run_round(work: Path, bodies: dict[str, Path], seconds: float) -> dict[str, Any]:
-    """Online, offline, offline at half the rate, the drain, straight, and large batches offline."""
+    """Online, offline, at half the rate, the drain, straight; entries that go one by one; batches."""
     result: dict[str, Any] = {}
     with Standin(work / "qdrant") as standin:
         create(standin, "single", SINGLE_SIZE)
@@ -78,6 +99,13 @@ def run_round(work: Path, bodies: dict[str, Path], seconds: float) -> dict[str, 
                 result[f"direct, {callers}"] = load(standin.address, None, bodies["single"], seconds, callers=callers)
             standin.kill()
             understudy.until("local")
+            load(address, pid, bodies["payload"], seconds / 2, method=SET_PAYLOAD)
+            result["drain one by one"] = drain(standin, understudy)
+            result["direct, one by one"] = load(
+                standin.address, None, bodies["payload"], seconds / 2, method=SET_PAYLOAD, callers=1
+            )
+            standin.kill()
+            understudy.until("local")
             result["batches"] = load(address, pid, bodies["batch"], seconds)
             result["batches"]["points_per_second"] = result["batches"]["calls_per_second"] * BATCH_POINTS
     return result
@@ -89,6 +117,7 @@ def measure(work: Path, *, rounds: int, seconds: float) -> list[dict[str, Any]]:
     plain: dict[str, Sequence[bytes]] = {
         "single": upserts("single", SINGLES, 1, SINGLE_SIZE),
         "batch": upserts("batch", BATCHES, BATCH_POINTS, BATCH_SIZE),
+        "payload": payloads("single", PAYLOADS),
     }
     bodies = {name: write_bodies(work / f"{name}.hex", list(each)) for name, each in plain.items()}
     found = []

@@ -57,17 +57,14 @@ CREATE TABLE points (
 );
 CREATE TABLE vectors (pid INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
 """
-# What points were before late entries, see `former_rows`. Stores of this format may lack it.
+# Came later, and what does not know it does well without: no new format.
 _LATER_TABLES = """
+-- What points were before late entries, see `former_rows`.
 CREATE TABLE IF NOT EXISTS former (
     n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
     known INTEGER NOT NULL, payload BLOB, vectors BLOB
 );
 CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
-"""
-
-# Came later, and what does not know it does well without: no new format.
-_LATER_TABLES = """
 -- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
 CREATE TABLE IF NOT EXISTS baselines (
     bid INTEGER PRIMARY KEY,
