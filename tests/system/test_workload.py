@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
+import grpc
+import pytest
 from qdrant_client import models
 
 from tests.system import workload
 from tests.system.digits import Digits
+from tests.system.presence import Absences
 from tests.system.test_outage import Crowd, gather
 from tests.system.workload import Acknowledged, differences, out_of_order
 from tests.upstream.process import Standin
@@ -68,3 +72,46 @@ async def test_a_lost_answer_is_an_error_that_is_counted(standin: Standin, digit
     await crowd.end()
     assert len(crowd.record.errors) == 1
     await asyncio.to_thread(client.close)
+
+
+def failure(code: grpc.StatusCode, details: str = "") -> grpc.aio.AioRpcError:
+    """An error as a client gets it."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+LATE, REFUSED = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INVALID_ARGUMENT
+# Of a proxy that was away from 10 to 5 seconds ago: the code, when the call began (seconds ago), what it says, excused?
+EXCUSES = [
+    (UNAVAILABLE, 11.0, "Socket closed", True),
+    (UNAVAILABLE, 7.0, "Socket closed", True),
+    (UNAVAILABLE, 4.0, "Socket closed", False),
+    (UNAVAILABLE, 4.0, "failed to connect to all addresses: 127.0.0.1:7001", True),
+    (UNAVAILABLE, 4.0, "failed to connect to all addresses: 127.0.0.1:7002", False),
+    (UNAVAILABLE, 1.0, "failed to connect to all addresses: 127.0.0.1:7001", False),
+    (LATE, 7.0, "", False),
+    (REFUSED, 7.0, "", False),
+    (CANCELLED, 7.0, "", False),
+]
+
+
+@pytest.mark.parametrize(("code", "began", "details", "is_excused"), EXCUSES)
+def test_only_what_met_no_proxy_is_excused(code: grpc.StatusCode, began: float, details: str, is_excused: bool) -> None:
+    now = time.monotonic()
+    absences = Absences("127.0.0.1:7001", [[now - 10.0, now - 5.0]])
+    assert absences.explain(failure(code, details), now - began) is is_excused
+    assert not Absences("127.0.0.1:7001").explain(failure(code, details), now - began)
+
+
+def test_while_there_is_no_proxy_a_deadline_is_excused_and_a_cancellation_only_at_a_stop() -> None:
+    absences = Absences("127.0.0.1:7001")
+    with absences.absent():
+        began = time.monotonic()
+        assert absences.explain(failure(LATE), began)
+        assert not absences.explain(failure(LATE), began - 10.0)
+        assert not absences.explain(failure(CANCELLED), began)
+        assert not absences.explain(ValueError("of a client"), began)
+    with absences.absent(is_stopped=True):
+        assert absences.explain(failure(CANCELLED), time.monotonic())
+    assert not absences.explain(failure(CANCELLED), time.monotonic())
+    assert absences.cancelled == 1
