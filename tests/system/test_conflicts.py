@@ -17,7 +17,6 @@ from tests.faults.tcp_toxics import TcpToxics
 from tests.system.understudy import Understudy
 from tests.upstream.process import ROOT, Standin
 
-
 # The path leads through this very process; a cut shows at once, whatever a probe may take.
 PATIENT = {"UNDERSTUDY_HEALTH_PROBE_TIMEOUT_SECONDS": "5", "UNDERSTUDY_HEALTH_LAG_TOLERANCE_SECONDS": "0.2"}
 
