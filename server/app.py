@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -31,17 +30,17 @@ from server.health.detector import Verdict
 from server.health.monitor import Monitor
 from server.health.state import State
 from server.log_desk import running_desk
-from server.logs import Message
-from server.machine import Machine
+from server.machine import Machine, open_log
 from server.mirror import Mirror
 from server.mode import Change, Mode
 from server.pace import DrainPace
 from server.readiness import Readiness
-from server.repairs import Repairs
+from server.repairs import Repairs, marker_on
 from server.replay import Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
+from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
 from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
 from server.scrub import Scrubber
@@ -51,10 +50,6 @@ from server.telemetry import Telemetry
 from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep, keep_looking
 from server.upstream import Upstream, parse_target
-from server.wal.files import Disk, publish
-from server.wal.keysource import external_keys
-from server.wal.limits import WalLimits
-from server.wal.log import Log
 from server.wal.patrol import Patrol
 
 _REPLICA_START_SECONDS = 30.0
@@ -62,7 +57,6 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
-_MARKER_BYTES = 4096
 
 
 class Understudy:
@@ -148,7 +142,7 @@ class Understudy:
         store = machine.directory(fallback.local_path)
         repairs_done = contextlib.ExitStack()
         stack.callback(repairs_done.close)  # after the log is closed
-        log = await asyncio.to_thread(self._open_log)
+        log = await asyncio.to_thread(open_log, machine, settings, clock, telemetry)
         stack.push_async_callback(log.close)
         if not fallback.enabled:
             demand_plain_proxy(settings, log.pending_count)
@@ -187,7 +181,7 @@ class Understudy:
             settings.replica,
             telemetry,
             has_remote=upstream is not None,
-            forgets_through_seq=self._forgets_through_seq,
+            forgets_through_seq=self._window.forgettable,
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
@@ -210,19 +204,7 @@ class Understudy:
             ),
             credentials=credentials,
             scrubber=Scrubber.load(settings.scrub.rules_path) if settings.scrub.enabled else Scrubber(()),
-            repairs=Repairs(
-                store,
-                mode,
-                is_marked=lambda path: disk.facts(path) is not None,
-                write_durably=lambda path: publish(disk, path, (machine.boot(),)),
-                is_of_this_boot=lambda path: _is_of_boot(disk, path, machine.boot()),
-                write_of_no_boot=lambda path: publish(disk, path, (b"",)),
-                remove_durably=lambda path: _remove_durably(disk, path),
-                set_completeness=replica.control.set_completeness,
-                copy_again=self._copy_again,
-                connection_failed=self._connection_failed,
-                telemetry=telemetry,
-            ),
+            repairs=self._make_repairs(store, mode, replica),
             telemetry=telemetry,
             clock=clock,
         )
@@ -243,26 +225,16 @@ class Understudy:
         self._run("readiness", self._readiness.run())
         await self._open_doors()
 
-    def _forgets_through_seq(self) -> int | None:
-        return self._window.forgets_through_seq if self._window.is_on else None
-
-    def _open_log(self) -> Log:
-        settings, machine = self.settings, self._machine
-        log = Log.open(
-            machine.directory(settings.vectorstore.fallback.wal_path),
-            disk=machine.disk,
-            clock=self._clock,
-            limits=WalLimits.from_settings(settings.wal),
-            kinds=frozenset(WAL_KINDS),
-            entropy=machine.entropy,
-            external=external_keys(settings.wal, os.environ, machine.disk),
-            runner=machine.writer(),
+    def _make_repairs(self, store: Path, mode: Mode, replica: ReplicaProcess) -> Repairs:
+        return Repairs(
+            store,
+            mode,
+            **marker_on(self._machine.disk, self._machine.boot),
+            set_completeness=replica.control.set_completeness,
+            copy_again=self._copy_again,
+            connection_failed=self._connection_failed,
+            telemetry=self._telemetry,
         )
-        for cut in log.recovery.cuts:
-            self._telemetry.log.warning(
-                Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy
-            )
-        return log
 
     async def _connect(self, max_message_bytes: int) -> Upstream | None:
         """A channel to Qdrant, None when no Qdrant is configured."""
@@ -499,12 +471,3 @@ class Understudy:
 def _upstream_key(settings: Settings) -> str | None:
     key = settings.vectorstore.api_key
     return key.get_secret_value() if key else None
-
-
-def _is_of_boot(disk: Disk, marker: Path, boot: bytes) -> bool:
-    return bool(boot) and disk.read(marker, 0, _MARKER_BYTES) == boot
-
-
-def _remove_durably(disk: Disk, path: Path) -> None:
-    disk.remove(path)
-    disk.sync_directory(path.parent)

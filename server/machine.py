@@ -1,7 +1,7 @@
 """What Understudy finds around it: disk, network, the replica's process, chance.
 
 Promises: `Machine()` is the machine that this process runs on; whoever puts another one in its place (a simulation)
-gets the same proxy. The clock is an argument of its own. Does nothing itself.
+gets the same proxy. The clock is an argument of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.clock import Clock
+from server.config import Settings
 from server.directories import prepare_directory, read_or_make_secret
+from server.logs import Message
 from server.replica.process import ReplicaProcess
+from server.rpc import WAL_KINDS
+from server.telemetry import Telemetry
 from server.upstream import Upstream
 from server.wal.files import Disk, RealDisk
 from server.wal.keyring import Entropy
+from server.wal.keysource import external_keys
+from server.wal.limits import WalLimits
+from server.wal.log import Log
 from server.wal.runner import Runner, ThreadRunner
 from server.wal.writer import Command
 
@@ -49,3 +57,20 @@ class Machine:
     entropy: Entropy = os.urandom
     jitter: Callable[[], float] = random.random
     boot: Callable[[], bytes] = boot_of
+
+
+def open_log(machine: Machine, settings: Settings, clock: Clock, telemetry: Telemetry) -> Log:
+    """The log of this machine; blocking. A torn end that a crash left is cut off and told. Raises WalError."""
+    log = Log.open(
+        machine.directory(settings.vectorstore.fallback.wal_path),
+        disk=machine.disk,
+        clock=clock,
+        limits=WalLimits.from_settings(settings.wal),
+        kinds=frozenset(WAL_KINDS),
+        entropy=machine.entropy,
+        external=external_keys(settings.wal, os.environ, machine.disk),
+        runner=machine.writer(),
+    )
+    for cut in log.recovery.cuts:
+        telemetry.log.warning(Message.WAL_RECOVERED, file=cut.file, offset=cut.offset, bytes=cut.length, copy=cut.copy)
+    return log

@@ -139,19 +139,18 @@ def test_without_a_grace_nothing_is_ever_due() -> None:
 async def test_the_replica_is_told_what_it_may_forget() -> None:
     window, position, clock = windowed(1.0)
     window.looked(0, has_sent=False)
-    told: list[int] = []
+    position.seq = 7
+    for _ in range(2):
+        clock.advance(10.0)
+        window.observe()
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def forget() -> None:
-        told.append(window.forgets_through_seq)
+        told.set_result(window.forgets_through_seq)
 
     task = asyncio.create_task(window.keep(forget))
-    async with asyncio.timeout(10):
-        while not told:
-            position.seq = 7
-            clock.advance(1.0)
-            await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(told, 10.0) == 7
     task.cancel()
-    assert told == [7]
 
 
 # --- the look ---------------------------------------------------------------------------------------------------------
