@@ -299,6 +299,7 @@ class Understudy:
             settings=replay,
             telemetry=telemetry,
         )
+        await look_back.begin()
         self._look_back = look_back
         replayer = Replayer(
             parts.log,

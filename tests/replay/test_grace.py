@@ -324,6 +324,18 @@ async def test_what_was_lost_is_there_before_anything_newer_is_sent() -> None:
     assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0}
 
 
+async def test_a_start_with_nothing_kept_needs_no_look() -> None:
+    bench = Bench(MemoryLog(), FormerStates({}), Readable("c"))
+    bench.former.away = 1
+    await bench.look_back.begin()
+    assert bench.look_back.is_due
+    await bench.look_back.begin()
+    assert (bench.look_back.is_due, bench.look_back.looks) == (False, 0)
+    bench = Bench(MemoryLog(), FormerStates({1: point(1)}), Readable("c"))
+    await bench.look_back.begin()
+    assert bench.look_back.is_due
+
+
 async def test_nothing_is_sent_when_nothing_was_lost() -> None:
     qdrant = Readable("c")
     await qdrant.handle(Call(*_body(upsert(point(1), point(2)))))
