@@ -37,7 +37,7 @@ from server.mode import Change, Mode
 from server.openings import connect, demand_plain_proxy, open_log, upstream_key
 from server.pace import DrainPace
 from server.readiness import Readiness
-from server.repairs import Repairs
+from server.repairs import Repairs, marker_on
 from server.replay import Examiner, Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
@@ -53,7 +53,6 @@ from server.tenancy import TenancyLayer
 from server.upkeep import Upkeep, keep_looking
 from server.upstream import Upstream
 from server.wal.conflict_log import ConflictLog
-from server.wal.files import Disk, publish
 from server.wal.patrol import Patrol
 
 _REPLICA_START_SECONDS = 30.0
@@ -61,7 +60,6 @@ _REPLICA_START_SECONDS = 30.0
 _FIRST_VERDICT_SECONDS = 5.0
 _STOP_SECONDS = 8.0
 _LIST_BYTES = 64 * 1024 * 1024
-_MARKER_BYTES = 4096
 
 
 class Understudy:
@@ -182,7 +180,7 @@ class Understudy:
             settings.replica,
             telemetry,
             has_remote=upstream is not None,
-            forgets_through_seq=self._forgets_through_seq,
+            forgets_through_seq=self._window.forgettable,
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
@@ -239,23 +237,15 @@ class Understudy:
         )
 
     def _repairs(self, store: Path, mode: Mode, replica: ReplicaProcess) -> Repairs:
-        disk = self._machine.disk
         return Repairs(
             store,
             mode,
-            is_marked=lambda path: disk.facts(path) is not None,
-            write_durably=lambda path: publish(disk, path, (self._machine.boot(),)),
-            is_of_this_boot=lambda path: _is_of_boot(disk, path, self._machine.boot()),
-            write_of_no_boot=lambda path: publish(disk, path, (b"",)),
-            remove_durably=lambda path: _remove_durably(disk, path),
+            **marker_on(self._machine.disk, self._machine.boot),
             set_completeness=replica.control.set_completeness,
             copy_again=self._copy_again,
             connection_failed=self._connection_failed,
             telemetry=self._telemetry,
         )
-
-    def _forgets_through_seq(self) -> int | None:
-        return self._window.forgets_through_seq if self._window.is_on else None
 
     async def _catch_up(self) -> None:
         """Bring the replica up to the log, and mark it where a crash left it in doubt."""
@@ -298,6 +288,7 @@ class Understudy:
             settings=replay,
             telemetry=telemetry,
         )
+        await look_back.begin()
         self._look_back = look_back
         replayer = Replayer(
             parts.log,
@@ -469,12 +460,3 @@ class Understudy:
     async def _wal_entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         records = await self._parts.log.read(after, limit, _LIST_BYTES)
         return [entry_document(record) for record in records]
-
-
-def _is_of_boot(disk: Disk, marker: Path, boot: bytes) -> bool:
-    return bool(boot) and disk.read(marker, 0, _MARKER_BYTES) == boot
-
-
-def _remove_durably(disk: Disk, path: Path) -> None:
-    disk.remove(path)
-    disk.sync_directory(path.parent)

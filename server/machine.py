@@ -1,7 +1,7 @@
 """What Understudy finds around it: disk, network, the replica's process, chance.
 
 Promises: `Machine()` is the machine that this process runs on; whoever puts another one in its place (a simulation)
-gets the same proxy. The clock is an argument of its own. Does nothing itself.
+gets the same proxy. The clock is an argument of its own.
 """
 
 from __future__ import annotations

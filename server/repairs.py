@@ -13,15 +13,43 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.mode import Mode
 from server.telemetry import Telemetry
+from server.wal.files import Disk, publish
 
 MARKER = "in-doubt"
 _RETRY_PAUSE_SECONDS = 0.2
+_MARKER_BYTES = 4096
+
+
+class MarkerFile(TypedDict):
+    """What can be done to the marker's file."""
+
+    is_marked: Callable[[Path], bool]
+    write_durably: Callable[[Path], None]
+    remove_durably: Callable[[Path], None]
+    is_of_this_boot: Callable[[Path], bool]
+    write_of_no_boot: Callable[[Path], None]
+
+
+def marker_on(disk: Disk, boot: Callable[[], bytes]) -> MarkerFile:
+    """The marker on a disk. Its content names the boot of the machine since which it is there, if that is known."""
+
+    def remove(path: Path) -> None:
+        disk.remove(path)
+        disk.sync_directory(path.parent)
+
+    return {
+        "is_marked": lambda path: disk.facts(path) is not None,
+        "write_durably": lambda path: publish(disk, path, (boot(),)),
+        "remove_durably": remove,
+        "is_of_this_boot": lambda path: bool(boot()) and disk.read(path, 0, _MARKER_BYTES) == boot(),
+        "write_of_no_boot": lambda path: publish(disk, path, (b"",)),
+    }
 
 
 class Repairs:

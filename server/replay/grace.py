@@ -57,6 +57,10 @@ class GraceWindow:
         floor = self._floor()
         return min(floor, self._since_seq) if self.is_due else floor
 
+    def forgettable(self) -> int | None:
+        """The same; None = nobody will ever look."""
+        return self.forgets_through_seq if self.is_on else None
+
     def observe(self) -> None:
         """Note how far Qdrant is."""
         self._note(self._replayed_seq())

@@ -95,6 +95,17 @@ class LookBack:
         """Whether Qdrant must be looked at before anything else is sent to it."""
         return self._window.is_due
 
+    async def begin(self) -> None:
+        """At a start: when nothing is kept there is nothing to look at, and calls may go to Qdrant at once."""
+        window = control_pb.FormerWindow(since_seq=self._window.since_seq, replayed_seq=self._log.replayed_seq)
+        try:
+            listed = await self._control.list_former(control_pb.ListFormerRequest(window=window, limit_points=1))
+        except ReplicaUnavailable as error:
+            self._telemetry.log.info("the look at Qdrant waits for the replica", error=str(error))
+            return
+        if not listed.ids:
+            self._window.looked(self._window.losses, has_sent=False)
+
     async def step(self, delivery: Delivery, causality: Causality) -> Answer:
         """The next page; DONE when it is dealt with. Raises ReplicaUnavailable."""
         look = self._look

@@ -139,19 +139,18 @@ def test_without_a_grace_nothing_is_ever_due() -> None:
 async def test_the_replica_is_told_what_it_may_forget() -> None:
     window, position, clock = windowed(1.0)
     window.looked(0, has_sent=False)
-    told: list[int] = []
+    position.seq = 7
+    for _ in range(2):
+        clock.advance(10.0)
+        window.observe()
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def forget() -> None:
-        told.append(window.forgets_through_seq)
+        told.set_result(window.forgets_through_seq)
 
     task = asyncio.create_task(window.keep(forget))
-    async with asyncio.timeout(10):
-        while not told:
-            position.seq = 7
-            clock.advance(1.0)
-            await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(told, 10.0) == 7
     task.cancel()
-    assert told == [7]
 
 
 # --- the look ---------------------------------------------------------------------------------------------------------
@@ -323,6 +322,18 @@ async def test_what_was_lost_is_there_before_anything_newer_is_sent() -> None:
     assert all(sent(call).wait for call in qdrant.calls if call.method != POINTS + "Get")
     (told,) = [line for line in bench.lines.lines if "had lost" in line[1]]
     assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0}
+
+
+async def test_a_start_with_nothing_kept_needs_no_look() -> None:
+    bench = Bench(MemoryLog(), FormerStates({}), Readable("c"))
+    bench.former.away = 1
+    await bench.look_back.begin()
+    assert bench.look_back.is_due
+    await bench.look_back.begin()
+    assert (bench.look_back.is_due, bench.look_back.looks) == (False, 0)
+    bench = Bench(MemoryLog(), FormerStates({1: point(1)}), Readable("c"))
+    await bench.look_back.begin()
+    assert bench.look_back.is_due
 
 
 async def test_nothing_is_sent_when_nothing_was_lost() -> None:

@@ -125,6 +125,7 @@ class Kept:
             collection="c",
             ids=[point_id(number).SerializeToString() for number in ids],
             page=pb.GetResponse(result=shown).SerializeToString(),
+            is_log_whole=True,
         )
         response = self.desk.judge(request)
         put = map(pb.PointStruct.FromString, response.put)

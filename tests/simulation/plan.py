@@ -156,7 +156,7 @@ def _apart_from(faults: list[Fault]) -> Callable[[Fault], Fault]:
     """The proxy is killed where it would lose power with Qdrant.
 
     An online write that both of them lose is on no disk any more: Qdrant has acknowledged it before its sync, and the
-    log does not sync what Qdrant has.
+    log syncs what Qdrant has a moment later.
     """
     cuts = [
         (fault.at - _FORGOTTEN_SECONDS, fault.at + fault.seconds + _LOOKED_SECONDS)
