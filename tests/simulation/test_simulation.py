@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SOAK_FORGETFUL_SEEDS = 10_000
 def hold(seeds: range, jobs: int, *, forgetful: bool = False) -> Tally:
     """Run them; the first failure is made short and told."""
     total = Tally()
-    for tally in examine_many(seeds, jobs, forgetful=forgetful):
+    for tally in examine_many(seeds, jobs, partial(plan_of, forgetful=forgetful)):
         total.add(tally)
         if tally.failures:
             plan = plan_of(tally.failures[0][0], forgetful=forgetful)
