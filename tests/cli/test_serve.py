@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import re
 import signal
@@ -12,11 +14,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
 
 import pytest
 from qdrant_client import QdrantClient, models
 
+from server.cli import serve
 from server.errors import AddressInUse, ConfigError, DataDirUnusable, WalLocked
+from server.telemetry import Telemetry
 from tests.upstream.process import ROOT, until
 
 READY = re.compile(r"^understudy: listening on (127\.0\.0\.1:\d+)\n$")
@@ -191,3 +197,29 @@ def test_the_replica_alone(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0
+
+
+class Started:
+    """An Understudy that has started; notes how much was spared from garbage collection when it is stopped."""
+
+    address, admin_address = "127.0.0.1:1", None
+    spared = 0
+
+    async def __aenter__(self) -> Started:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.spared = gc.get_freeze_count()
+
+
+async def test_what_start_up_made_is_spared_from_later_garbage_collections() -> None:
+    gc.unfreeze()
+    stop, understudy = asyncio.Event(), Started()
+    stop.set()
+    try:
+        await serve._until(stop, cast(Any, understudy), Telemetry.silent())
+        assert understudy.spared > 10_000
+    finally:
+        gc.unfreeze()
