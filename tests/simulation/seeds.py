@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,7 +52,7 @@ def examine(seeds: range, make: Callable[[int], Plan] = plan_of) -> Tally:
 
 def examine_many(
     seeds: range, jobs: int, make: Callable[[int], Plan] = plan_of, *, chunk: int = _CHUNK
-) -> Iterator[Tally]:
+) -> Generator[Tally, None, None]:
     """The same over several processes, `chunk` seeds at a time."""
     chunks = [range(start, min(start + chunk, seeds.stop)) for start in range(seeds.start, seeds.stop, chunk)]
     work = partial(examine, make=make)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -17,14 +18,16 @@ SOAK_HISTORIES = 2_000
 def hold(seeds: range, jobs: int) -> Tally:
     """Run them; the first failure is told, with the command that makes it short."""
     total = Tally()
-    for tally in examine_many(seeds, jobs, history_of, chunk=1):
-        if tally.failures:
-            seed, text = tally.failures[0]
-            pytest.fail(f"seed {seed}: {text}\nagain: {command(history_of(seed), history_of(seed))}")
-        # Each by itself: what does not happen is not tested.
-        assert tally.counts["calls made"] == CALLS
-        assert tally.counts["failovers"] >= FAILOVERS_LEAST // 2
-        total.add(tally)
+    # Closed, it leaves the histories alone that nobody has begun.
+    with contextlib.closing(examine_many(seeds, jobs, history_of, chunk=1)) as tallies:
+        for tally in tallies:
+            if tally.failures:
+                seed, text = tally.failures[0]
+                pytest.fail(f"seed {seed}: {text}\nagain: {command(history_of(seed), history_of(seed))}")
+            # Each by itself: what does not happen is not tested.
+            assert tally.counts["calls made"] == CALLS
+            assert tally.counts["failovers"] >= FAILOVERS_LEAST // 2
+            total.add(tally)
     return total
 
 
