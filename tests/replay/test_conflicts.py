@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import google_crc32c
 import pytest
 
 from generated.qdrant import collections_pb2
@@ -19,8 +18,6 @@ from server.errors import ReplicaUnavailable, WalError
 from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
-from server.wal.conflict_log import ConflictLog
-from server.wal.files import RealDisk
 from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
 
 from .divided import Divided, Request, kept_payload
@@ -400,57 +397,6 @@ async def test_files_are_ours_alone_and_hold_no_secret(divided: Divided, tmp_pat
     (row,) = divided.rows
     assert b"token" in row.remote
     assert secret.encode() not in file.read_bytes()
-
-
-def test_the_oldest_rows_go_when_there_is_no_room(tmp_path: Path) -> None:
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    gone = sum(log.append([number.to_bytes(4, "big") * 25_000]) for number in range(20))
-    left = [row.number for row in log.rows()]
-    assert gone == log.dropped == 20 - len(left)
-    assert left == list(range(21 - len(left), 21))
-    assert 8 <= len(left) <= 10
-    assert log.size_bytes <= 1_000_000
-    again = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    assert (again.count, again.size_bytes) == (log.count, log.size_bytes)
-    assert again.append([b"x"]) in (0, 1)
-    assert [row.number for row in again.rows()][-1] == 21
-
-
-def test_rows_are_dropped_one_by_one_and_a_damaged_file_is_told(tmp_path: Path) -> None:
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    log.append([b"a", b"b", b"c"])
-    log.append([b"d"])
-    assert log.drop({2}) == [2]
-    assert [(row.number, row.body) for row in log.rows()] == [(1, b"a"), (3, b"c"), (4, b"d")]
-    file = sorted((tmp_path / "conflicts").iterdir())[0]
-    data = bytearray(file.read_bytes())
-    data[30] ^= 1
-    file.write_bytes(bytes(data))
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    assert [(row.number, row.flaw) for row in log.rows()] == [(1, "its checksum does not match"), (4, "")]
-    assert log.drop(None) == [4]
-    assert log.drop({1}) == [1]
-    assert list((tmp_path / "conflicts").iterdir()) == []
-
-
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "conflicts"
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    log.append([b"a"])
-    newer = bytearray((folder / f"{1:020d}.rows").read_bytes()[:-4])
-    newer[8] = 2
-    (folder / f"{7:020d}.rows").write_bytes(bytes(newer) + google_crc32c.value(bytes(newer)).to_bytes(4, "little"))
-    (folder / f"{9:020d}.rows").mkdir()
-    (folder / "notes.rows").write_text("mine")
-    (folder / f"{5:020d}.rows.tmp").write_text("torn")
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    flaws = [(row.number, row.flaw) for row in log.rows()]
-    unknown = "it has a format version that this Understudy does not know"
-    assert flaws == [(1, ""), (7, unknown), (9, "it is not a plain file")]
-    log.append([b"b"])
-    assert [row.number for row in log.rows()][-1] == 10
-    assert sorted(path.name for path in folder.iterdir() if not path.name[:20].isdecimal()) == ["notes.rows"]
-    assert not list(folder.glob("*.tmp"))
 
 
 def collection(datatype: int) -> Request:
