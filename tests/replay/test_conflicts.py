@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2
 from generated.qdrant import points_pb2 as pb
@@ -15,6 +17,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
+from server.replay.bisect import keys_of, operations_of
 from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
@@ -426,3 +429,69 @@ async def test_rounding_is_no_conflict(divided: Divided, datatype: int) -> None:
     seq = divided.offline(upsert(point(2, (3.0, 2.0, 1.0), v=2), collection="d"))
     await divided.drain()
     assert divided.outcomes() == [("overwritten", 2, seq)]
+
+
+_ACTS = st.tuples(
+    st.sampled_from(["theirs", "ours"]), st.sampled_from(["upsert", "delete", "payload"]), st.integers(1, 4)
+)
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(acts=st.lists(_ACTS, min_size=1, max_size=12), breaks=st.lists(st.integers(0, 3), max_size=3), data=st.data())
+async def test_both_sides_end_the_same_whatever_happens(
+    tmp_path_factory: pytest.TempPathFactory,
+    policy: ConflictPolicy,
+    acts: list[tuple[str, str, int]],
+    breaks: list[int],
+    data: st.DataObject,
+) -> None:
+    """Any mixture of their writes and ours; then drains, each in a new process, of which some break off."""
+    made = Divided(tmp_path_factory.mktemp("divided"))
+    try:
+        made.online(upsert(point(1, v=1), point(2, v=1), point(3, v=1)))
+        ours, theirs = set[int](), set[int]()
+        for value, (who, kind, number) in enumerate(acts, 10):
+            held = made.at_qdrant() if who == "theirs" else made.at_replica()
+            request = {"upsert": upsert(point(number, v=value)), "delete": delete(number)}.get(kind)
+            if request is None:
+                if number not in held:
+                    continue
+                request = set_payload(number, w=value)
+            if who == "theirs":
+                made.others(request)
+                theirs.add(number)
+            else:
+                made.offline(request)
+                ours.add(number)
+        before = made.at_qdrant()
+        for passed in breaks:
+            made.calls.script.extend([*[Pass()] * passed, LostAnswer()])
+            replayed = made.log.replayed_seq
+            drained = await made.replayer(policy, merge_points=data.draw(st.sampled_from([1, 500]))).drain_now()
+            made.calls.script.clear()
+            if not drained and not made.log.kept:
+                # The cursor was not on disk when the process died.
+                made.log.replayed_seq = replayed
+        await made.drain(policy)
+        there, here = made.at_qdrant(), made.at_replica()
+        contested = {number for _, number, _ in made.outcomes()}
+        assert contested <= ours & theirs
+        refused = {number for item in made.log.kept.values() for number in _points_in(item.record.body)}
+        for number in ours - refused:
+            assert there.get(number) == here.get(number), number
+        if policy is not LOCAL:
+            for number in contested:
+                assert there.get(number) == before.get(number), number
+        for number in theirs - ours:
+            assert there.get(number) == before.get(number), number
+        if policy is REMOTE:
+            assert not refused
+    finally:
+        made.close()
+
+
+def _points_in(body: bytes) -> set[int]:
+    return {
+        key for operation in operations_of(entry_pb2.Entry.FromString(body)) for key in map(int, keys_of(operation))
+    }
