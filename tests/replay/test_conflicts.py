@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import google_crc32c
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2
 from generated.qdrant import points_pb2 as pb
@@ -16,11 +17,10 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
+from server.replay.bisect import keys_of, operations_of
 from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
-from server.wal.conflict_log import ConflictLog
-from server.wal.files import RealDisk
 from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
 
 from .divided import Divided, Request, kept_payload
@@ -402,57 +402,6 @@ async def test_files_are_ours_alone_and_hold_no_secret(divided: Divided, tmp_pat
     assert secret.encode() not in file.read_bytes()
 
 
-def test_the_oldest_rows_go_when_there_is_no_room(tmp_path: Path) -> None:
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    gone = sum(log.append([number.to_bytes(4, "big") * 25_000]) for number in range(20))
-    left = [row.number for row in log.rows()]
-    assert gone == log.dropped == 20 - len(left)
-    assert left == list(range(21 - len(left), 21))
-    assert 8 <= len(left) <= 10
-    assert log.size_bytes <= 1_000_000
-    again = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    assert (again.count, again.size_bytes) == (log.count, log.size_bytes)
-    assert again.append([b"x"]) in (0, 1)
-    assert [row.number for row in again.rows()][-1] == 21
-
-
-def test_rows_are_dropped_one_by_one_and_a_damaged_file_is_told(tmp_path: Path) -> None:
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    log.append([b"a", b"b", b"c"])
-    log.append([b"d"])
-    assert log.drop({2}) == [2]
-    assert [(row.number, row.body) for row in log.rows()] == [(1, b"a"), (3, b"c"), (4, b"d")]
-    file = sorted((tmp_path / "conflicts").iterdir())[0]
-    data = bytearray(file.read_bytes())
-    data[30] ^= 1
-    file.write_bytes(bytes(data))
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    assert [(row.number, row.flaw) for row in log.rows()] == [(1, "its checksum does not match"), (4, "")]
-    assert log.drop(None) == [4]
-    assert log.drop({1}) == [1]
-    assert list((tmp_path / "conflicts").iterdir()) == []
-
-
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "conflicts"
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    log.append([b"a"])
-    newer = bytearray((folder / f"{1:020d}.rows").read_bytes()[:-4])
-    newer[8] = 2
-    (folder / f"{7:020d}.rows").write_bytes(bytes(newer) + google_crc32c.value(bytes(newer)).to_bytes(4, "little"))
-    (folder / f"{9:020d}.rows").mkdir()
-    (folder / "notes.rows").write_text("mine")
-    (folder / f"{5:020d}.rows.tmp").write_text("torn")
-    log = ConflictLog(RealDisk(), tmp_path, 1_000_000)
-    flaws = [(row.number, row.flaw) for row in log.rows()]
-    unknown = "it has a format version that this Understudy does not know"
-    assert flaws == [(1, ""), (7, unknown), (9, "it is not a plain file")]
-    log.append([b"b"])
-    assert [row.number for row in log.rows()][-1] == 10
-    assert sorted(path.name for path in folder.iterdir() if not path.name[:20].isdecimal()) == ["notes.rows"]
-    assert not list(folder.glob("*.tmp"))
-
-
 def collection(datatype: int) -> Request:
     """One Cosine vector with a datatype of its own."""
     method, request = create("d", size=3)
@@ -480,3 +429,69 @@ async def test_rounding_is_no_conflict(divided: Divided, datatype: int) -> None:
     seq = divided.offline(upsert(point(2, (3.0, 2.0, 1.0), v=2), collection="d"))
     await divided.drain()
     assert divided.outcomes() == [("overwritten", 2, seq)]
+
+
+_ACTS = st.tuples(
+    st.sampled_from(["theirs", "ours"]), st.sampled_from(["upsert", "delete", "payload"]), st.integers(1, 4)
+)
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(acts=st.lists(_ACTS, min_size=1, max_size=12), breaks=st.lists(st.integers(0, 3), max_size=3), data=st.data())
+async def test_both_sides_end_the_same_whatever_happens(
+    tmp_path_factory: pytest.TempPathFactory,
+    policy: ConflictPolicy,
+    acts: list[tuple[str, str, int]],
+    breaks: list[int],
+    data: st.DataObject,
+) -> None:
+    """Any mixture of their writes and ours; then drains, each in a new process, of which some break off."""
+    made = Divided(tmp_path_factory.mktemp("divided"))
+    try:
+        made.online(upsert(point(1, v=1), point(2, v=1), point(3, v=1)))
+        ours, theirs = set[int](), set[int]()
+        for value, (who, kind, number) in enumerate(acts, 10):
+            held = made.at_qdrant() if who == "theirs" else made.at_replica()
+            request = {"upsert": upsert(point(number, v=value)), "delete": delete(number)}.get(kind)
+            if request is None:
+                if number not in held:
+                    continue
+                request = set_payload(number, w=value)
+            if who == "theirs":
+                made.others(request)
+                theirs.add(number)
+            else:
+                made.offline(request)
+                ours.add(number)
+        before = made.at_qdrant()
+        for passed in breaks:
+            made.calls.script.extend([*[Pass()] * passed, LostAnswer()])
+            replayed = made.log.replayed_seq
+            drained = await made.replayer(policy, merge_points=data.draw(st.sampled_from([1, 500]))).drain_now()
+            made.calls.script.clear()
+            if not drained and not made.log.kept:
+                # The cursor was not on disk when the process died.
+                made.log.replayed_seq = replayed
+        await made.drain(policy)
+        there, here = made.at_qdrant(), made.at_replica()
+        contested = {number for _, number, _ in made.outcomes()}
+        assert contested <= ours & theirs
+        refused = {number for item in made.log.kept.values() for number in _points_in(item.record.body)}
+        for number in ours - refused:
+            assert there.get(number) == here.get(number), number
+        if policy is not LOCAL:
+            for number in contested:
+                assert there.get(number) == before.get(number), number
+        for number in theirs - ours:
+            assert there.get(number) == before.get(number), number
+        if policy is REMOTE:
+            assert not refused
+    finally:
+        made.close()
+
+
+def _points_in(body: bytes) -> set[int]:
+    return {
+        key for operation in operations_of(entry_pb2.Entry.FromString(body)) for key in map(int, keys_of(operation))
+    }
