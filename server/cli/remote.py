@@ -164,6 +164,7 @@ def show_status(document: dict[str, Any]) -> None:
             ("replay", escape(_replay(document.get("replay") or {}))),
             ("quarantine", str(_count(document.get("quarantine")))),
             ("conflicts", str((document.get("conflicts") or {}).get("kept", 0))),
+            ("lost by Qdrant", _grace(document.get("grace") or {})),
             ("replica", f"pid {replica.get('pid')}, {replica.get('restarts', 0)} restarts"),
             ("log", size(wal.get("bytes")) + (f", takes no writes: {wal['latched']}" if wal.get("latched") else "")),
             ("version", str(document.get("version", ""))),
@@ -196,6 +197,12 @@ def _copy_state(row: dict[str, Any], copy: dict[str, Any]) -> str:
     elif copy.get("state") not in (None, "complete"):
         words.append(str(copy["state"]))
     return ", ".join(words)
+
+
+def _grace(grace: dict[str, Any]) -> str:
+    """How often Qdrant was looked at for what it may have lost, and what came of it."""
+    text = f"{grace.get('restored_points', 0)} points sent again, {grace.get('looks', 0)} looks"
+    return f"{text}, one is due" if grace.get("is_due") else text
 
 
 def _replay(replay: dict[str, Any]) -> str:

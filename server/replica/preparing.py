@@ -88,3 +88,5 @@ def _give_up(places: Iterable[_Place], error: UnderstudyError) -> None:
     for place in places:
         if not place.answer.done():
             place.answer.set_exception(error)
+            # Its caller may be gone at this very moment, with all of this process's work: that is no error of ours.
+            place.answer.exception()

@@ -296,6 +296,12 @@ def test_status() -> None:
         assert word in text
 
 
+def test_status_tells_what_qdrant_had_lost() -> None:
+    with serving(FakeDesk()) as address:
+        text = " ".join(run("status", "--admin", address).stdout.split())
+    assert "lost by Qdrant 17 points sent again, 3 looks, one is due" in text
+
+
 def test_status_of_a_local_store() -> None:
     with serving(FakeDesk(upstream=None, replay=None, state="local")) as address:
         assert "LOCAL STORE" in run("status", "--admin", address).stdout

@@ -10,7 +10,7 @@ from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.scrub import Scrubber
-from server.sieve import Sieve
+from server.sieve import FormerSieve, Sieve
 from server.telemetry import Telemetry
 
 SECRET = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
@@ -104,3 +104,31 @@ async def test_what_is_compared_is_what_would_be_stored() -> None:
     assert keeper.compared[1].page == clean
     await sieve.note_verified(control_pb.NoteVerifiedRequest(collection="c", verified_unix_ns=5))
     assert keeper.verified[0].verified_unix_ns == 5
+
+
+class FormerKeeper:
+    """A replica that is asked what Qdrant has lost."""
+
+    def __init__(self) -> None:
+        self.judged: list[control_pb.JudgeFormerRequest] = []
+
+    async def list_former(self, request: control_pb.ListFormerRequest) -> control_pb.ListFormerResponse:
+        return control_pb.ListFormerResponse(next_after=request.after + 1)
+
+    async def judge_former(self, request: control_pb.JudgeFormerRequest) -> control_pb.JudgeFormerResponse:
+        self.judged.append(request)
+        return control_pb.JudgeFormerResponse(foreign=1)
+
+
+async def test_what_is_judged_as_lost_is_what_would_be_stored() -> None:
+    """Else a point with a secret would be overwritten with its redacted copy, or never be found lost."""
+    keeper = FormerKeeper()
+    sieve = FormerSieve(keeper, Scrubber.load(None))
+    page = points_pb2.GetResponse(result=[point(f"the token {SECRET}")]).SerializeToString()
+    answer = await sieve.judge_former(control_pb.JudgeFormerRequest(collection="c", page=page, is_log_whole=True))
+    assert answer.foreign == 1
+    (judged,) = keeper.judged
+    assert (judged.collection, judged.is_log_whole) == ("c", True)
+    kept = points_pb2.GetResponse.FromString(judged.page).result[0].payload
+    assert kept["text"].string_value.startswith("the token [REDACTED:") and kept["year"].integer_value == 2020
+    assert (await sieve.list_former(control_pb.ListFormerRequest(after=4))).next_after == 5
