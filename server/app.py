@@ -302,6 +302,7 @@ class Understudy:
         control = self._process.control
         monitor = Monitor(upstream, settings.health, fallback.health_check_interval, clock, telemetry)
         self._breaker = Breaker(replay.breaker_failures, replay.breaker_open_seconds)
+        examiner = Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential)
         replayer = Replayer(
             parts.log,
             witnessed,
@@ -312,7 +313,7 @@ class Understudy:
             credential,
             WAL_KINDS,
             jitter=self._machine.jitter,
-            examiner=Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential),
+            examiner=examiner,
         )
         replayer.on_unreachable = monitor.report_failure
         replayer.on_drained = CutOver(
@@ -336,6 +337,7 @@ class Understudy:
             credential=credential,
         )
         hydrator.on_round = self._looked_at_qdrant
+        examiner.on_mixed = lambda name: hydrator.request_verification([parts.conflicts.collection_of(name)])
         self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
         monitor.on_change = self._upstream_changed
         parts.mode.on_change = self._mode_changed
