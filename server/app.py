@@ -290,6 +290,7 @@ class Understudy:
         )
         await look_back.begin()
         self._look_back = look_back
+        examiner = Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential)
         replayer = Replayer(
             parts.log,
             witnessed,
@@ -301,7 +302,7 @@ class Understudy:
             WAL_KINDS,
             look_back=look_back,
             jitter=self._machine.jitter,
-            examiner=Examiner(control, witnessed, self._kept, parts.scrubber, replay, clock, telemetry, credential),
+            examiner=examiner,
         )
         replayer.on_unreachable = monitor.report_failure
         replayer.on_drained = CutOver(
@@ -327,6 +328,7 @@ class Understudy:
             credential=credential,
         )
         hydrator.on_round = self._looked_at_qdrant
+        examiner.on_mixed = lambda name: hydrator.request_verification([parts.conflicts.collection_of(name)])
         self._monitor, self._replayer, self._hydrator = monitor, replayer, hydrator
         monitor.on_change = self._upstream_changed
         if self._window.is_on:

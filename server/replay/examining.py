@@ -91,7 +91,11 @@ class _Look:
 
 
 class Examiner:
-    """Looks at entries. Belongs to one event loop; one look at a time."""
+    """Looks at entries. Belongs to one event loop; one look at a time.
+
+    `on_mixed` hears of collections in which a write changes a part of a point that others changed: Qdrant then holds
+    some of both, and the replica does not.
+    """
 
     def __init__(  # noqa: PLR0917
         self,
@@ -111,6 +115,7 @@ class Examiner:
         self._settings = settings
         self._clock = clock
         self._telemetry = telemetry
+        self.on_mixed: Callable[[str], None] = lambda collection: None
         self._fates: dict[tuple[str, Key], Fate] = {}
         # Looks in a row at which Qdrant failed inside.
         self._doubts = 0
@@ -224,6 +229,9 @@ class Examiner:
                 fate=_FATES[policy],
             )
         )
+        partial = {parcel.seq for parcel in stretch if not parcel.is_blind}
+        if policy is ConflictPolicy.LOCAL_WINS and any(look.seqs[key] in partial for key in changed):
+            self.on_mixed(look.collection)
         return {key: Fate(_FATES[policy], look.seqs[key], settled.until_seq) for key in changed}
 
     # --- the conflict log --------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ class Divided:
         self.limit_bytes = limit_bytes
         self.telemetry = Telemetry.silent()
         self.kept = ConflictLog(self.disk, directory, limit_bytes)
+        self.mixed: list[str] = []
         self.online(create())
 
     def close(self) -> None:
@@ -134,6 +135,7 @@ class Divided:
         examiner = Examiner(
             self.control, upstream, self.kept, Scrubber.load(), settings, clock, self.telemetry, lambda: None
         )
+        examiner.on_mixed = self.mixed.append
         made = Replayer(
             self.log, upstream, Breaker(), settings, clock, self.telemetry, lambda: None, WAL_KINDS, examiner=examiner
         )

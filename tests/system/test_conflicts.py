@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 
 from tests.faults.tcp_toxics import TcpToxics
 from tests.system.understudy import Understudy
-from tests.upstream.process import ROOT, Standin
+from tests.upstream.process import ROOT, Standin, until
 
 # The path leads through this very process; a cut shows at once, whatever a probe may take.
 PATIENT = {"UNDERSTUDY_HEALTH_PROBE_TIMEOUT_SECONDS": "5", "UNDERSTUDY_HEALTH_LAG_TOLERANCE_SECONDS": "0.2"}
@@ -45,7 +45,7 @@ def command(understudy: Understudy, *words: str) -> Any:
 EXPECTED: dict[str, tuple[dict[int, int], str, int]] = {
     "local_wins": ({1: 3, 2: 2, 20: 2}, "overwritten", 0),
     "remote_wins": ({1: 7, 3: 7, 20: 7}, "not_written", 0),
-    "quarantine": ({1: 7, 3: 7, 20: 7}, "quarantined", 5),
+    "quarantine": ({1: 7, 3: 7, 20: 7}, "quarantined", 6),
 }
 
 
@@ -74,6 +74,11 @@ async def test_others_write_while_the_path_is_cut(standin: Standin, tmp_path: Pa
             await asyncio.to_thread(understudy.stop)
 
 
+def _compared(understudy: Understudy) -> dict[str, Any]:
+    rows = understudy.status()["verification"]
+    return next((dict(row) for row in rows if row["collection"] == "c"), {})
+
+
 def _before(client: QdrantClient, understudy: Understudy) -> None:
     understudy.wait_state("remote")
     client.create_collection("c", models.VectorParams(size=3, distance=models.Distance.COSINE))
@@ -89,14 +94,15 @@ def _meanwhile(client: QdrantClient, direct: QdrantClient) -> None:
     client.upsert("c", [point(2, 2)])
     client.delete("c", [3, 6])
     client.upsert("c", [point(20, 2), point(21, 2)])
+    client.set_payload("c", {"w": 5}, points=[9])
     # Theirs.
-    direct.upsert("c", [point(1, 7), point(3, 7), point(8, 7), point(20, 7)])
+    direct.upsert("c", [point(1, 7), point(3, 7), point(8, 7), point(9, 7), point(20, 7)])
     direct.delete("c", [2])
 
 
 def _afterwards(understudy: Understudy, client: QdrantClient, direct: QdrantClient, policy: str) -> None:
     contested, outcome, in_quarantine = EXPECTED[policy]
-    everywhere = {0: 1, 4: 1, 5: 2, 7: 1, 8: 7, 9: 1, 21: 2}
+    everywhere = {0: 1, 4: 1, 5: 2, 7: 1, 8: 7, 9: 7, 21: 2}
     # With what follows the first write to point 1.
     assert understudy.status()["quarantine"] == in_quarantine
     assert values(direct) == {**everywhere, **contested}
@@ -104,7 +110,7 @@ def _afterwards(understudy: Understudy, client: QdrantClient, direct: QdrantClie
 
     rows = command(understudy, "list", "--json")
     assert {row["outcome"] for row in rows} == {outcome}
-    assert sorted({row["point"] for row in rows}) == [1, 2, 3, 20]
+    assert sorted({row["point"] for row in rows}) == [1, 2, 3, 9, 20]
     kept = understudy.status()["conflicts"]
     assert (kept["kept"], kept["dropped"]) == (len(rows), 0)
     first = next(row for row in rows if row["point"] == 1)
@@ -122,6 +128,10 @@ def _afterwards(understudy: Understudy, client: QdrantClient, direct: QdrantClie
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     if policy != "local_wins":
         return
+    # Point 9 holds some of both at Qdrant: the replica takes it over, and what else they changed.
+    (merged,) = direct.retrieve("c", [9])
+    assert merged.payload == {"v": 7, "w": 5}
+    until(lambda: _compared(understudy).get("points_repaired", 0) >= 2, 60, "the replica is compared and repaired")
     # The same with no server: the rows are on disk, and can be dropped.
     understudy.terminate()
     assert command(understudy, "list", "--json") == rows
