@@ -1,6 +1,6 @@
 """What concurrent clients saw of a few points while Qdrant and the proxy died by SIGKILL: one order explains all of it.
 
-The same judge and the same calls as in the simulation (tests/simulation/histories.py), here with real processes and
+The same judge and, but for SetPayload, the same calls as in tests/simulation/histories.py, here with real processes and
 sockets. A write without an answer may have happened at any time after its start, or never; a local answer that does
 not call itself complete says nothing. The seed is printed, and `UNDERSTUDY_TEST_SEED` sets it.
 """
