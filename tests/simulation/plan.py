@@ -43,6 +43,7 @@ _FORGOTTEN_SECONDS = 6.0
 _LOOKED_SECONDS = 20.0
 # A fault at a call of the disk waits this long for the call.
 _AT_A_CALL_SECONDS = 30.0
+_REOPEN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,21 @@ def _faults(chance: random.Random, seconds: float, *, forgetful: bool) -> tuple[
     return tuple(sorted(map(_apart_from(found), found), key=lambda fault: fault.at))
 
 
+# What keeps a write out of the log that Qdrant has, the seconds for which it may, and what it is replaced with.
+_MILDER = {
+    "the proxy loses power": (0.0, "the proxy is killed"),
+    "the proxy loses power at a call of the disk": (_AT_A_CALL_SECONDS, "the proxy is killed at a call of the disk"),
+    "the disk is full": (_REOPEN_SECONDS, "the disk is slow"),
+    "a sync fails": (_REOPEN_SECONDS, "the disk is slow"),
+    "a write to the disk fails": (_REOPEN_SECONDS, "the disk is slow"),
+}
+
+
 def _apart_from(faults: list[Fault]) -> Callable[[Fault], Fault]:
-    """The proxy is killed where it would lose power with Qdrant.
+    """What makes the log lose writes does not meet a power cut of Qdrant.
 
     An online write that both of them lose is on no disk any more: Qdrant has acknowledged it before its sync, and the
-    log syncs what Qdrant has a moment later.
+    log syncs what Qdrant has a moment later, and goes on without it when its disk does not take it.
     """
     cuts = [
         (fault.at - _FORGOTTEN_SECONDS, fault.at + fault.seconds + _LOOKED_SECONDS)
@@ -165,12 +176,12 @@ def _apart_from(faults: list[Fault]) -> Callable[[Fault], Fault]:
     ]
 
     def apart(fault: Fault) -> Fault:
-        if not fault.kind.startswith("the proxy loses power"):
+        if fault.kind not in _MILDER:
             return fault
-        last = fault.at + (_AT_A_CALL_SECONDS if "at a call" in fault.kind else 0.0)
-        if not any(fault.at <= until and since <= last for since, until in cuts):
-            return fault
-        return replace(fault, kind=fault.kind.replace("the proxy loses power", "the proxy is killed"))
+        seconds, milder = _MILDER[fault.kind]
+        last = fault.at + fault.seconds + seconds
+        meets = any(fault.at <= until and since <= last for since, until in cuts)
+        return replace(fault, kind=milder) if meets else fault
 
     return apart
 
