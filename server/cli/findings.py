@@ -59,6 +59,9 @@ def of_status(document: dict[str, Any]) -> Iterator[Finding]:
     if refused := document.get("quarantine"):
         text = f"Qdrant refused {refused} writes, they are kept: run `understudy wal quarantine list`"
         yield Finding("quarantine", Verdict.NOTE, text)
+    if kept := (document.get("conflicts") or {}).get("kept"):
+        text = f"others changed {kept} points that writes of outages were about: run `understudy wal conflicts list`"
+        yield Finding("conflicts", Verdict.NOTE, text)
     replica = document.get("replica") or {}
     if not replica.get("pid"):
         yield Finding("replica", Verdict.BAD, "its process does not run: the server's log says why")

@@ -26,6 +26,7 @@ def test_a_healthy_server_gives_no_trouble() -> None:
         ({"state": "local", "reason": "refused"}, "state", Verdict.NOTE, "(refused): Understudy answers"),
         ({"state": "draining"}, "state", Verdict.NOTE, "takes what is pending"),
         ({"quarantine": 3}, "quarantine", Verdict.NOTE, "Qdrant refused 3 writes"),
+        ({"conflicts": {"kept": 2}}, "conflicts", Verdict.NOTE, "understudy wal conflicts list"),
         ({"replica": {"pid": None, "restarts": 1}}, "replica", Verdict.BAD, "does not run"),
         ({"replica": {"pid": 7, "restarts": 2}}, "replica", Verdict.NOTE, "restarted 2 times"),
         ({"wal": {"latched": "EIO"}}, "log", Verdict.BAD, "understudy wal reopen"),
