@@ -41,6 +41,7 @@ from server.repairs import Repairs, marker_on
 from server.replay import Examiner, Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
+from server.replica.former_rows import FORGOTTEN_AT_ONCE
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
@@ -373,12 +374,18 @@ class Understudy:
 
     def _offer(self, control: Control) -> None:
         """What `understudy wal` commands may ask of this process."""
-        log_desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version)
+        log_desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version, self._let_go)
         for desk in (log_desk, ConflictDesk(self._kept)):
             for name, operation in desk.operations.items():
                 control.offer(name, operation)
             for name, rows in desk.row_operations.items():
                 control.offer_rows(name, rows)
+
+    async def _let_go(self) -> None:
+        """An operator drops entries: what they did to the replica must not be taken for what Qdrant lost."""
+        self._window.let_go()
+        for _ in range(0, self.settings.replica.former_points + 1, FORGOTTEN_AT_ONCE):
+            await self._parts.mirror.forget()
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

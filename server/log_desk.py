@@ -32,7 +32,10 @@ Document: TypeAlias = dict[str, Any]
 
 
 class LogDesk:
-    """The operations, by name. `applied_seq` is how far the replica is."""
+    """The operations, by name. `applied_seq` is how far the replica is.
+
+    `let_go` is awaited before entries are dropped: what they did to the replica must not be taken for what Qdrant lost.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class LogDesk:
         requeue: Requeue,
         *,
         applied_seq: Callable[[], int],
+        let_go: Callable[[], Awaitable[None]],
         retention_days: float,
         version: str = "",
     ) -> None:
@@ -50,6 +54,7 @@ class LogDesk:
         self._clock = clock
         self._requeue = requeue
         self._applied_seq = applied_seq
+        self._let_go = let_go
         self._retention_days = retention_days
         self._version = version
 
@@ -164,11 +169,14 @@ class LogDesk:
     async def drop(self, asked: Document) -> Document:
         """{seqs} → {dropped: [seq]}."""
         seqs = _numbers(asked["seqs"]) or []
+        await self._let_go()
         await self._requeue.drop(seqs)
         return {"dropped": seqs}
 
 
-def running_desk(parts: Parts, replayer: Replayer | None, disk: Disk, version: str) -> LogDesk:
+def running_desk(
+    parts: Parts, replayer: Replayer | None, disk: Disk, version: str, let_go: Callable[[], Awaitable[None]]
+) -> LogDesk:
     """The desk of a running server."""
     # Here, not above: it brings the replay, which commands on a log at rest do without.
     from server.replay.requeue import Requeue
@@ -194,6 +202,7 @@ def running_desk(parts: Parts, replayer: Replayer | None, disk: Disk, version: s
         parts.clock,
         requeue,
         applied_seq=lambda: parts.mirror.applied_seq,
+        let_go=let_go,
         retention_days=parts.settings.vectorstore.fallback.wal_retention_days,
         version=version,
     )

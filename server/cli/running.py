@@ -6,6 +6,7 @@ was cut off is an error, never a short answer.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -54,6 +55,7 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
             clock,
             Requeue(log, limits, WAL_KINDS),
             applied_seq=lambda: applied_seq(fallback.local_path),
+            let_go=lambda: asyncio.to_thread(forget_former, fallback.local_path),
             retention_days=fallback.wal_retention_days,
             version=version(),
         )
@@ -62,6 +64,21 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
     return inspect.with_open(
         fallback.wal_path, work, clock=clock, kinds=tuple(WAL_KINDS), limits=limits, external=keys_of(settings)
     )
+
+
+def forget_former(store: Path) -> None:
+    """No look is at what Qdrant may have lost so far, see `server.replica.former_rows`."""
+    from server.replica import former_rows
+    from server.replica.store import Store
+
+    if not store.is_dir():
+        return
+    opened = Store(store, SystemClock())
+    try:
+        with opened.transaction() as tx:
+            former_rows.forget_all(tx)
+    finally:
+        opened.close()
 
 
 def applied_seq(store: Path) -> int:

@@ -15,7 +15,8 @@ from server.replica import catalogue
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
-_FORGOTTEN_PER_ENTRY = 1000
+# So many rows go with one call, so that none takes long.
+FORGOTTEN_AT_ONCE = 1000
 
 _NOTE = """
 INSERT INTO former (seq, synced, cid, key, known, payload, vectors)
@@ -54,7 +55,7 @@ def forget(tx: Transaction, through_seq: int) -> None:
     """Let go of rows of entries up to `through_seq`, some at a time."""
     tx.connection().execute(
         "DELETE FROM former WHERE n IN (SELECT n FROM former ORDER BY n LIMIT ?) AND seq <= ?",
-        (_FORGOTTEN_PER_ENTRY, through_seq),
+        (FORGOTTEN_AT_ONCE, through_seq),
     )
 
 

@@ -350,7 +350,7 @@ GRACE = (
         "a deletion leaves no trace of what was there",
         "what Qdrant acknowledged and lost is sent again",
         "replica/applying.py",
-        "        self._keep_former(collection, keys)\n        self._tx.remove(collection.cid, keys)\n",
+        "        self._keep(collection, keys)\n        self._tx.remove(collection.cid, keys)\n",
         "        self._tx.remove(collection.cid, keys)\n",
         _FORMER,
     ),
