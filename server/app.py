@@ -41,7 +41,7 @@ from server.repairs import Repairs, marker_on
 from server.replay import Examiner, Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
-from server.replica.former_rows import FORGOTTEN_AT_ONCE
+from server.replica import FORGOTTEN_AT_ONCE
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router

@@ -11,12 +11,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from server.replica import catalogue
+from server.replica import FORGOTTEN_AT_ONCE, catalogue
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
-
-# So many rows go with one call, so that none takes long.
-FORGOTTEN_AT_ONCE = 1000
 
 _NOTE = """
 INSERT INTO former (seq, synced, cid, key, known, payload, vectors)
