@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from server.errors import DataDirUnusable
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -16,6 +21,27 @@ console = Console(highlight=False, soft_wrap=True)
 def as_json(document: Any) -> None:
     """One JSON document."""
     typer.echo(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+
+
+def as_lines(lines: Iterable[str], output: Path | None) -> None:
+    """Lines to stdout, or to a new file that only its owner may read. Raises DataDirUnusable."""
+    if output is None:
+        for line in lines:
+            typer.echo(line)
+        return
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o600)
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        hint = "Name a file that is not there yet, in a directory that you may write to"
+        raise DataDirUnusable(f"cannot write {output}: {error.strerror or error}", hint=hint) from error
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """A line of JSON for each."""
+    return (json.dumps(row, ensure_ascii=False) for row in rows)
 
 
 def table(*columns: str) -> Table:

@@ -5,8 +5,6 @@ Promises: works through the server while one holds the log, else on the director
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +13,8 @@ import typer
 from rich.markup import escape
 
 from server.cli.options import AsJson, ConfigFile, DataDir, Yes, settings_from
-from server.cli.output import as_json, console, table
+from server.cli.output import as_json, as_lines, console, json_lines, table
 from server.cli.running import here_or_there
-from server.errors import DataDirUnusable
 from server.wal import inspect
 
 Number = Annotated[int, typer.Argument(min=1, help="Number of the conflict.")]
@@ -71,18 +68,7 @@ def export(
     config: ConfigFile = None,
 ) -> None:
     """Write every conflict with its contents: a line of JSON each. They stay where they are."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in _rows(_wal(config, data_dir), "conflicts-export", None))
-    if output is None:
-        for line in lines:
-            typer.echo(line)
-        return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-    except OSError as error:
-        hint = "Name a file that is not there yet, in a directory that you may write to"
-        raise DataDirUnusable(f"cannot write {output}: {error.strerror}", hint=hint) from error
+    as_lines(json_lines(_rows(_wal(config, data_dir), "conflicts-export", None)), output)
 
 
 @conflicts.command(

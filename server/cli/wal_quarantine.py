@@ -7,7 +7,6 @@ nothing leaves the quarantine but by `retry` (then it is in the log, durably) an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +15,11 @@ import typer
 from rich.markup import escape
 
 from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, settings_from
-from server.cli.output import as_json, console, table
+from server.cli.output import as_json, as_lines, console, json_lines, table
 from server.cli.running import Running, here_or_there, on_open_log
 from server.config import Settings
 from server.entry_rows import refused, refused_whole
-from server.errors import DataDirUnusable, WalError, WalLocked
+from server.errors import WalError, WalLocked
 from server.log_desk import not_quarantined
 from server.wal import inspect
 
@@ -77,21 +76,7 @@ def export(
 ) -> None:
     """Write every refused write with its request and reason: a line of JSON each. It stays in quarantine."""
     rows = _whole(settings_from(config, data_dir=data_dir).settings, None)
-    if as_json_:
-        lines: Iterator[str] = iter([json.dumps(list(rows), indent=2, ensure_ascii=False)])
-    else:
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    if output is None:
-        for line in lines:
-            typer.echo(line)
-        return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-    except OSError as error:
-        hint = "Name a file that is not there yet, in a directory that you may write to"
-        raise DataDirUnusable(f"cannot write {output}: {error.strerror}", hint=hint) from error
+    as_lines([json.dumps(list(rows), indent=2, ensure_ascii=False)] if as_json_ else json_lines(rows), output)
 
 
 @quarantine.command(

@@ -7,7 +7,6 @@ it then says what is missing and exits with 7.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -21,12 +20,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from server.cli.options import AsJson, ConfigFile, DataDir, Yes, keys_of, moment_of, settings_from
-from server.cli.output import as_json, console, facts, size
+from server.cli.output import as_json, as_lines, console, facts, json_lines, size
 from server.cli.running import Running
 from server.clock import SystemClock
 from server.config import Settings
 from server.entry_rows import Filter, exported
-from server.errors import DataDirUnusable, WalDamaged, WalLocked
+from server.errors import WalDamaged, WalLocked
 from server.rpc import WAL_KINDS
 from server.wal.export import exporting
 from server.wal.files import RealDisk
@@ -178,14 +177,14 @@ def export(
                 for listed in seen(found.records)
                 if after < listed.record.seq <= through and wanted.wants(listed)
             )
-            _write(rows, output)
+            as_lines(json_lines(rows), output)
         _complain(found.plan)
     except WalLocked as locked:
         server = Running.of(directory, locked)
         status = server.ask("status")
         with _progress(max(0, min(through, status["last_seq"]) - after)) as seen:
             rows = server.rows("export", after=after, through=through, filter=wanted.document(), raw=raw)
-            _write(seen(rows), output)
+            as_lines(json_lines(seen(rows)), output)
 
 
 def _complain(plan: Plan) -> None:
@@ -197,23 +196,6 @@ def _complain(plan: Plan) -> None:
             f"rest: {lost}",
             hint="`understudy wal repair` shows what can be kept, asks, makes a backup and keeps it",
         )
-
-
-def _write(rows: Iterator[dict[str, Any]], output: Path | None) -> None:
-    """A line of JSON each."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    if output is None:
-        for line in lines:
-            typer.echo(line)
-        return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o600)
-            file.writelines(f"{line}\n" for line in lines)
-    except OSError as error:
-        hint = "Name a file that is not there yet, in a directory that you may write to"
-        raise DataDirUnusable(f"cannot write {output}: {error.strerror or error}", hint=hint) from error
 
 
 @contextmanager

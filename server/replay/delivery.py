@@ -12,7 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from google.protobuf.message import Message
+
 from generated.qdrant import collections_pb2, points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
 from server import config
 from server.clock import Clock
 from server.errors import UpstreamTimeout, UpstreamUnreachable
@@ -28,9 +31,10 @@ from server.replay.judge import (
     judge_reply,
     retry_after_seconds,
 )
-from server.rpc import COLLECTIONS, LIST_ALIASES, Backend, Call, Code, Metadata, Reply
+from server.rpc import COLLECTIONS, LIST_ALIASES, POINTS, Backend, Call, Code, Metadata, Reply
 
 _GET_COLLECTION = COLLECTIONS + "Get"
+_GET_POINTS = POINTS + "Get"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +127,15 @@ class Delivery:
         """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT."""
         return await self._send(operation, Outcome.TRANSIENT)
 
-    async def ask(self, method: str, body: bytes) -> Reply | Answer:
-        """An OK reply to a read, else why there is none."""
-        reply = await self._call(method, body)
-        if isinstance(reply, Answer):
-            return reply
-        outcome = judge(method, reply.code, reply.details)
-        if outcome is Outcome.DONE:
-            return reply
-        return replace(_answer(outcome, reply), doubtful=outcome is Outcome.DOUBTFUL)
+    async def points(self, collection: str, ids: Iterable[common.PointId]) -> Reply | Answer:
+        """Points as Qdrant has them, payloads and vectors included; else why there is no OK reply."""
+        question = points_pb2.GetPoints(
+            collection_name=collection,
+            ids=ids,
+            with_payload=points_pb2.WithPayloadSelector(enable=True),
+            with_vectors=points_pb2.WithVectorsSelector(enable=True),
+        )
+        return await self._ask(_GET_POINTS, question)
 
     @staticmethod
     def _free_part(
@@ -179,30 +183,36 @@ class Delivery:
         """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""
         request = operation.request
         if isinstance(request, collections_pb2.ChangeAliases):
-            reply = await self._ask(LIST_ALIASES, collections_pb2.ListAliasesRequest().SerializeToString())
+            reply = await self._ask(LIST_ALIASES, collections_pb2.ListAliasesRequest())
             if isinstance(reply, Answer):
-                return reply
+                return waiting(reply)
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
             return are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
         assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
         question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
-        reply = await self._ask(_GET_COLLECTION, question.SerializeToString())
+        reply = await self._ask(_GET_COLLECTION, question)
         if isinstance(reply, Answer):
-            return reply
+            return waiting(reply)
         info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
         if isinstance(request, collections_pb2.CreateCollection):
             return is_same_collection(request, info)
         return has_vector(request, info)
 
-    async def _ask(self, method: str, body: bytes) -> Reply | Answer:
-        """An OK reply, or an Answer that makes the entry wait and come again."""
-        reply = await self._call(method, body)
+    async def _ask(self, method: str, question: Message) -> Reply | Answer:
+        """An OK reply to a read, else why there is none."""
+        reply = await self._call(method, question.SerializeToString())
         if isinstance(reply, Answer):
             return reply
         outcome = judge(method, reply.code, reply.details)
         if outcome is Outcome.DONE:
             return reply
-        return _answer(Outcome.AUTH if outcome is Outcome.AUTH else Outcome.TRANSIENT, reply)
+        return replace(_answer(outcome, reply), doubtful=outcome is Outcome.DOUBTFUL)
+
+
+def waiting(answer: Answer) -> Answer:
+    """The same for an entry that waits and comes again, whatever was in the way of a read."""
+    outcome = Outcome.AUTH if answer.outcome is Outcome.AUTH else Outcome.TRANSIENT
+    return replace(answer, outcome=outcome, doubtful=False)
 
 
 def _answer(outcome: Outcome, reply: Reply) -> Answer:

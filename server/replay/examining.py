@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -38,15 +38,13 @@ from server.replay.contested import (
     stretch_of,
     touches_of,
 )
-from server.replay.delivery import Answer, Delivery
-from server.replay.judge import Outcome
+from server.replay.delivery import Answer, Delivery, waiting
 from server.replay.parcel import Parcel
-from server.rpc import POINTS, Backend, Code, Metadata
+from server.rpc import Backend, Code, Metadata
 from server.scrub import Scrubber
 from server.telemetry import Telemetry
 from server.wal.conflict_log import ConflictLog
 
-_GET = POINTS + "Get"
 # What is kept in mind of points that were looked at; past it the replica is asked again, which knows.
 _KNOWN_POINTS = 100_000
 # The server failed inside: perhaps it can still write what it cannot read.
@@ -179,17 +177,9 @@ class Examiner:
 
     async def _page(self, collection: str, keys: list[Key]) -> bytes | Answer:
         """What Qdrant holds of these points, without secrets, as a serialized GetResponse."""
-        question = points_pb2.GetPoints(
-            collection_name=collection,
-            ids=map(id_of, keys),
-            with_payload=points_pb2.WithPayloadSelector(enable=True),
-            with_vectors=points_pb2.WithVectorsSelector(enable=True),
-        )
-        reply = await self._delivery.ask(_GET, question.SerializeToString())
+        reply = await self._delivery.points(collection, map(id_of, keys))
         if isinstance(reply, Answer):
-            # The entry waits and comes again, whatever was in the way.
-            outcome = Outcome.AUTH if reply.outcome is Outcome.AUTH else Outcome.TRANSIENT
-            return replace(reply, outcome=outcome, doubtful=False)
+            return waiting(reply)
         body, _ = await asyncio.to_thread(self._scrubber.scrub_message, points_pb2.GetResponse, reply.body)
         return body
 

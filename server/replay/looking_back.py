@@ -30,7 +30,7 @@ from server.replica.pages import FormerControl
 from server.rpc import POINTS, UPSERT
 from server.telemetry import Telemetry
 
-_DELETE, _GET = POINTS + "Delete", POINTS + "Get"
+_DELETE = POINTS + "Delete"
 
 
 class LogPosition(Protocol):
@@ -136,13 +136,7 @@ class LookBack:
     async def _look_at(
         self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, causality: Causality
     ) -> Answer:
-        question = points_pb2.GetPoints(
-            collection_name=listed.collection,
-            ids=map(common.PointId.FromString, listed.ids),
-            with_payload=points_pb2.WithPayloadSelector(enable=True),
-            with_vectors=points_pb2.WithVectorsSelector(enable=True),
-        )
-        reply = await delivery.ask(_GET, question.SerializeToString())
+        reply = await delivery.points(listed.collection, map(common.PointId.FromString, listed.ids))
         if isinstance(reply, Answer):
             return self._not_seen(look, len(listed.ids), reply)
         judged = await self._control.judge_former(
