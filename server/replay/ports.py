@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from server.wal.quarantine import Refused
 from server.wal.record import Record
 
 
@@ -43,8 +44,8 @@ class PendingLog(Protocol):
         """Move the cursor, durably."""
         ...
 
-    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
-        """Keep an entry for the operator, durably. The same entry again replaces it."""
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Keep entries for the operator, durably. The same entry again replaces it."""
         ...
 
     def quarantined_entries(self) -> Iterable[tuple[RefusedEntry, Record]]:

@@ -1,9 +1,10 @@
 """One step of a replay: the first pending entry to Qdrant, its outcome to breaker, quarantine and cursor.
 
 Promises: steps never overlap; who asks while one is under way shares it, and cancelling who asks does not cancel the
-step. The quarantine is on disk before the cursor passes an entry. Entries share a cursor record only while sending all
-of them again would change nothing (`is_blind`), and a call only when it does the same (`merge`). Does not wait, retry
-or decide when to stop: that is the replayer's.
+step. The quarantine is on disk before the cursor passes an entry. Entries share a cursor record, and the refused among
+them a sync of the quarantine, only while sending all of them again would change nothing (`is_blind`, or nothing of them
+was applied); they share a call only when it does the same (`merge`). Does not wait, retry or decide when to stop: that
+is the replayer's.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from server.replay.delivery import Answer, Delivered, Delivery
 from server.replay.examining import Examiner
 from server.replay.judge import Outcome
 from server.replay.looking_back import LookBack
-from server.replay.merge import merge
+from server.replay.merge import fewer, merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
 from server.rpc import Backend, Code, Metadata
 from server.telemetry import Span, Telemetry
+from server.wal.quarantine import Refused
 
 
 class Step(Enum):
@@ -98,12 +100,14 @@ class Stepper:
         self._unmarked = 0
         self._causality = Causality()
         self._quarantined: frozenset[int] = frozenset()
+        # Not in quarantine on disk yet: the cursor is before them.
+        self._refused: list[Refused] = []
         self._recalled = False
         self._doubts = 0
         self._may_blame = True
         # Entries up to here failed as one: they go singly.
         self._singly_until = 0
-        # Of the entries up to here Qdrant refuses one: half of them go as one.
+        # Of the entries up to here Qdrant refuses one: fewer of them go as one.
         self._refused_until = 0
         self.failures = 0
         self.replayed = 0
@@ -131,8 +135,9 @@ class Stepper:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """No step is under way inside, and none begins; afterwards the quarantine is read anew."""
+        """No step is under way inside, and none begins; afterwards the quarantine is read anew. Raises WalError."""
         async with self._turn:
+            await self._mark()
             try:
                 yield
             finally:
@@ -266,8 +271,7 @@ class Stepper:
             return None
         parcels: Iterable[Parcel] = self._page
         if self._page[0].seq <= self._refused_until:
-            suspects = [parcel for parcel in self._page if parcel.seq <= self._refused_until]
-            parcels = suspects[: len(suspects) // 2]
+            parcels = fewer([parcel for parcel in self._page if parcel.seq <= self._refused_until])
         if self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty:
             parcels = takewhile(self._is_free, parcels)
         return merge(parcels, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
@@ -277,7 +281,7 @@ class Stepper:
         return all(self._causality.split(operation).follows is None for operation in parcel.operations)
 
     async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
-        """One call for several entries. Refused, they are halved until one is alone; failed, they go singly."""
+        """One call for several entries. Refused, fewer go until one is alone; failed, they go singly."""
         with self._span(run):
             answer = await self._delivery.send(operation)
         if answer.outcome is Outcome.DONE:
@@ -308,6 +312,7 @@ class Stepper:
 
     async def _recall(self) -> None:
         """What is in quarantine now decides who follows; operators may have changed it since the last sync."""
+        await self._mark()
         self._causality, self._quarantined = await asyncio.to_thread(self._causality_of_quarantine)
         self._recalled = True
         self._telemetry.metrics.quarantine(len(self._quarantined))
@@ -347,14 +352,17 @@ class Stepper:
             self._breaker.abandon(permit)
         self._breaker_changed(before)
         if delivered.left_over:
-            await self._quarantine(parcel, delivered)
+            self._quarantine(parcel, delivered)
         if any(blame.answer.doubtful for blame in delivered.blames):
             # One entry may be blamed for the server's own failures; the next only after a success in between.
             self._may_blame = False
         elif delivered.applied:
             self._may_blame = True
         self._done([parcel])
-        if delivered.left_over or not parcel.is_blind:
+        if delivered.blames:
+            # The one to blame is found: those behind it may go as one again.
+            self._refused_until = 0
+        if delivered.applied and not parcel.is_blind:
             await self._mark()
         return _ADVANCED
 
@@ -385,14 +393,14 @@ class Stepper:
         wait = min(answer.retry_after_seconds or 0.0, self._settings.breaker_open_seconds)
         return Standing(Step.FAILED, why, wait)
 
-    async def _quarantine(self, parcel: Parcel, delivered: Delivered) -> None:
+    def _quarantine(self, parcel: Parcel, delivered: Delivered) -> None:
         refusal = delivered.blames[0].answer if delivered.blames else None
         if refusal is not None:
             code, details = refusal.code, refusal.details
         else:
             code, details = Code.FAILED_PRECONDITION, f"follows seq {delivered.after_seq}"
         record = parcel.left_over(delivered)
-        await self._log.quarantine(record, code=int(code), details=details)
+        self._refused.append(Refused(record, int(code), details))
         for blame in delivered.blames:
             self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)
         self._quarantined |= {parcel.seq}
@@ -409,7 +417,10 @@ class Stepper:
         )
 
     async def _mark(self) -> None:
-        """Write the cursor past what was dealt with."""
+        """Write what was refused to the quarantine, then the cursor past what was dealt with."""
+        if self._refused:
+            await self._log.quarantine(self._refused)
+            self._refused = []
         if self._unmarked:
             await self._log.mark_replayed(self._unmarked_seq)
             self._unmarked = 0

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -128,17 +128,24 @@ def publish(disk: Disk, path: Path, parts: Sequence[bytes]) -> None:
     Temporary name, sync, rename, sync the directory. What a failed attempt leaves is a `*.tmp`; the next open removes
     it.
     """
-    temporary = path.with_name(path.name + TEMP_SUFFIX)
-    if disk.facts(temporary) is not None:
-        disk.remove(temporary)
-    file = disk.create(temporary)
-    try:
-        file.append(parts)
-        file.sync()
-    finally:
-        file.close()
-    disk.rename(temporary, path)
-    disk.sync_directory(path.parent)
+    publish_all(disk, {path: parts})
+
+
+def publish_all(disk: Disk, files: Mapping[Path, Sequence[bytes]]) -> None:
+    """The same for several files, with one sync of each directory: a crash leaves each of them old or new."""
+    for path, parts in files.items():
+        temporary = path.with_name(path.name + TEMP_SUFFIX)
+        if disk.facts(temporary) is not None:
+            disk.remove(temporary)
+        file = disk.create(temporary)
+        try:
+            file.append(parts)
+            file.sync()
+        finally:
+            file.close()
+        disk.rename(temporary, path)
+    for directory in dict.fromkeys(path.parent for path in files):
+        disk.sync_directory(directory)
 
 
 def cut_off(disk: Disk, path: Path, offset: int) -> None:

@@ -1,19 +1,19 @@
 """The quarantine of an open log, off the event loop.
 
-Promises: an entry is in quarantine, durably, when `quarantine` returns, also on a full disk while there is ballast.
+Promises: entries are in quarantine, durably, when `quarantine` returns, also on a full disk while there is ballast.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from server.clock import Clock
 from server.errors import WalError
 from server.wal.ballast import Space
-from server.wal.quarantine import Quarantine, QuarantineItem
+from server.wal.quarantine import Quarantine, QuarantineItem, Refused
 from server.wal.record import Record
 
 
@@ -25,11 +25,10 @@ class Keeping:
         self._space = space
         self._clock = clock
 
-    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
-        """Keep a refused entry, durably; call it before `mark_replayed`. The same entry again replaces it."""
-        now_ns = self._clock.wall_ns()
-        keep = partial(self._quarantine.keep, record, code=code, details=details, now_ns=now_ns)
-        with _told(f"cannot quarantine entry {record.seq}"):
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        """Keep refused entries, durably; call it before `mark_replayed`. The same entry again replaces it."""
+        keep = partial(self._quarantine.keep, refused, self._clock.wall_ns())
+        with _told(f"cannot quarantine entries {', '.join(str(each.record.seq) for each in refused)}"):
             await asyncio.to_thread(self._space.with_reserve, keep)
 
     def quarantined(self) -> list[QuarantineItem]:

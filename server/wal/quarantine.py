@@ -9,13 +9,14 @@ from __future__ import annotations
 import hmac
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 
 from server.errors import WalDamaged, WalError
-from server.wal.files import TEMP_SUFFIX, Disk, publish
+from server.wal.files import TEMP_SUFFIX, Disk, publish_all
 from server.wal.keyring import Keyring
 from server.wal.record import CRC_BYTES, VERSION, EntryState, Record
 from server.wal.scan import QUARANTINE_DIRECTORY
@@ -26,6 +27,15 @@ DETAILS_BYTES_MAX = 4096
 _ITEM = struct.Struct("<8sHHI8s16sQHBBiIHHIIqq")
 _U32 = struct.Struct("<I")
 SUFFIX = ".entry"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An entry to be kept. `code` and `details` are Qdrant's."""
+
+    record: Record
+    code: int
+    details: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +51,10 @@ class QuarantineItem:
     flaw: str = ""
 
 
-def encode_item(
-    record: Record, key_id: bytes, key: bytes, log_id: bytes, *, code: int, details: str, now_ns: int
-) -> bytes:
+def encode_item(refused: Refused, key_id: bytes, key: bytes, log_id: bytes, *, now_ns: int) -> bytes:
     """The whole file of one refused entry."""
-    text = _shortened(details).encode()
+    record = refused.record
+    text = _shortened(refused.details).encode()
     trace = record.trace.encode("ascii")
     plain = _ITEM.pack(
         MAGIC,
@@ -58,7 +67,7 @@ def encode_item(
         record.kind,
         record.state.value,
         0,
-        code,
+        refused.code,
         record.points,
         len(record.principal),
         len(trace),
@@ -125,14 +134,19 @@ class Quarantine:
         self.guard = threading.Lock()
         self._items: dict[Path, QuarantineItem] | None = None
 
-    def keep(self, record: Record, *, code: int, details: str, now_ns: int) -> None:
-        """Write one entry durably; the same entry again replaces it."""
-        path = self._path(record.seq)
+    def keep(self, refused: Sequence[Refused], now_ns: int) -> None:
+        """Write entries durably; the same entry again replaces it. A crash or an error may leave some of them there."""
         with self.guard:
             key = self._keyring.key(self._key_id, "the quarantine")
-            data = encode_item(record, self._key_id, key, self._log_id, code=code, details=details, now_ns=now_ns)
-            publish(self._disk, path, [data])
-            self._known()[path] = QuarantineItem(record.seq, record.kind, code, _shortened(details), now_ns, path)
+            known = self._known()
+            files = {}
+            for each in refused:
+                data = encode_item(each, self._key_id, key, self._log_id, now_ns=now_ns)
+                files[self._path(each.record.seq)] = [data]
+            publish_all(self._disk, files)
+            for path, each in zip(files, refused, strict=True):
+                record = each.record
+                known[path] = QuarantineItem(record.seq, record.kind, each.code, _shortened(each.details), now_ns, path)
 
     def sign_with(self, keyring: Keyring, key_id: bytes) -> None:
         """Entries kept from now on are signed with this key; those before stay as they are."""

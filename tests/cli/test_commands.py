@@ -35,6 +35,7 @@ from server.rpc import WAL_KINDS
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from server.wal.record import EntryState, NewRecord
 from tests.cli.desk import FakeDesk, serving
 
@@ -89,7 +90,7 @@ def data_dir(tmp_path: Path) -> Path:
             state = EntryState.SYNCED if number == 1 else EntryState.PENDING
             await log.append(NewRecord(1, state, _entry(number), b"", "", 1))
         third = (await log.read(2, 1, 10**6))[0]
-        await log.quarantine(third, code=3, details="Wrong input: [dimension]")
+        await log.quarantine([Refused(third, 3, "Wrong input: [dimension]")])
         await log.mark_replayed(3)
         await log.close()
 

@@ -228,8 +228,8 @@ REPLAY = (
         more=(
             Change(
                 "server/replay/stepper.py",
-                "        if delivered.left_over or not parcel.is_blind:\n",
-                "        if delivered.left_over:\n",
+                "        if delivered.applied and not parcel.is_blind:\n",
+                "        if False:\n",
             ),
         ),
     ),
@@ -237,7 +237,7 @@ REPLAY = (
         "what is refused is dropped",
         "nothing is dropped in silence",
         "replay/stepper.py",
-        "        await self._log.quarantine(record, code=int(code), details=details)\n",
+        "        self._refused.append(Refused(record, int(code), details))\n",
         "",
         seed=True,
     ),

@@ -18,6 +18,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
 from server.errors import WalLatched
 from server.rpc import METHODS, Call, Code, Reply
+from server.wal.quarantine import Refused
 from server.wal.record import EntryState, Record
 
 POINTS = "/qdrant.Points/"
@@ -120,6 +121,7 @@ class MemoryLog:
         self.replayed_seq = 0
         self.kept: dict[int, Item] = {}
         self.marks: list[int] = []
+        self.batches: list[list[int]] = []
         self.failing = False
         for request in requests:
             self.append(request)
@@ -157,12 +159,14 @@ class MemoryLog:
         self.replayed_seq = seq
         self.marks.append(seq)
 
-    async def quarantine(self, record: Record, *, code: int, details: str) -> None:
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
         """See ports.PendingLog."""
         await asyncio.sleep(0)
         self._check()
-        assert record.seq > self.replayed_seq
-        self.kept[record.seq] = Item(record, code, details)
+        self.batches.append([each.record.seq for each in refused])
+        for each in refused:
+            assert each.record.seq > self.replayed_seq
+            self.kept[each.record.seq] = Item(each.record, each.code, each.details)
 
     def quarantined(self) -> list[Item]:
         """See ports.PendingLog."""
@@ -196,6 +200,7 @@ class MiniQdrant:
         self.points: dict[str, dict[int, dict[str, int]]] = {name: {} for name in collections}
         self.aliases: dict[str, str] = {}
         self.key = ""
+        self.refused: set[int] = set()
 
     async def handle(self, call: Call) -> Reply:
         """See rpc.Backend."""
@@ -228,6 +233,9 @@ class MiniQdrant:
                 raise Refusal(
                     Code.INVALID_ARGUMENT, f"Wrong input: Vector dimension error: expected dim: {size}, got {got}"
                 )
+        for each in given:
+            if each.id.num in self.refused:
+                raise Refusal(Code.INVALID_ARGUMENT, f"Wrong input: point {each.id.num} is not wanted")
         for each in given:
             found[each.id.num] = {key: value.integer_value for key, value in each.payload.items()}
 

@@ -561,8 +561,9 @@ async def test_upserts_in_a_row_go_as_one() -> None:
 
 async def test_what_is_refused_as_one_is_halved_until_the_one_to_blame_is_alone() -> None:
     qdrant = MiniQdrant("c")
+    qdrant.refused = {3}
     flaky = FlakyBackend(qdrant)
-    log = MemoryLog(*(upsert(point(n, (1.0,) if n == 3 else (1.0, 2.0))) for n in range(8)))
+    log = MemoryLog(*(upsert(point(n)) for n in range(8)))
     await Bench(log, flaky, TOGETHER).drain()
     assert set(qdrant.points["c"]) == {0, 1, 2, 4, 5, 6, 7}
     assert sorted(log.kept) == [4]
@@ -574,6 +575,40 @@ async def test_what_is_refused_as_one_is_halved_until_the_one_to_blame_is_alone(
         [3],
         [4, 5, 6, 7],
     ]
+
+
+@pytest.mark.parametrize("odd", [0, 3, 7])
+async def test_of_what_is_refused_as_one_the_odd_vectors_go_singly_first(odd: int) -> None:
+    flaky = FlakyBackend(MiniQdrant("c"))
+    log = MemoryLog(*(upsert(point(n, (1.0,) if n == odd else (1.0, 2.0))) for n in range(8)))
+    await Bench(log, flaky, TOGETHER).drain()
+    assert sorted(log.kept) == [odd + 1]
+    calls = [[each.id.num for each in sent(call).points] for call in flaky.calls]
+    assert calls == [each for each in ([*range(8)], [*range(odd)], [odd], [*range(odd + 1, 8)]) if each]
+
+
+async def test_what_is_refused_waits_for_the_cursor_and_comes_before_it() -> None:
+    log = MemoryLog(upsert(point(1)), set_payload(8), upsert(point(2)), set_payload(9), set_payload(1, v=1))
+    await Bench(log, FlakyBackend(MiniQdrant("c")), TOGETHER).drain()
+    assert log.batches == [[2], [4]]
+    # The cursor: before each entry that may not be sent twice, and after one that was applied.
+    assert log.marks == [1, 3, 4, 5]
+
+
+async def test_what_is_refused_goes_to_quarantine_when_the_disk_takes_it_again() -> None:
+    log = MemoryLog(upsert(point(1, (1.0,))), upsert(point(2)), upsert(point(1)), set_payload(9))
+    bench = Bench(log, MiniQdrant("c"))
+    for _ in range(3):
+        assert (await bench.replayer._stepper.advance()).step.name == "ADVANCED"
+    log.failing = True
+    for _ in range(2):
+        assert (await bench.replayer._stepper.advance()).step.name == "LOG_FAILED"
+        assert not log.kept
+        assert not log.replayed_seq
+    log.failing = False
+    await bench.drain()
+    assert sorted(log.kept) == [1, 3, 4]
+    assert log.kept[3].details == "follows seq 1"
 
 
 async def test_what_must_follow_ends_a_call_early() -> None:

@@ -18,6 +18,7 @@ from server.replay.retry import Reach, meets, touched_by
 from server.rpc import WAL_KINDS
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from server.wal.record import EntryState
 
 from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, point, set_payload, upsert
@@ -340,6 +341,6 @@ async def test_an_entry_that_cannot_be_read_is_not_retried(tmp_path: Path) -> No
         record = (await log.read(0, 1, 10**6))[0]
         entry = entry_pb2.Entry(method=POINTS + "Unknown")
         object.__setattr__(record, "body", entry.SerializeToString())
-        await log.quarantine(record, code=3, details="no")
+        await log.quarantine([Refused(record, 3, "no")])
         with pytest.raises(WalError, match="never logged"):
             await requeue(log).retry([1], force=False)

@@ -24,6 +24,7 @@ from server.wal.conflict_log import ConflictLog
 from server.wal.files import Disk, OpenFile
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
 from tests.wal.support import PENDING, SYNCED, Entropy, entry, opened, read_all
 
@@ -325,7 +326,7 @@ class Life:
         try:
             records = await log.read_pending(1, 1 << 20)
             for record in records:
-                await log.quarantine(record, code=3, details="no")
+                await log.quarantine([Refused(record, 3, "no")])
                 self.kept.add(record.seq)
                 await log.read_quarantined(record.seq)
         except WalError as error:

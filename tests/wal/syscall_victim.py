@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from server.wal import inspect
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from server.wal.record import FRAME_MAGIC, EntryState
 from tests.faults.clock import ManualClock
 from tests.wal.nursery import nurse, say
@@ -73,12 +74,14 @@ class Life:
         await log.mark_replayed(seq)
         say("ok-cursor", seq)
 
-    async def quarantine(self, log: Log, seq: int, details: str) -> None:
-        """Keep an entry that Qdrant refuses."""
-        (record,) = await log.read(seq - 1, 1, 1)
-        say("ask-quarantine", seq)
-        await log.quarantine(record, code=3, details=details)
-        say("ok-quarantine", seq)
+    async def quarantine(self, log: Log, seqs: Sequence[int], details: str) -> None:
+        """Keep entries that Qdrant refuses."""
+        records = [(await log.read(seq - 1, 1, 1))[0] for seq in seqs]
+        for seq in seqs:
+            say("ask-quarantine", seq)
+        await log.quarantine([Refused(record, 3, details) for record in records])
+        for seq in seqs:
+            say("ok-quarantine", seq)
 
     async def release(self, log: Log, seq: int) -> None:
         """An operator has decided about it."""
@@ -111,9 +114,8 @@ async def upkeep(life: Life, scale: int) -> None:
         first = log.last_seq + 1
         for _ in range(3):
             await life.append(log, PENDING, PENDING, SYNCED, size=250)
-        await life.quarantine(log, first, "no")
-        await life.quarantine(log, first + 1, "never")
-        await life.quarantine(log, first, "no, said again")
+        await life.quarantine(log, [first, first + 1, first + 2], "no")
+        await life.quarantine(log, [first], "no, said again")
         await life.replayed(log, first + 6)
         if number % 2 == 0:
             await life.release(log, first + 1)
@@ -147,7 +149,7 @@ async def ruin(life: Life, scale: int) -> None:
     log = life.open()
     for _ in range(2 + scale):
         await life.append(log, PENDING, SYNCED, PENDING, size=350)
-    await life.quarantine(log, 1, "no")
+    await life.quarantine(log, [1], "no")
     await life.replayed(log, 4)
     kept = {path: path.read_bytes() for path in life.directory.glob("segment-*")}
     await life.retire(log, 4)

@@ -18,6 +18,7 @@ from server.wal.ballast import BALLAST_NAME, TABLE, Act, Ballast, Free, Room, Sp
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import (
     DIRECTORY,
@@ -140,7 +141,7 @@ async def test_a_full_disk_has_room_for_cursor_quarantine_head_and_a_clean_end()
         with pytest.raises(WalFull):
             await log.append(entry(b"x", state))
     for record in (await log.read_pending(3, 1 << 20))[:3]:
-        await log.quarantine(record, code=3, details="no")
+        await log.quarantine([Refused(record, 3, "no")])
         await log.mark_replayed(record.seq)
     await log.tend()
     assert log.space.room is Room.SPENT
@@ -275,7 +276,7 @@ async def test_an_entry_goes_into_quarantine_in_the_room_of_the_ballast() -> Non
     await log.append(entry(b"first"))
     (record,) = await log.read_pending(1, 1000)
     disk.capacity = disk.used
-    await log.quarantine(record, code=3, details="no")
+    await log.quarantine([Refused(record, 3, "no")])
     assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.SPENT)
     await log.close()
     left = disk.after_power_cut(None)
@@ -423,7 +424,7 @@ async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
     with pytest.raises(WalFull, match="short of space"):
         await log.append(entry(bytes(9000)))
     (record,) = await log.read_pending(1, 1000)
-    await log.quarantine(record, code=3, details="no")
+    await log.quarantine([Refused(record, 3, "no")])
     await log.mark_replayed(1)
     await log.close()
     log = opened(small_file_system / "wal", disk=RealDisk(), limits=limits, entropy=Entropy("again"))

@@ -11,6 +11,7 @@ from server.errors import WalError
 from server.wal.export import exporting
 from server.wal.inspect import ListState
 from server.wal.limits import WalLimits
+from server.wal.quarantine import Refused
 from server.wal.record import SEGMENT_HEADER_BYTES
 from server.wal.salvage import Tools
 from tests.faults.clock import ManualClock
@@ -29,7 +30,7 @@ async def test_an_entry_that_only_the_quarantine_holds_is_exported_in_its_place(
     for body in BODIES:
         await log.append(entry(body))
     (record, *_) = await log.read(1, 1, 10**6)
-    await log.quarantine(record, code=3, details="wrong")
+    await log.quarantine([Refused(record, 3, "wrong")])
     await log.mark_replayed(3)
     await log.close()
     data = disk.content(FIRST)

@@ -15,6 +15,7 @@ import pytest
 from server.errors import DataDirUnusable, UnderstudyError, WalError, WalFull, WalLatched
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from server.wal.record import Record
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
@@ -64,7 +65,7 @@ class Run:
                 names = [b"%d/%d/%d" % (number, batch, item) for item in range(2)]
                 await asyncio.gather(*(self.append(log, name * 20, is_pending=batch != 1) for name in names))
             for record in await self.first(log):
-                if await self.attempt(log.quarantine(record, code=3, details="no")):
+                if await self.attempt(log.quarantine([Refused(record, 3, "no")])):
                     self.quarantined.add(record.seq)
             target = max(log.replayed_seq, log.last_seq - 3)
             if await self.attempt(log.mark_replayed(target)):
@@ -315,7 +316,7 @@ async def test_reading_from_a_failing_disk_is_one_clear_error() -> None:
     log = opened(disk=disk, limits=WalLimits(cache_bytes=0))
     await log.append(entry(b"x"))
     fail = failing("read", "create", "remove")
-    await log.quarantine((await log.read(0, 1, 10))[0], code=3, details="no")
+    await log.quarantine([Refused((await log.read(0, 1, 10))[0], 3, "no")])
     disk.on_call = fail
     with pytest.raises(WalError, match="cannot read the log"):
         await log.read(0, 1, 10)
@@ -323,7 +324,7 @@ async def test_reading_from_a_failing_disk_is_one_clear_error() -> None:
     (record,) = await log.read(0, 1, 10)
     disk.on_call = fail
     with pytest.raises(WalError, match="cannot quarantine entry 1"):
-        await log.quarantine(record, code=3, details="no")
+        await log.quarantine([Refused(record, 3, "no")])
     with pytest.raises(WalError, match="cannot release entry 1"):
         await log.release_quarantined(1)
     disk.on_call = None

@@ -16,6 +16,7 @@ import pytest
 from server.errors import DataDirUnusable, WalKeyMissing, WalKeyUnsafe, WalLocked
 from server.wal.files import Disk, RealDisk, publish, refuse_when_held
 from server.wal.limits import WalLimits
+from server.wal.quarantine import Refused
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import Entropy, bodies, entry, opened, read_all
 
@@ -33,7 +34,7 @@ async def test_every_file_is_0600_and_every_directory_0700_whatever_the_umask(tm
     for _ in range(5):
         await log.append(entry(bytes(100)))
     (record, *_) = await log.read_pending(1, 1000)
-    await log.quarantine(record, code=3, details="no")
+    await log.quarantine([Refused(record, 3, "no")])
     await log.close()
     last = max(directory.glob("segment-*"))
     last.write_bytes(last.read_bytes()[:-3])

@@ -25,6 +25,7 @@ from server.wal.inspect import (
     verify_open,
 )
 from server.wal.limits import WalLimits
+from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, KINDS, PENDING, SYNCED, Entropy, entry, opened
@@ -41,7 +42,7 @@ async def filled() -> CrashDisk:
     for number, body in enumerate(BODIES, 1):
         clock.advance(1)
         await log.append(entry(body, SYNCED if number in (4, 5) else PENDING))
-    await log.quarantine((await log.read_pending(2, 10**6))[1], code=3, details="no")
+    await log.quarantine([Refused((await log.read_pending(2, 10**6))[1], 3, "no")])
     await log.mark_replayed(6)
     await log.close()
     return disk

@@ -32,6 +32,7 @@ from server.wal.keyuse import needs
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.opening import new_segment
+from server.wal.quarantine import Refused
 from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, decode_head, encode_head, peek_key_id
 from server.wal.repair import repair
 from server.wal.salvage import Tools
@@ -73,7 +74,7 @@ async def test_after_a_rotation_everything_is_signed_with_the_new_key() -> None:
     new = await log.rotate_key()
     assert signing(disk) == new != old
     seq = await log.append(entry(b"after"))
-    await log.quarantine((await read_all(log))[0], code=3, details="no")
+    await log.quarantine([Refused((await read_all(log))[0], 3, "no")])
     used = {key_id.hex(): names for key_id, names in needs(disk, DIRECTORY).items()}
     item = f"quarantine/{1:020d}.entry"
     assert used == {old: [segment_name(1)], new: ["head", item, segment_name(2)]}
@@ -158,7 +159,7 @@ class Life:
     async def run(self) -> None:
         log = opened(disk=self.disk, limits=SMALL)
         await asyncio.gather(*(self.write(log, b"first %d" % number * 30) for number in range(3)))
-        await log.quarantine((await read_all(log))[0], code=3, details="no")
+        await log.quarantine([Refused((await read_all(log))[0], 3, "no")])
         self.promised.quarantined.add(1)
         await asyncio.gather(
             self.write(log, b"beside"),
@@ -269,7 +270,7 @@ async def test_every_call_of_a_rotation_fails_once(code: int) -> None:
         await log.reopen()
         await log.append(entry(b"healthy"))
         acknowledged.append(b"healthy")
-        await log.quarantine((await read_all(log))[0], code=3, details="no")
+        await log.quarantine([Refused((await read_all(log))[0], 3, "no")])
         await log.rotate_key()
         await log.append(entry(b"rotated"))
         acknowledged.append(b"rotated")
@@ -298,7 +299,7 @@ async def test_without_room_for_a_new_segment_the_log_keeps_its_key() -> None:
     with pytest.raises(WalFull, match="keeps its key"):
         await log.rotate_key()
     await log.append(entry(b"after"))
-    await log.quarantine((await read_all(log))[0], code=3, details="no")
+    await log.quarantine([Refused((await read_all(log))[0], 3, "no")])
     assert needs(disk, DIRECTORY).keys() == {bytes.fromhex(old)}
     disk.on_call = None
     new = await log.rotate_key()
@@ -343,7 +344,7 @@ async def test_an_old_key_goes_with_the_last_file_that_needs_it() -> None:
     disk = CrashDisk()
     log = opened(disk=disk)
     await log.append(entry(b"refused"))
-    await log.quarantine((await read_all(log))[0], code=3, details="no")
+    await log.quarantine([Refused((await read_all(log))[0], 3, "no")])
     old = signing(disk)
     new = await log.rotate_key()
     await log.mark_replayed(1)
@@ -389,7 +390,7 @@ async def test_an_entry_on_its_way_into_the_quarantine_holds_its_key() -> None:
             held.append(log._quarantine.guard.locked())
 
     disk.on_call = look
-    await log.quarantine(record, code=3, details="no")
+    await log.quarantine([Refused(record, 3, "no")])
     assert held == [True]
     guarded: list[bool] = []
     await log.rotate_key()

@@ -17,6 +17,7 @@ import pytest
 from server.errors import WalError, WalLatched
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import (
@@ -134,7 +135,7 @@ class Workload:
             self.clock.advance(0.4)
         self.failing = None
         for record in await log.read_pending(self.rng.randrange(1, 4), 1 << 20):
-            await log.quarantine(record, code=3, details="wrong")
+            await log.quarantine([Refused(record, 3, "wrong")])
             self.promised.quarantined.add(record.seq)
         target = self.rng.randrange(log.replayed_seq, log.last_seq + 1)
         if target > log.replayed_seq:

@@ -9,7 +9,7 @@ import pytest
 
 from server.errors import WalDamaged, WalError
 from server.wal.files import RealDisk
-from server.wal.quarantine import DETAILS_BYTES_MAX
+from server.wal.quarantine import DETAILS_BYTES_MAX, Refused
 from server.wal.signing import Signer, subkey
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import DIRECTORY, Entropy, entry, opened
@@ -25,7 +25,7 @@ async def test_a_refused_entry_is_kept_with_its_reason_and_comes_back() -> None:
         await log.append(entry(body, points=4))
     records = await log.read(0, 10, 10**6)
     for record in reversed(records):
-        await log.quarantine(record, code=3, details=f"Wrong input: {record.seq} ä")
+        await log.quarantine([Refused(record, 3, f"Wrong input: {record.seq} ä")])
     for _ in range(2):
         items = log.quarantined()
         assert [(item.seq, item.kind, item.code, item.flaw) for item in items] == [(n, 1, 3, "") for n in (1, 2, 3)]
@@ -35,7 +35,7 @@ async def test_a_refused_entry_is_kept_with_its_reason_and_comes_back() -> None:
         assert [await log.read_quarantined(item.seq) for item in items] == records
         await log.close()
         log = opened(disk=disk, entropy=Entropy("again"))
-    await log.quarantine(records[1], code=5, details="again")
+    await log.quarantine([Refused(records[1], 5, "again")])
     assert [(item.code, item.details) for item in log.quarantined()][1] == (5, "again")
     await log.release_quarantined(2)
     await log.release_quarantined(2)
@@ -49,7 +49,7 @@ async def test_long_reasons_are_cut_between_characters() -> None:
     log = opened(disk=CrashDisk())
     await log.append(entry(b"x"))
     (record,) = await log.read(0, 1, 10)
-    await log.quarantine(record, code=3, details="a" + "ä" * DETAILS_BYTES_MAX + "\ud800")
+    await log.quarantine([Refused(record, 3, "a" + "ä" * DETAILS_BYTES_MAX + "\ud800")])
     (item,) = log.quarantined()
     assert item.details == "a" + "ä" * ((DETAILS_BYTES_MAX - 1) // 2)
     assert await log.read_quarantined(1) == record
@@ -61,7 +61,7 @@ async def quarantined_file() -> tuple[CrashDisk, Path, bytes]:
     log = opened(disk=disk)
     await log.append(entry(b"body"))
     (record,) = await log.read(0, 1, 10)
-    await log.quarantine(record, code=3, details="no")
+    await log.quarantine([Refused(record, 3, "no")])
     await log.close()
     path = FOLDER / "00000000000000000001.entry"
     return disk, path, disk.content(path)

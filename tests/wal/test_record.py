@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from server.wal.keyring import Keyring
 from server.wal.quarantine import MAGIC as ITEM_MAGIC
-from server.wal.quarantine import QuarantineItem, decode_item, encode_item
+from server.wal.quarantine import QuarantineItem, Refused, decode_item, encode_item
 from server.wal.record import (
     FRAME_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -335,7 +335,7 @@ def test_two_hundred_thousand_mutated_inputs() -> None:
 
 
 KEYRING = Keyring(Path("/keys"), {key_id_of(KEY): KEY})
-ITEM = encode_item(RECORD, key_id_of(KEY), KEY, b"L" * 16, code=3, details="Wrong input: ä", now_ns=7)
+ITEM = encode_item(Refused(RECORD, 3, "Wrong input: ä"), key_id_of(KEY), KEY, b"L" * 16, now_ns=7)
 
 
 def decoded_item(data: bytes) -> tuple[QuarantineItem, Record] | str:

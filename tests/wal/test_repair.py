@@ -13,6 +13,7 @@ from server.wal import harvest
 from server.wal.files import TEMP_SUFFIX
 from server.wal.harvest import Finding
 from server.wal.limits import WalLimits
+from server.wal.quarantine import Refused
 from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, Flaw, Frame, FrameRules, NewRecord, SegmentCodec
 from server.wal.repair import Repaired, repair
 from server.wal.salvage import TABLE, Fate, Plan, Tools
@@ -278,7 +279,7 @@ async def test_a_refused_entry_stays_known_under_its_number() -> None:
     for body in BODIES:
         await log.append(entry(body))
     (record, *_) = await log.read(2, 1, 10**6)
-    await log.quarantine(record, code=3, details="wrong")
+    await log.quarantine([Refused(record, 3, "wrong")])
     await log.mark_replayed(3)
     await log.close()
     files = _only_log(disk)
@@ -570,7 +571,7 @@ async def test_only_what_the_quarantine_proves_and_the_settings_allow_fills_a_ga
     for body in texts:
         await log.append(entry(body))
     for record in (await log.read(1, 10, 10**6))[:3]:
-        await log.quarantine(record, code=3, details="wrong")
+        await log.quarantine([Refused(record, 3, "wrong")])
     await log.mark_replayed(4)
     await log.close()
     files = _only_log(disk)

@@ -16,6 +16,7 @@ from server.clock import SystemClock
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+from server.wal.quarantine import Refused
 from tests.wal.support import KINDS, PENDING, SYNCED, entry
 
 LIMITS = WalLimits(segment_bytes=20_000, head_bytes=8_000, head_seconds=0.02, cache_bytes=4_000)
@@ -45,7 +46,7 @@ async def replay(log: Log, rng: random.Random) -> None:
         if not records:
             await asyncio.sleep(0)
             continue
-        await log.quarantine(records[0], code=3, details="no")
+        await log.quarantine([Refused(records[0], 3, "no")])
         say("quarantined", records[0].seq)
         say("cursor-asked", records[-1].seq)
         await log.mark_replayed(records[-1].seq)
