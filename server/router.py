@@ -93,10 +93,19 @@ class Parts:
 
 @dataclass(slots=True)
 class _Sent:
-    """A write on its way into the log: whether Qdrant may have it, and its number once the log has it."""
+    """A write on its way into the log: whether Qdrant may have it, and its number once the log has it.
+
+    `is_refused`: the replica, whole, lacks what the write is about, so Qdrant did not do it either.
+    """
 
     maybe_applied: bool
     seq: int = 0
+    is_refused: bool = False
+
+    @property
+    def leaves_doubt(self) -> bool:
+        """Whether Qdrant may have a write that the replica will not hear of."""
+        return self.maybe_applied and not self.seq and not self.is_refused
 
 
 class Router:
@@ -232,7 +241,7 @@ class Router:
                 try:
                     return await self._write_local(call, row, request, sent)
                 finally:
-                    if sent.maybe_applied and not sent.seq:
+                    if sent.leaves_doubt:
                         self._in_doubt(request, "Qdrant may have a write that did not get into the log")
 
     async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
@@ -291,6 +300,8 @@ class Router:
             if prepared.code:
                 refused = refuse(Code(prepared.code), prepared.details)
                 if not prepared.resolved:
+                    is_whole = prepared.freshness.completeness == control_pb.COMPLETENESS_COMPLETE
+                    sent.is_refused = is_whole and prepared.code == Code.NOT_FOUND
                     return self._from_local(call, refused.with_trailers(*trailers(prepared.freshness)))
                 # Qdrant does the first parts of a batch before it refuses one: they are logged like any write.
             entry = pending_entry(

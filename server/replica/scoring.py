@@ -19,6 +19,8 @@ from server.replica.records import Key
 from server.replica.spaces import Floats, Space
 
 _EPSILON = np.float32(1.1920929e-7)
+# The peak of so many scores is found at once.
+_STRETCH = 128
 Mask: TypeAlias = "npt.NDArray[np.bool_] | None"
 
 
@@ -197,13 +199,34 @@ def _wanted_rows(scores: Floats, defined: Mask, gone: Mask, count: int) -> npt.N
     allowed = defined
     if gone is not None:
         allowed = ~gone if allowed is None else allowed & ~gone
-    rows = np.arange(len(scores)) if allowed is None else np.flatnonzero(allowed)
-    if len(rows) <= count:
-        return rows
-    candidates = scores[rows]
-    floor = np.partition(candidates, len(rows) - count)[len(rows) - count]
-    kept: npt.NDArray[np.intp] = rows[~(candidates < floor)]
+    if allowed is None:
+        return _largest(scores, count)
+    rows = np.flatnonzero(allowed)
+    kept: npt.NDArray[np.intp] = rows[_largest(scores[rows], count)]
     return kept
+
+
+def _largest(scores: Floats, count: int) -> npt.NDArray[np.intp]:
+    """Where the largest `count` stand and all that tie with the last of them; NaN is larger than all."""
+    if len(scores) <= count:
+        return np.arange(len(scores))
+    stretches = len(scores) // _STRETCH
+    if stretches >= 2 * count:
+        # As many stretches have a peak above that of the rest; so all that is wanted is above it, too, and little else.
+        peaks = scores[: stretches * _STRETCH].reshape(stretches, _STRETCH).max(axis=1)
+        rows = _above(scores, _floor(peaks, count))
+        return rows[_above(scores[rows], _floor(scores[rows], count))]
+    return _above(scores, _floor(scores, count))
+
+
+def _floor(scores: Floats, count: int) -> np.float32:
+    """The last of the largest `count`."""
+    floor: np.float32 = np.partition(scores, len(scores) - count)[len(scores) - count]
+    return floor
+
+
+def _above(scores: Floats, floor: np.float32) -> npt.NDArray[np.intp]:
+    return np.flatnonzero(np.isnan(scores) if np.isnan(floor) else ~(scores < floor))
 
 
 def average(positive: Sequence[QueryVector], negative: Sequence[QueryVector]) -> QueryVector:

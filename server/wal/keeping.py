@@ -28,7 +28,7 @@ class Keeping:
     async def quarantine(self, refused: Sequence[Refused]) -> None:
         """Keep refused entries, durably; call it before `mark_replayed`. The same entry again replaces it."""
         keep = partial(self._quarantine.keep, refused, self._clock.wall_ns())
-        with _told(f"cannot quarantine entries {', '.join(str(each.record.seq) for each in refused)}"):
+        with _told(f"cannot quarantine {_named([each.record.seq for each in refused])}"):
             await asyncio.to_thread(self._space.with_reserve, keep)
 
     def quarantined(self) -> list[QuarantineItem]:
@@ -53,6 +53,10 @@ class Keeping:
         """An operator has decided: the entry leaves the quarantine, durably."""
         with _told(f"cannot release entry {seq}"):
             await asyncio.to_thread(self._quarantine.release, seq)
+
+
+def _named(seqs: Sequence[int]) -> str:
+    return f"{'entry' if len(seqs) == 1 else 'entries'} {', '.join(map(str, seqs))}"
 
 
 @contextlib.contextmanager

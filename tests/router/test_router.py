@@ -612,6 +612,28 @@ async def test_a_write_that_qdrant_may_have_and_the_log_has_not_is_a_doubt(make_
     assert await rig.entries() == []
 
 
+@pytest.mark.parametrize(
+    ("code", "completeness", "doubted"),
+    [
+        (Code.NOT_FOUND, control_pb.COMPLETENESS_COMPLETE, False),
+        (Code.NOT_FOUND, control_pb.COMPLETENESS_STALE, True),
+        (Code.NOT_FOUND, control_pb.COMPLETENESS_HYDRATING, True),
+        (Code.NOT_FOUND, control_pb.COMPLETENESS_UNSPECIFIED, True),
+        (Code.INVALID_ARGUMENT, control_pb.COMPLETENESS_COMPLETE, True),
+    ],
+)
+async def test_what_the_whole_replica_does_not_find_qdrant_did_not_do(
+    make_rig: MakeRig, code: Code, completeness: control_pb.Completeness, doubted: bool
+) -> None:
+    rig = make_rig().online()
+    freshness = control_pb.Freshness(completeness=completeness)
+    rig.replica.refusal = control_pb.PrepareResponse(code=code, details="no point 7", freshness=freshness)
+    rig.qdrant.answers = [UpstreamUnreachable("reset", maybe_applied=True)]
+    assert (await rig.router.handle(upsert())).code is code
+    assert bool(rig.replica.marked) is doubted
+    assert await rig.entries() == []
+
+
 async def test_qdrant_is_asked_about_a_caller_whom_nobody_knows_while_it_is_up(make_rig: MakeRig) -> None:
     """Its keys were changed in an outage: during the drain the new ones are unknown here, and good."""
     rig = make_rig(had_upstream=True).online()
