@@ -175,6 +175,7 @@ class Understudy:
             lambda: log.replayed_seq,
             clock,
         )
+        repairs = self._repairs(store, mode, replica)
         mirror = Mirror(
             log,
             replica.control,
@@ -182,6 +183,7 @@ class Understudy:
             telemetry,
             has_remote=upstream is not None,
             forgets_through_seq=self._window.forgettable,
+            in_doubt=repairs.was_in_doubt,
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
@@ -204,7 +206,7 @@ class Understudy:
             ),
             credentials=credentials,
             scrubber=Scrubber.load(settings.scrub.rules_path) if settings.scrub.enabled else Scrubber(()),
-            repairs=self._repairs(store, mode, replica),
+            repairs=repairs,
             telemetry=telemetry,
             clock=clock,
         )

@@ -42,6 +42,7 @@ class Mirror:
     """Carries the log to the replica. Belongs to one event loop.
 
     `forgets_through_seq`: what points were before entries up to there is of no use any more; None = nobody will ask.
+    `in_doubt`: Qdrant may have acknowledged writes that the log lacks, from before this process.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Mirror:
         *,
         has_remote: bool = True,
         forgets_through_seq: Callable[[], int | None] = lambda: None,
+        in_doubt: bool = False,
     ) -> None:
+        self._in_doubt = in_doubt
         self.applied_seq = 0
         self.rewound = False
         self._log = log
@@ -106,6 +109,7 @@ class Mirror:
                 log_id=self._log.log_id,
                 no_remote=not self._has_remote,
                 first_seq=self._log.first_seq,
+                in_doubt=self._in_doubt and not self._known_before,
             )
         )
         self._known_before = True

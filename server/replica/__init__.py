@@ -3,13 +3,15 @@
 In the proxy:
 
     process        starts, watches and replaces the process; the proxy's own calls to it
+    asking         its end of the socket (wire: the frames)
     hydrate        copies what was in Qdrant before (copying, remote)
 
 In the process, a write from top to bottom:
 
     __main__       command line, one line on stdout when it serves
     composition    puts the parts together
-    service        gRPC in: bytes to a thread and back
+    answering      its end of the socket; alone it has a gRPC face in its place (grpc_face)
+    service        bytes to a thread and back
     writes         prepares a write, applies log entries in order, each once
     resolving      Qdrant's checks; filters and conditions become ids
     applying       operations done to an open transaction
@@ -27,6 +29,9 @@ from collections.abc import Mapping
 
 # For the environment of a process that scans vectors (`scan`); it counts only when it is there before numpy is loaded.
 BLAS_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+# Asks whether the process is there: answered by its event loop alone.
+IS_THERE = "/grpc.health.v1.Health/Check"
 
 # Rows of former states that go with one call, so that none takes long.
 FORGOTTEN_AT_ONCE = 1000

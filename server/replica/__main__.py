@@ -15,14 +15,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from server import config
 from server.clock import SystemClock
 from server.errors import AddressInUse, UnderstudyError
 from server.replica import catalogue
+from server.replica.answering import Answering
 from server.replica.composition import Parts, open_parts
+from server.replica.grpc_face import grpc_server
+
+_End: TypeAlias = Callable[[float], Awaitable[Any]]
 
 logger = logging.getLogger("server.replica")
 
@@ -68,33 +73,42 @@ async def _serve(options: argparse.Namespace, settings: config.Replica) -> None:
     parts = open_parts(options.store, settings, SystemClock(), alone=options.listen is not None)
     if options.listen is not None:
         _own_the_catalogue(parts)
-    server = parts.service.server()
+    end: _End | None = None
     try:
-        announcement = _bind(server.add_insecure_port, options)
-        await server.start()
+        if options.socket is not None:
+            announcement, end = await _for_a_proxy(parts, options.socket)
+            threading.Thread(target=_follow_stdin, args=(loop, stop, options.socket), daemon=True).start()
+        else:
+            announcement, end = await _for_anybody(parts, options.listen)
         sys.stdout.write(announcement + "\n")
         sys.stdout.flush()
-        if options.socket is not None:
-            threading.Thread(target=_follow_stdin, args=(loop, stop, options.socket), daemon=True).start()
         await stop.wait()
     finally:
         watchdog = threading.Timer(_PATIENCE_SECONDS, os._exit, args=(0,))
         watchdog.daemon = True
         watchdog.start()
-        await server.stop(_GRACE_SECONDS)
+        if end is not None:
+            await end(_GRACE_SECONDS)
         await asyncio.to_thread(parts.close)
 
 
-def _bind(add: Callable[[str], int], options: argparse.Namespace) -> str:
-    address = f"unix:{options.socket}" if options.socket is not None else options.listen
+async def _for_a_proxy(parts: Parts, socket: Path) -> tuple[str, _End]:
+    answering = Answering(parts.service)
     try:
-        port = add(address)
+        await answering.start(socket)
+    except OSError as error:
+        raise AddressInUse(f"cannot listen on {socket}: {error.strerror or error}") from error
+    return READY, answering.stop
+
+
+async def _for_anybody(parts: Parts, address: str) -> tuple[str, _End]:
+    server = grpc_server(parts.service)
+    try:
+        port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise AddressInUse(f"cannot listen on {address}") from error
-    if options.socket is not None:
-        return READY
-    host = options.listen.rpartition(":")[0]
-    return f"understudy replica: listening on {host}:{port}"
+    await server.start()
+    return f"understudy replica: listening on {address.rpartition(':')[0]}:{port}", server.stop
 
 
 def _own_the_catalogue(parts: Parts) -> None:

@@ -74,6 +74,10 @@ class Copy:
         as_of_seq = self._.log.last_seq
         await self._demand_trust()
         await self._set(control_pb.COMPLETENESS_COMPLETE, as_of_seq=as_of_seq, verified_unix_ns=self._.clock.wall_ns())
+        if self._.is_doubted(self._name):
+            # The doubt came while that was on its way, and may have got there first.
+            await self._set(self._meanwhile, as_of_seq=self._known.as_of_seq)
+            raise Interrupted("the collection was put in doubt while it was copied")
         progress.state, progress.owed_points = CopyState.COMPLETE, 0
 
     async def _demand_trust(self) -> None:

@@ -38,7 +38,7 @@ class Imports:
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def attach(self, request: control.AttachRequest) -> control.AttachResponse:
-        """Fit the cursor to the log. Another log, or one that ends before or begins after it, makes all STALE."""
+        """Fit the cursor to the log. Another log, one that ends early or begins late, or a doubt makes all STALE."""
         with self._store.transaction() as tx:
             applied_seq, known_log = tx.applied_seq, tx.meta(_LOG_ID)
             is_other = known_log != request.log_id and (known_log != "" or applied_seq > 0)
@@ -51,9 +51,11 @@ class Imports:
                 former_rows.forget_all(tx) if is_other else former_rows.rewind(tx, follows)
                 applied_seq = follows
                 tx.set_applied_seq(applied_seq)
+                baseline_rows.forget(tx)
+            if rewound or request.in_doubt:
+                # Before any entry is applied: what a point was before it is not known either.
                 for collection in tx.collections():
                     catalogue.distrust(tx, collection)
-                baseline_rows.forget(tx)
             tx.set_meta(_LOG_ID, request.log_id)
             tx.set_meta(catalogue.NO_REMOTE, "1" if request.no_remote else "")
         if rewound:

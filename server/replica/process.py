@@ -23,12 +23,12 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config, logs
 from server.clock import Clock
 from server.directories import socket_directory
-from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
+from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable, UpstreamUnreachable
 from server.replica import BLAS_ENVIRONMENT
+from server.replica.asking import Asking
 from server.replica.preparing import Preparing
 from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
-from server.upstream import Upstream
 
 M = TypeVar("M", bound=Message)
 
@@ -63,7 +63,7 @@ class ReplicaProcess:
         self._sockets: Path | None = None
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
-        self._upstream: Upstream | None = None
+        self._asking: Asking | None = None
         self._changed = asyncio.Event()
         self._stopping = False
         self._supervisor: asyncio.Task[None] | None = None
@@ -92,22 +92,22 @@ class ReplicaProcess:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        upstream, self._upstream = self._upstream, None
+        asking, self._asking = self._asking, None
         self._announce()
-        if upstream is not None:
-            await upstream.close()
+        if asking is not None:
+            asking.close()
         if self._process is not None:
             await _end(self._process)
         self.pid = None
         self._remove_sockets()
 
-    async def serving(self) -> Upstream:
+    async def serving(self) -> Backend:
         """The way to the process, once there is one. Raises ReplicaUnavailable after `stop`."""
-        while self._upstream is None:
+        while self._asking is None:
             if self._stopping:
                 raise ReplicaUnavailable("the replica was stopped")
             await self._changed.wait()
-        return self._upstream
+        return self._asking
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -134,22 +134,18 @@ class ReplicaProcess:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            line = b""
+                if (await process.stdout.readline()).strip() == _READY:
+                    self._asking = await Asking.connect(socket)
+        except OSError:
+            # It says nothing in time, or has ended since.
+            self._asking = None
         except asyncio.CancelledError:
             process.kill()
             raise
-        if line.strip() != _READY:
+        if self._asking is None:
             await _end(process, at_once=True)
             return False
         self.pid = process.pid
-        self._upstream = Upstream(
-            f"unix:{socket}",
-            clock=self._clock,
-            max_backoff_seconds=self._settings.restart_max_seconds,
-            name="replica",
-        )
         self._announce()
         return True
 
@@ -158,10 +154,10 @@ class ReplicaProcess:
         while True:
             try:
                 started = self._clock.monotonic()
-                if self._upstream is not None:
+                if self._asking is not None:
                     code = await self._watch()
                     self._telemetry.log.warning("replica process ended, it is replaced", exit_code=code, pid=self.pid)
-                    await self._retire()
+                    self._retire()
                 if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
                 await asyncio.sleep(pause)
@@ -180,12 +176,12 @@ class ReplicaProcess:
 
     async def _watch(self) -> int:
         """Wait for the end of the process; end it when it is silent for too long."""
-        process, upstream = self._process, self._upstream
-        assert process is not None and upstream is not None
+        process, asking = self._process, self._asking
+        assert process is not None and asking is not None
         async with _background(process.wait()) as ended:
             last_heard = self._clock.monotonic()
             while not ended.done():
-                if (await upstream.probe(self._settings.hang_seconds / 3)).ok:
+                if await asking.is_there(self._settings.hang_seconds / 3):
                     last_heard = self._clock.monotonic()
                 elif self._clock.monotonic() - last_heard >= self._settings.hang_seconds and not ended.done():
                     self._telemetry.log.warning("replica process is silent, it is killed", pid=process.pid)
@@ -194,12 +190,12 @@ class ReplicaProcess:
                 await asyncio.wait((ended,), timeout=self._settings.hang_seconds / 6)
             return await ended
 
-    async def _retire(self) -> None:
+    def _retire(self) -> None:
         """Forget the process that is gone."""
-        upstream, self._upstream = self._upstream, None
+        asking, self._asking = self._asking, None
         self.pid = None
-        if upstream is not None:
-            await upstream.close()
+        if asking is not None:
+            asking.close()
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -224,22 +220,16 @@ class _Patient:
         try:
             async with asyncio.timeout(left):
                 return await self._answer(call)
-        except (TimeoutError, UpstreamTimeout) as error:
+        except TimeoutError as error:
             raise ReplicaUnavailable(f"the replica did not answer {call.method} in time") from error
 
     async def _answer(self, call: Call) -> Reply:
         while True:
-            upstream = await self._process.serving()
+            asking = await self._process.serving()
             try:
-                reply = await upstream.handle(call)
-                # Nobody here cancelled it: the process was told to end and did not wait for this call.
-                if reply.code is not Code.CANCELLED:
-                    return reply
-            except UpstreamTimeout:
-                raise
+                return await asking.handle(call)
             except UpstreamUnreachable:
-                pass
-            await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
 
 
 class ReplicaControl:

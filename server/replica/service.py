@@ -1,4 +1,4 @@
-"""The replica's gRPC face: the Qdrant API and the control service, as raw bytes, in its own process.
+"""What the replica answers: the Qdrant API and the control service, as raw bytes, in its own process.
 
 Promises: the event loop never waits for SQLite or a search: reads run in a pool of threads, writes in one thread of
 their own, in the order in which they came. What the replica refuses has Qdrant's status and text; answers about a
@@ -14,16 +14,14 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
 from generated.qdrant import qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import Clock
-from server.replica import catalogue, freshness
+from server.replica import IS_THERE, catalogue, freshness
 from server.replica import requests as r
 from server.replica.baselines import Baselines
 from server.replica.former_desk import FormerDesk
@@ -38,37 +36,24 @@ from server.rpc import (
     HEALTH_TITLE,
     METHODS,
     PLAN,
+    Call,
     Code,
     Kind,
     Method,
     Offline,
+    Reply,
     explains,
+    refuse,
 )
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_Trailers: TypeAlias = tuple[tuple[str, str], ...]
-_Answer: TypeAlias = Callable[[bytes, _Context], Awaitable[bytes]]
 
 CONTROL = "/understudy.replica.v1.ReplicaService/"
-_GRPC_HEALTH = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse{status: SERVING}.
 _SERVING = b"\x08\x01"
-
-
-_STATUS = {status.value[0]: status for status in grpc.StatusCode}
-
-SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-    ("grpc.http2.max_ping_strikes", 0),
-)
 
 
 class Reader(Protocol):
@@ -142,76 +127,65 @@ class Service:
             "Status": self._status,
         }
 
-    def server(self) -> grpc.aio.Server:
-        """A server that answers with this service; ports are the caller's to add."""
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((_Router(self),))
-        return server
-
     def close(self) -> None:
         """Wait for the work under way and end the threads."""
         self._readers.shutdown()
         self._writer.shutdown()
 
-    async def answer(self, method: str, body: bytes, context: _Context) -> bytes:
-        """Answer one call, or end it with a status."""
+    async def handle(self, call: Call) -> Reply:
+        """See Backend: every status is the replica's own. The deadline is the caller's."""
         try:
-            if method.startswith(CONTROL):
-                return (await self._control[method.removeprefix(CONTROL)](body)).SerializeToString()
-            if method == _GRPC_HEALTH:
-                return _SERVING
-            return await self._answer_qdrant(METHODS[method], body, context)
+            if call.method.startswith(CONTROL):
+                return await self._answer_control(call)
+            if call.method == IS_THERE:
+                return Reply(_SERVING)
+            if call.method not in METHODS:
+                return _unknown(call.method)
+            return await self._answer_qdrant(METHODS[call.method], call)
         except Refusal as refusal:
-            status, details = _STATUS[refusal.code], refusal.details
+            return refuse(Code(refusal.code), refusal.details)
         except Exception:  # the outermost frame of a call
-            logger.exception("%s failed", method)
-            status, details = grpc.StatusCode.INTERNAL, f"the replica failed to answer {method}; its log says why"
-        await context.abort(status, details)
-        raise AssertionError("abort raises")
+            logger.exception("%s failed", call.method)
+            return refuse(Code.INTERNAL, f"the replica failed to answer {call.method}; its log says why")
 
-    def knows(self, method: str) -> bool:
-        """Whether the method is served or refused here, rather than unknown."""
-        if method.startswith(CONTROL):
-            return method.removeprefix(CONTROL) in self._control
-        return method in METHODS or method == _GRPC_HEALTH
+    async def _answer_control(self, call: Call) -> Reply:
+        answer = self._control.get(call.method.removeprefix(CONTROL))
+        return _unknown(call.method) if answer is None else Reply((await answer(call.body)).SerializeToString())
 
     # --- the Qdrant API ----------------------------------------------------------------------------------------------
 
-    async def _answer_qdrant(self, row: Method, body: bytes, context: _Context) -> bytes:
+    async def _answer_qdrant(self, row: Method, call: Call) -> Reply:
         if row.path == HEALTH_CHECK:
-            r.parse(qdrant_pb2.HealthCheckRequest, body)
+            r.parse(qdrant_pb2.HealthCheckRequest, call.body)
             version = await self._read(self._version)
-            return qdrant_pb2.HealthCheckReply(title=HEALTH_TITLE, version=version).SerializeToString()
+            return Reply(qdrant_pb2.HealthCheckReply(title=HEALTH_TITLE, version=version).SerializeToString())
         if row.offline is Offline.REFUSED:
             raise NotServed(row.why_refused)
         if row.kind is Kind.READ:
+            plan = Plan(self._clock.monotonic) if explains(call.metadata) else NO_PLAN
             started = self._clock.monotonic()
-            plan = Plan(self._clock.monotonic) if explains(context.invocation_metadata() or ()) else NO_PLAN
-            reply, trailers = await self._read(lambda: self._answer_read(row, body, started, plan))
-            context.set_trailing_metadata((*trailers, (PLAN, plan.as_json())) if plan.is_wanted else trailers)
-            if isinstance(reply, Refusal):
-                raise reply
-            return reply
+            reply = await self._read(lambda: self._answer_read(row, call.body, started, plan))
+            return reply.with_trailers((PLAN, plan.as_json())) if plan.is_wanted else reply
         if not self._alone:
             raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
-        return await self._write(lambda: self._writes.apply_direct(row.path, body))
+        return Reply(await self._write(lambda: self._writes.apply_direct(row.path, call.body)))
 
-    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan) -> tuple[bytes | Refusal, _Trailers]:
+    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan) -> Reply:
         # Told before the read: what is newer than promised does no harm.
         named = collection_named_in(row, body)
         trailers = freshness.trailers(catalogue.freshness_of(self._store, named, self._store.applied_seq))
         try:
             if not row.path.startswith(r.COLLECTIONS):
-                return self._reader.answer(row.path, body, plan), trailers
+                return Reply(self._reader.answer(row.path, body, plan), trailers=trailers)
             indexed = self._reader.indexed_points(named) if row.path == catalogue.GET else {}
             with self._store.snapshot():
-                reply = catalogue.answer(
+                answer = catalogue.answer(
                     self._store, row.path, body, lambda: self._clock.monotonic() - started, indexed
                 )
-                return reply, trailers
+                return Reply(answer, trailers=trailers)
         except Refusal as refusal:
             # Whether it says no for want of data is of interest too.
-            return refusal, trailers
+            return refuse(Code(refusal.code), refusal.details).with_trailers(*trailers)
 
     def _version(self) -> str:
         return self._store.meta(catalogue.REMOTE_VERSION) or ASSUMED_VERSION
@@ -365,21 +339,8 @@ class Service:
             await self._moved.wait()
 
 
-class _Router(grpc.GenericRpcHandler):
-    """Hands every known method to the service as raw bytes."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        method: str = details.method
-        if not self._service.knows(method):
-            return None
-
-        async def handle(body: bytes, context: _Context) -> bytes:
-            return await self._service.answer(method, body, context)
-
-        return grpc.unary_unary_rpc_method_handler(handle)
+def _unknown(method: str) -> Reply:
+    return refuse(Code.UNIMPLEMENTED, f"the replica knows no method {method}")
 
 
 def collection_named_in(row: Method, body: bytes) -> str:

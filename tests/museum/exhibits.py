@@ -60,8 +60,8 @@ DURABLE = (
         "the directory is not synced",
         "a name is there after a power cut",
         "wal/files.py",
-        "    disk.rename(temporary, path)\n    disk.sync_directory(path.parent)\n",
-        "    disk.rename(temporary, path)\n",
+        "    for directory in dict.fromkeys(path.parent for path in files):\n        disk.sync_directory(directory)\n",
+        "",
         _POWER_CUTS,
         seed=True,
     ),
@@ -69,8 +69,8 @@ DURABLE = (
         "renamed before the content is synced",
         "a published file is whole or absent",
         "wal/files.py",
-        "        file.append(parts)\n        file.sync()\n    finally:\n",
-        "        file.append(parts)\n    finally:\n",
+        "            file.append(parts)\n            file.sync()\n        finally:\n",
+        "            file.append(parts)\n        finally:\n",
         _POWER_CUTS,
     ),
     _bug(
@@ -324,9 +324,9 @@ KEPT = (
         "the cursor passes an entry before it is in quarantine",
         "what Qdrant refuses is kept",
         "replay/stepper.py",
-        "        if delivered.left_over:\n            await self._quarantine(parcel, delivered)\n",
-        "        if delivered.left_over:\n            await self._log.mark_replayed(parcel.seq)\n"
-        "            await self._quarantine(parcel, delivered)\n",
+        "        if self._refused:\n            await self._log.quarantine(self._refused)\n",
+        "        if self._refused:\n            await self._log.mark_replayed(self._unmarked_seq)\n"
+        "            self._unmarked = 0\n            await self._log.quarantine(self._refused)\n",
         f"{_REPLAYER}::test_a_refused_entry_is_in_quarantine_before_the_cursor_passes_it",
     ),
     _bug(

@@ -9,6 +9,7 @@ _CONFLICTS = "tests/replay/test_conflicts.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
 _FORMER = "tests/replica/test_former.py"
+_WIRE = "tests/replica/test_wire.py"
 _GRACE = "tests/replay/test_grace.py"
 _HISTORIES = "tests/simulation/test_histories.py::test_every_history_has_an_order"
 
@@ -153,6 +154,14 @@ DOUBTS = (
         "tests/router/test_router.py::test_what_the_whole_replica_does_not_find_qdrant_did_not_do",
     ),
     _bug(
+        "a doubt goes under in the word that all is copied",
+        "the replica is never silently different",
+        "replica/copying.py",
+        "        if self._.is_doubted(self._name):\n            # The doubt came",
+        "        if False:\n            # The doubt came",
+        "tests/replica/test_hydrate.py::test_a_doubt_outlasts_the_word_that_all_is_copied",
+    ),
+    _bug(
         "the copy under way forgets a new doubt",
         "the replica is never silently different",
         "replica/hydrate.py",
@@ -209,7 +218,8 @@ REPLAY = (
         "replay/delivery.py",
         "Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False)",
         "Answer(Outcome.DONE, Code.OK, str(failure), answered=False)",
-        _FOUND,
+        "tests/replay/test_replayer.py",
+        _SIMULATION,
     ),
     _bug(
         "not now counts as never",
@@ -217,7 +227,8 @@ REPLAY = (
         "replay/judge.py",
         '(Code.RESOURCE_EXHAUSTED, Outcome.TRANSIENT, "rate limit or disk full")',
         '(Code.RESOURCE_EXHAUSTED, Outcome.PERMANENT, "rate limit or disk full")',
-        _FOUND,
+        "tests/replay/test_replayer.py",
+        _SIMULATION,
     ),
     _bug(
         "what follows a refused write is sent",
@@ -372,6 +383,33 @@ GRACE = (
     ),
 )
 
+WIRE = (
+    _bug(
+        "what a caller gives up goes on in the replica",
+        "client cancellations propagate",
+        "replica/asking.py",
+        "            self._frames.put(wire_pb2.Question(number=number, given_up=True).SerializeToString())\n",
+        "",
+        _WIRE,
+    ),
+    _bug(
+        "calls wait for a replica that is gone",
+        "no client error when the replica dies",
+        "replica/asking.py",
+        "        for waiting in self._waiting.values():\n            if not waiting.done():\n",
+        "        for waiting in self._waiting.values():\n            if False:\n",
+        _WIRE,
+    ),
+    _bug(
+        "a frame that came in pieces is handed on too soon",
+        "an answer is the one to its question",
+        "replica/wire.py",
+        "                if len(view) < middle + body_bytes:\n",
+        "                if len(view) < middle:\n",
+        _WIRE,
+    ),
+)
+
 LOG = (
     _bug(
         "the log is not synced under load",
@@ -382,4 +420,4 @@ LOG = (
     ),
 )
 
-FAILOVER = ROUTING + DOUBTS + REPLAY + OTHERS + CUTOVER + GRACE + LOG
+FAILOVER = ROUTING + DOUBTS + REPLAY + OTHERS + CUTOVER + GRACE + WIRE + LOG

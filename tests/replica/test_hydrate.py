@@ -290,6 +290,38 @@ async def test_put_in_doubt_while_it_is_copied(make: Make, whole_before: bool) -
     assert world.here.payloads()[2] == {"v": 2}
 
 
+@pytest.mark.parametrize("whole_before", [False, True])
+async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_before: bool) -> None:
+    world = make()
+    fill(world, 10)
+    doubts = 0
+    set_completeness = world.set_completeness
+
+    async def late(request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
+        """The word is overtaken by a doubt: Qdrant has another point that nobody here has heard of."""
+        nonlocal doubts
+        if request.completeness == COMPLETE and not doubts:
+            doubts += 1
+            world.remote.local.do(r.UPSERT, upsert(point(77, v=77)))
+            hydrator.request(["c"])
+            world.here.set_completeness(STALE, "c")
+            answer = await set_completeness(request)
+            # Qdrant is not asked again meanwhile.
+            hydrator.upstream_up = False
+            return answer
+        return await set_completeness(request)
+
+    async with world.running() as hydrator:
+        if whole_before:
+            await world.until(world.is_complete)
+            hydrator.request(["c"])
+        world.set_completeness = late  # type: ignore[method-assign]
+        await world.until(lambda: doubts == 1 and not hydrator.upstream_up)
+        await world.until(lambda: not world.is_complete())
+        hydrator.upstream_up = True
+        await world.until(lambda: world.is_complete() and 77 in world.here.payloads())
+
+
 async def test_large_collections_are_left_out_and_say_so(make: Make) -> None:
     world = make(max_points=10)
     fill(world, 11)

@@ -24,7 +24,6 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server import config
 from server.clock import SystemClock
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable
-from server.replica import process as process_module
 from server.replica import requests as r
 from server.replica.process import ReplicaControl, ReplicaProcess
 from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, Call, Code, Reply
@@ -276,24 +275,6 @@ async def test_a_call_that_outlasts_a_process_told_to_end_is_answered_by_the_nex
         await _apply(replica, entry(2, r.UPSERT, upsert(point(1, a=1))))
         await asyncio.wait_for(waiting, 20)
         assert (await replica.control.status()).remote_version == "1.20.0"
-
-
-class OneThatEnds:
-    """A process that cancels the first call, as one that was told to end does, and its successor."""
-
-    def __init__(self) -> None:
-        self.replies = [Reply(b"", Code.CANCELLED, "CANCELLED"), Reply(b"answer")]
-
-    async def serving(self) -> OneThatEnds:
-        return self
-
-    async def handle(self, call: Call) -> Reply:
-        return self.replies.pop(0)
-
-
-async def test_a_call_that_a_process_told_to_end_has_cancelled_is_made_again() -> None:
-    patient = process_module._Patient(OneThatEnds(), SystemClock())  # type: ignore[arg-type]
-    assert (await patient.handle(Call(HEALTH_CHECK, b""))).body == b"answer"
 
 
 async def test_a_call_does_not_wait_beyond_its_deadline(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue
 from server.replica import requests as r
+from server.replica.baselines import Baselines
 from server.replica.refusal import Refusal
 from server.replica.touched import Touched
 from server.rpc import Code
@@ -114,6 +115,19 @@ def test_a_log_that_lost_its_tail_sets_the_cursor_back(here: Local) -> None:
     assert _completeness(here) == control.COMPLETENESS_STALE
     here.apply(2, r.UPSERT, upsert(point(2)))
     assert list(here.points()) == [1, 2]
+
+
+def test_where_writes_may_be_missing_nothing_is_whole_before_the_log_is_applied(here: Local) -> None:
+    here.apply(1, CREATE, create())
+    here.apply(2, r.UPSERT, upsert(point(1)))
+    answer = here.imports.attach(control.AttachRequest(last_seq=5, log_id="L", in_doubt=True))
+    assert (answer.applied_seq, answer.rewound) == (2, False)
+    assert _completeness(here) == control.COMPLETENESS_STALE
+    # Nobody can tell what Qdrant has of the point.
+    here.apply(3, r.UPSERT, upsert(point(1, v=3)))
+    touch = control.Touch(point_id=point(1).id.SerializeToString(), seq=3)
+    judged = Baselines(here.store).compare(control.CompareBaselinesRequest(collection="c", touches=[touch]))
+    assert (judged.unknown, list(judged.changed)) == (1, [])
 
 
 def test_another_log_is_applied_from_its_start(here: Local) -> None:

@@ -229,9 +229,10 @@ class Replica:
                 else tuple(replace(row, seq=follows, synced=True) if row.seq > follows else row for row in state.former)
             )
             state.applied_seq = follows
-            state.distrust()
             state.befores.clear()
             self._touched.restart(follows)
+        if rewound or request.in_doubt:
+            state.distrust()
         state.log_id = request.log_id
         self.database.commit(state)
         return control.AttachResponse(applied_seq=state.applied_seq, rewound=rewound)

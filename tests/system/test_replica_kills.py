@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest
 
 from generated.qdrant import points_pb2
+from server.replica.asking import Asking
+from server.rpc import Call, Reply
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.test_outage import Crowd, gather
@@ -60,17 +61,23 @@ class Replica:
         socket = arguments[arguments.index(b"--socket") + 1].decode()
         request = points_pb2.ScrollPoints(collection_name=collection, limit=100_000)
         request.with_payload.enable = request.with_vectors.enable = True
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            call = channel.unary_unary(
-                "/qdrant.Points/Scroll",
-                request_serializer=points_pb2.ScrollPoints.SerializeToString,
-                response_deserializer=points_pb2.ScrollResponse.FromString,
-            )
-            found = call(request, timeout=CALM_SECONDS).result
+        reply = asyncio.run(asked(Path(socket), Call("/qdrant.Points/Scroll", request.SerializeToString())))
+        assert reply.is_ok, reply.details
+        found = points_pb2.ScrollResponse.FromString(reply.body).result
         records = [GrpcToRest.convert_retrieved_point(one) for one in found]
         ids = [record.id for record in records]
         assert len(ids) == len(set(ids)), "a point is there twice"
         return records, None
+
+
+async def asked(socket: Path, call: Call) -> Reply:
+    """What the replica that listens there answers."""
+    asking = await Asking.connect(socket)
+    try:
+        async with asyncio.timeout(CALM_SECONDS):
+            return await asking.handle(call)
+    finally:
+        asking.close()
 
 
 @dataclass(slots=True)

@@ -33,16 +33,18 @@ COMPLETENESS_COMPLETE: Completeness
 COMPLETENESS_STALE: Completeness
 
 class AttachRequest(_message.Message):
-    __slots__ = ("last_seq", "log_id", "no_remote", "first_seq")
+    __slots__ = ("last_seq", "log_id", "no_remote", "first_seq", "in_doubt")
     LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
     NO_REMOTE_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    IN_DOUBT_FIELD_NUMBER: _ClassVar[int]
     last_seq: int
     log_id: str
     no_remote: bool
     first_seq: int
-    def __init__(self, last_seq: _Optional[int] = ..., log_id: _Optional[str] = ..., no_remote: _Optional[bool] = ..., first_seq: _Optional[int] = ...) -> None: ...
+    in_doubt: bool
+    def __init__(self, last_seq: _Optional[int] = ..., log_id: _Optional[str] = ..., no_remote: _Optional[bool] = ..., first_seq: _Optional[int] = ..., in_doubt: _Optional[bool] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("applied_seq", "rewound")

@@ -1,0 +1,96 @@
+"""The proxy's end of the connection to its replica process: many calls at once over one socket.
+
+Promises: each call gets the answer to it, or UpstreamUnreachable once the connection is gone; a call whose caller gives
+up is taken back. Nothing is repeated, and deadlines are the caller's. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from generated.understudy.replica.v1 import wire_pb2
+from server.errors import UpstreamUnreachable
+from server.replica import IS_THERE
+from server.replica.wire import Frames
+from server.rpc import Call, Code, Reply
+
+
+class Asking:
+    """A `rpc.Backend`: the way to one replica process."""
+
+    def __init__(self) -> None:
+        self._frames = Frames(self._answered, self._ended)
+        self._numbers = count(1)
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._gone = ""
+
+    @classmethod
+    async def connect(cls, socket: Path) -> Asking:
+        """Raises OSError when nobody listens there."""
+        asking = cls()
+        await asyncio.get_running_loop().create_unix_connection(lambda: asking._frames, str(socket))
+        return asking
+
+    async def handle(self, call: Call) -> Reply:
+        """See Backend. The deadline is not looked at."""
+        number = next(self._numbers)
+        if self._gone or not self._frames.is_open:
+            raise UpstreamUnreachable(f"replica: {self._gone or 'not connected'}", maybe_applied=False)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        question = wire_pb2.Question(number=number, method=call.method)
+        # What is not text is for Qdrant only.
+        question.metadata.extend(
+            wire_pb2.Metadatum(key=key, value=value) for key, value in call.metadata if isinstance(value, str)
+        )
+        try:
+            await self._frames.send(question.SerializeToString(), call.body)
+            return await answer
+        except asyncio.CancelledError:
+            self._frames.put(wire_pb2.Question(number=number, given_up=True).SerializeToString())
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    async def is_there(self, timeout_seconds: float) -> bool:
+        """Whether the process answers in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return (await self.handle(Call(IS_THERE, b""))).is_ok
+        except (TimeoutError, UpstreamUnreachable):
+            return False
+
+    def close(self) -> None:
+        """Give up what is in flight. Final."""
+        self._end("closed by Understudy")
+        self._frames.abort()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _answered(self, head: bytes, body: bytes) -> None:
+        try:
+            answer = wire_pb2.Answer.FromString(head)
+        except DecodeError:
+            self._end("what it says is no answer")
+            self._frames.abort()
+            return
+        waiting = self._waiting.get(answer.number)
+        # Whoever gave up may still be answered.
+        if waiting is not None and not waiting.done():
+            trailers = tuple((one.key, one.value) for one in answer.trailers)
+            waiting.set_result(Reply(body, Code(answer.code), answer.details, trailers=trailers))
+
+    def _ended(self) -> None:
+        self._end("the connection ended")
+
+    def _end(self, reason: str) -> None:
+        self._gone = self._gone or reason
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(UpstreamUnreachable(f"replica: {self._gone}", maybe_applied=True))
+                # Whoever waits may be giving up at this very moment: then nobody looks, and that is no error.
+                waiting.exception()

@@ -1,0 +1,246 @@
+"""The socket between the proxy and its replica process: real sockets, both ends, and strangers on either side."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from generated.understudy.replica.v1 import wire_pb2
+from server.errors import UpstreamUnreachable
+from server.replica import IS_THERE
+from server.replica.answering import Answering
+from server.replica.asking import Asking
+from server.rpc import Backend, Call, Code, Reply
+
+LARGE = 64 * 1024 * 1024
+
+
+class Echo:
+    """Answers with what it was asked; `hold` keeps it from answering what asks to be held."""
+
+    def __init__(self) -> None:
+        self.hold = asyncio.Event()
+        self.asked: list[Call] = []
+        self.cancelled: list[str] = []
+
+    async def handle(self, call: Call) -> Reply:
+        """See Backend."""
+        self.asked.append(call)
+        try:
+            if call.method == "/held":
+                await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(call.method)
+            raise
+        if call.method == "/refused":
+            return Reply(code=Code.NOT_FOUND, details="no such thing ä", trailers=(("a", "1"), ("b", "2")))
+        return Reply(call.body, trailers=(("method", call.method),))
+
+
+@asynccontextmanager
+async def serving(backend: Backend, folder: Path) -> AsyncIterator[Path]:
+    """A socket on which the backend answers."""
+    answering = Answering(backend)
+    await answering.start(folder / "s")
+    try:
+        yield folder / "s"
+    finally:
+        await answering.stop(0.0)
+
+
+@asynccontextmanager
+async def connected(backend: Backend, folder: Path) -> AsyncIterator[Asking]:
+    """Both ends."""
+    async with serving(backend, folder) as path:
+        asking = await Asking.connect(path)
+        try:
+            yield asking
+        finally:
+            asking.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until the condition holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+
+
+def frame(head: bytes, body: bytes = b"") -> bytes:
+    """As the docstring of `wire` draws it."""
+    return struct.pack("<II", len(head), len(body)) + head + body
+
+
+def question(number: int, method: str) -> bytes:
+    """A head."""
+    return wire_pb2.Question(number=number, method=method).SerializeToString()
+
+
+async def test_call_and_reply_come_through_as_they_are(tmp_path: Path) -> None:
+    echo = Echo()
+    async with connected(echo, tmp_path) as asking:
+        metadata = (("x-understudy-explain", "1"), ("trace-bin", b"\x00\xff"))
+        assert await asking.handle(Call("/a.B/C", b"\x00body", metadata)) == Reply(
+            b"\x00body", trailers=(("method", "/a.B/C"),)
+        )
+        assert echo.asked == [Call("/a.B/C", b"\x00body", (("x-understudy-explain", "1"),))]
+        assert await asking.handle(Call("/refused", b"")) == Reply(
+            code=Code.NOT_FOUND, details="no such thing ä", trailers=(("a", "1"), ("b", "2"))
+        )
+        assert await asking.is_there(5.0)
+        assert echo.asked[-1].method == IS_THERE
+
+
+async def test_answers_come_in_any_order_each_to_its_question(tmp_path: Path) -> None:
+    echo = Echo()
+    async with connected(echo, tmp_path) as asking:
+        held = [asyncio.create_task(asking.handle(Call("/held", str(n).encode()))) for n in range(50)]
+        quick = await asyncio.gather(*(asking.handle(Call("/quick", str(n).encode())) for n in range(50)))
+        assert [reply.body for reply in quick] == [str(n).encode() for n in range(50)]
+        assert not any(task.done() for task in held)
+        echo.hold.set()
+        assert [reply.body for reply in await asyncio.gather(*held)] == [str(n).encode() for n in range(50)]
+
+
+async def test_large_ones_come_through_and_others_pass(tmp_path: Path) -> None:
+    async with connected(Echo(), tmp_path) as asking:
+        body = bytes(range(256)) * (LARGE // 256)
+        large = asyncio.create_task(asking.handle(Call("/large", body)))
+        replies = await asyncio.gather(*(asking.handle(Call("/small", str(n).encode())) for n in range(20)))
+        assert [reply.body for reply in replies] == [str(n).encode() for n in range(20)]
+        assert (await large).body == body
+
+
+async def test_what_is_given_up_is_taken_back(tmp_path: Path) -> None:
+    echo = Echo()
+    async with connected(echo, tmp_path) as asking:
+        waiting = asyncio.create_task(asking.handle(Call("/held", b"")))
+        await until(lambda: bool(echo.asked))
+        waiting.cancel()
+        await until(lambda: bool(echo.cancelled))
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (await asking.handle(Call("/after", b"x"))).body == b"x"
+
+
+async def test_an_end_of_the_connection_is_told_to_all_who_wait(tmp_path: Path) -> None:
+    echo = Echo()
+    async with serving(echo, tmp_path) as path:
+        asking = await Asking.connect(path)
+        waiting = [asyncio.create_task(asking.handle(Call("/held", b""))) for _ in range(3)]
+        await until(lambda: len(echo.asked) == 3)
+    for task in waiting:
+        with pytest.raises(UpstreamUnreachable) as lost:
+            await task
+        assert lost.value.maybe_applied
+    assert len(echo.cancelled) == 3
+    with pytest.raises(UpstreamUnreachable) as refused:
+        await asking.handle(Call("/after", b""))
+    assert not refused.value.maybe_applied
+    assert not await asking.is_there(5.0)
+
+
+async def test_a_proxy_that_ends_takes_its_questions_with_it(tmp_path: Path) -> None:
+    echo = Echo()
+    async with serving(echo, tmp_path) as path:
+        asking = await Asking.connect(path)
+        waiting = asyncio.create_task(asking.handle(Call("/held", b"")))
+        await until(lambda: bool(echo.asked))
+        asking.close()
+        with pytest.raises(UpstreamUnreachable, match="closed by Understudy"):
+            await waiting
+        await until(lambda: bool(echo.cancelled))
+
+
+async def test_a_stop_lets_answers_out_that_come_in_time(tmp_path: Path) -> None:
+    echo = Echo()
+    answering = Answering(echo)
+    await answering.start(tmp_path / "s")
+    asking = await Asking.connect(tmp_path / "s")
+    waiting = asyncio.create_task(asking.handle(Call("/held", b"x" * 1_000_000)))
+    await until(lambda: bool(echo.asked))
+    stopping = asyncio.create_task(answering.stop(20.0))
+    await asyncio.sleep(0)
+    echo.hold.set()
+    assert (await waiting).body == b"x" * 1_000_000
+    await stopping
+    asking.close()
+
+
+async def test_frames_may_come_byte_by_byte_and_many_at_once(tmp_path: Path) -> None:
+    async with serving(Echo(), tmp_path) as path:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        for byte in frame(question(1, "/slow"), b"body"):
+            writer.write(bytes((byte,)))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(b"".join(frame(question(number, "/many"), str(number).encode()) for number in range(2, 200)))
+        bodies = {}
+        for _ in range(199):
+            lengths = struct.unpack("<II", await reader.readexactly(8))
+            head, body = [await reader.readexactly(length) for length in lengths]
+            bodies[wire_pb2.Answer.FromString(head).number] = body
+        assert bodies == {1: b"body", **{number: str(number).encode() for number in range(2, 200)}}
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(b"\xff\xff\xff"),
+        struct.pack("<II", 1 << 30, 0),
+        struct.pack("<II", 0, (1 << 32) - 1),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+    ids=["no question", "long head", "long body", "another protocol"],
+)
+async def test_who_talks_nonsense_is_left_and_the_others_are_served(tmp_path: Path, said: bytes) -> None:
+    async with connected(Echo(), tmp_path) as asking:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(said)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
+        assert (await asking.handle(Call("/other", b"x"))).body == b"x"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [frame(b"\xff\xff\xff"), frame(wire_pb2.Answer(number=1, code=99).SerializeToString())],
+    ids=["head", "code"],
+)
+async def test_a_replica_that_talks_nonsense_counts_as_gone(tmp_path: Path, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        asking = await Asking.connect(tmp_path / "s")
+        peer, _ = listener.accept()
+        with peer:
+            waiting = asyncio.create_task(asking.handle(Call("/held", b"")))
+            await asyncio.sleep(0)
+            peer.sendall(said)
+            with pytest.raises(UpstreamUnreachable):
+                await waiting
+        asking.close()
+
+
+async def test_who_sends_waits_while_nobody_reads(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        asking = await Asking.connect(tmp_path / "s")
+        peer, _ = listener.accept()
+        with peer:
+            waiting = asyncio.create_task(asking.handle(Call("/large", bytes(LARGE))))
+            assert not await asking.is_there(0.05)
+            assert not waiting.done()
+            peer.close()
+            with pytest.raises(UpstreamUnreachable):
+                await waiting
+        asking.close()
