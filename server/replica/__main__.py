@@ -25,7 +25,6 @@ from server.errors import AddressInUse, UnderstudyError
 from server.replica import catalogue
 from server.replica.answering import Answering
 from server.replica.composition import Parts, open_parts
-from server.replica.grpc_face import grpc_server
 
 _End: TypeAlias = Callable[[float], Awaitable[Any]]
 
@@ -102,6 +101,9 @@ async def _for_a_proxy(parts: Parts, socket: Path) -> tuple[str, _End]:
 
 
 async def _for_anybody(parts: Parts, address: str) -> tuple[str, _End]:
+    # Below a proxy nobody needs gRPC.
+    from server.replica.grpc_face import grpc_server
+
     server = grpc_server(parts.service)
     try:
         port = server.add_insecure_port(address)
