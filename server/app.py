@@ -23,6 +23,7 @@ from server.conflicts import Conflicts
 from server.control import Control
 from server.credentials import Credentials, Witness
 from server.cutover import CutOver
+from server.deletions import Deletions
 from server.edge import Edge
 from server.errors import ConfigError, DataDirUnusable
 from server.gate import WriteGate
@@ -244,6 +245,11 @@ class Understudy:
             store,
             mode,
             **marker_on(self._machine.disk, self._machine.boot),
+            deletions=Deletions(
+                self._machine.disk,
+                store,
+                lambda error: self._telemetry.log.error("deletions under way cannot be noted", reason=str(error)),
+            ),
             set_completeness=replica.control.set_completeness,
             copy_again=self._copy_again,
             connection_failed=self._connection_failed,
@@ -287,7 +293,7 @@ class Understudy:
             FormerSieve(self._process.control, parts.scrubber),
             parts.log,
             caught_up=parts.mirror.caught_up,
-            is_log_whole=lambda: parts.repairs.is_log_whole,
+            is_log_whole=parts.repairs.is_log_whole,
             settings=replay,
             telemetry=telemetry,
         )

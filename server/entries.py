@@ -98,6 +98,14 @@ def changes_some(row: Method, request: Message, reply: Reply) -> bool:
     return has_parts_before and reply.code in _OF_ONE_PART and not reply.details.startswith(_OF_THE_WHOLE)
 
 
+def may_delete(request: Message) -> bool:
+    """Whether a write may make points absent."""
+    if isinstance(request, points_pb2.UpdateBatchPoints):
+        kinds = {part.WhichOneof("operation") for part in request.operations}
+        return not kinds.isdisjoint(("delete_points", "delete_deprecated"))
+    return isinstance(request, points_pb2.DeletePoints)
+
+
 def names_its_points(row: Method, request: Message) -> bool:
     """Whether a write says by itself which points it is about: no filter has to be tried on others, no batch played.
 

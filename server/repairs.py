@@ -4,7 +4,8 @@ Promises: between the first online write and the moment when every online write 
 says that a crash leaves the replica in doubt; after such a crash every collection is copied again. A disk that does not
 take the marker is told and stops no write; until it takes it, a crash may leave a difference that nobody looks for. An
 acknowledged write that the log would not take puts its collection in doubt at once. `is_log_whole` tells whether every
-write that was acknowledged is in the log, or was copied since. Does not itself copy anything: that is hydration.
+write that was acknowledged, and every deletion that anybody may have seen, is in the log, or was copied since. Does not
+itself copy anything: that is hydration.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.deletions import Deletions
 from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.mode import Mode
 from server.telemetry import Telemetry
@@ -43,12 +45,20 @@ def marker_on(disk: Disk, boot: Callable[[], bytes]) -> MarkerFile:
         disk.remove(path)
         disk.sync_directory(path.parent)
 
+    def write_of_no_boot(path: Path) -> None:
+        """In place where the file is there: a full disk has no room for another one."""
+        facts = disk.facts(path)
+        if facts is None or not facts.size:
+            publish(disk, path, (b"\0",))
+        else:
+            disk.rewrite(path, 0, bytes(facts.size))
+
     return {
         "is_marked": lambda path: disk.facts(path) is not None,
         "write_durably": lambda path: publish(disk, path, (boot(),)),
         "remove_durably": remove,
         "is_of_this_boot": lambda path: bool(boot()) and disk.read(path, 0, _MARKER_BYTES) == boot(),
-        "write_of_no_boot": lambda path: publish(disk, path, (b"",)),
+        "write_of_no_boot": write_of_no_boot,
     }
 
 
@@ -69,7 +79,9 @@ class Repairs:
         telemetry: Telemetry,
         is_of_this_boot: Callable[[Path], bool] = lambda marker: False,
         write_of_no_boot: Callable[[Path], None] = lambda marker: None,
+        deletions: Deletions | None = None,
     ) -> None:
+        self._deletions = deletions
         self._marker = directory / MARKER
         self._write_of_no_boot = write_of_no_boot
         self._mode = mode
@@ -85,19 +97,30 @@ class Repairs:
         self._marked = self.was_in_doubt
         self._settled = not self.was_in_doubt
         # A process that is killed leaves the log with every write that was acknowledged, a power cut may not.
-        self.is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
+        self._is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
         self._online_writes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def online_write(self) -> Iterator[None]:
-        """Around an online write, from before it is sent until it is in the log."""
+    def online_write(self, loses_points_of: str = "") -> Iterator[None]:
+        """Around an online write, from before it is sent until it is in the log.
+
+        `loses_points_of`: the collection in which points may be absent afterwards.
+        """
         self._mark()
         self._online_writes += 1
         try:
-            yield
+            if self._deletions is not None and loses_points_of:
+                with self._deletions.under_way(loses_points_of):
+                    yield
+            else:
+                yield
         finally:
             self._online_writes -= 1
+
+    def is_log_whole(self, collection: str) -> bool:
+        """Whether Qdrant can have no write of ours to this collection that the log lacks."""
+        return self._is_log_whole and (self._deletions is None or collection not in self._deletions.left_over)
 
     def writes_pass_unseen(self) -> None:
         """Writes will reach Qdrant that neither log nor replica hears of: at the next start all is in doubt."""
@@ -124,7 +147,9 @@ class Repairs:
     def settled(self) -> None:
         """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
         if not self._tasks:
-            self._settled = self.is_log_whole = True
+            self._settled = self._is_log_whole = True
+            if self._deletions is not None:
+                self._deletions.settled()
 
     def close(self) -> None:
         """After the log was closed cleanly, with no write under way."""
@@ -151,7 +176,7 @@ class Repairs:
     def in_doubt(self, collection: str, reason: str) -> None:
         """Qdrant has acknowledged a write that the log refused: copy the collection again."""
         self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
-        self._settled = self.is_log_whole = False
+        self._settled = self._is_log_whole = False
         self._note_for_the_next_start()
         # A copy that is under way must not call the collection complete: it may have passed what is in doubt.
         self._copy_again(collection)

@@ -23,7 +23,14 @@ from server.clock import Clock
 from server.config import LocalReads, Settings, StaleWarning
 from server.conflicts import Conflicts, claim_of
 from server.credentials import Credentials
-from server.entries import changes_some, collection_name, names_its_points, pending_entry, synced_entries
+from server.entries import (
+    changes_some,
+    collection_name,
+    may_delete,
+    names_its_points,
+    pending_entry,
+    synced_entries,
+)
 from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
@@ -233,7 +240,7 @@ class Router:
             if not self._mode.is_remote:
                 return await self._write_local(call, row, request, _Sent(maybe_applied=False))
             # Until it is in the log, on whichever way: a stop in between leaves a doubt.
-            with self._open_writes.open(), self._repairs.online_write():
+            with self._open_writes.open(), self._repairs.online_write(self._loses_points_of(request)):
                 reply, maybe_applied = await self._write_remote(call)
                 if reply is not None:
                     return await self._acknowledged(call, row, request, reply)
@@ -243,6 +250,10 @@ class Router:
                 finally:
                     if sent.leaves_doubt:
                         self._in_doubt(request, "Qdrant may have a write that did not get into the log")
+
+    def _loses_points_of(self, request: Message) -> str:
+        """The collection in which a write may make points absent, "" for none."""
+        return self._conflicts.collection_of(collection_name(request)) if may_delete(request) else ""
 
     async def _write_remote(self, call: Call) -> tuple[Reply | None, bool]:
         """Qdrant's answer, or None and whether it may have applied the write all the same."""

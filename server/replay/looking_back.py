@@ -65,7 +65,7 @@ class _Look:
 class LookBack:
     """Made of steps, so that the replay can stop between any two. `caught_up` waits until the replica has an entry.
 
-    `is_log_whole` tells whether Qdrant can have no write of ours that the log lacks.
+    `is_log_whole` tells whether Qdrant can have no write of ours to a collection that the log lacks.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LookBack:
         log: LogPosition,
         *,
         caught_up: Callable[[int], Awaitable[None]],
-        is_log_whole: Callable[[], bool],
+        is_log_whole: Callable[[str], bool],
         settings: config.Replay,
         telemetry: Telemetry,
     ) -> None:
@@ -145,7 +145,7 @@ class LookBack:
                 collection=listed.collection,
                 ids=listed.ids,
                 page=reply.body,
-                is_log_whole=self._is_log_whole(),
+                is_log_whole=self._is_log_whole(listed.collection),
             )
         )
         answer = await self._send(look, listed.collection, judged, delivery, causality)

@@ -154,6 +154,14 @@ DOUBTS = (
         "tests/router/test_router.py::test_what_the_whole_replica_does_not_find_qdrant_did_not_do",
     ),
     _bug(
+        "a deletion that others saw and that the log lacks counts as lost by Qdrant",
+        "read your writes",
+        "repairs.py",
+        "                with self._deletions.under_way(loses_points_of):\n                    yield\n",
+        "                yield\n",
+        "tests/router/test_deletions.py",
+    ),
+    _bug(
         "a doubt goes under in the word that all is copied",
         "the replica is never silently different",
         "replica/copying.py",

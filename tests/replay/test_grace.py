@@ -249,7 +249,7 @@ class Bench:
             former,
             self,
             caught_up=self._caught_up,
-            is_log_whole=lambda: self.is_log_whole,
+            is_log_whole=lambda collection: self.is_log_whole,
             settings=self.settings,
             telemetry=telemetry,
         )

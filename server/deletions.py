@@ -1,0 +1,99 @@
+"""In which collections an online deletion was under way when this process ended.
+
+Promises: a deletion is noted before it is sent, and as over once the log has it or Qdrant has refused it; so after a
+kill `left_over` names every collection where a point may be absent by a deletion of ours that the log lacks. Nothing is
+synced: what a power cut takes away is another matter (`repairs`). A disk that takes no note stops no deletion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.wal.files import TEMP_SUFFIX, Disk, OpenFile
+
+_FILE = "deletions"
+_ROOM_BYTES = 64 * 1024
+
+
+class Deletions:
+    """The notes in `directory`. `on_problem` hears of each time that the disk takes none."""
+
+    def __init__(self, disk: Disk, directory: Path, on_problem: Callable[[OSError], None]) -> None:
+        self._disk = disk
+        self._path = directory / _FILE
+        self._on_problem = on_problem
+        self._file: OpenFile | None = None
+        self._size = 0
+        self._under_way = Counter[str]()
+        self.left_over = self._read()
+
+    @contextmanager
+    def under_way(self, collection: str) -> Iterator[None]:
+        """Around a deletion, until the log has it. One that ends by an exception stays noted."""
+        self._under_way[collection] += 1
+        self._note("+", collection)
+        yield
+        self._under_way[collection] -= 1
+        self._note("-", collection)
+        if self._size > _ROOM_BYTES:
+            self._write_anew()
+
+    def settled(self) -> None:
+        """What was left over is of no use any more: everything was copied since."""
+        if self.left_over:
+            self.left_over = frozenset()
+            self._write_anew()
+
+    # --- the file ----------------------------------------------------------------------------------------------------
+
+    def _read(self) -> frozenset[str]:
+        facts = self._disk.facts(self._path)
+        if facts is None:
+            return frozenset()
+        self._size = facts.size
+        noted = Counter[str]()
+        for line in self._disk.read(self._path, 0, facts.size).split(b"\n"):
+            try:
+                sign, collection = json.loads(line)
+            except ValueError:
+                # Cut off: one that begins was not sent, one that ends counts as under way.
+                continue
+            noted[collection] += 1 if sign == "+" else -1
+        return frozenset(+noted)
+
+    def _note(self, sign: str, collection: str) -> None:
+        try:
+            if self._file is None:
+                is_there = self._disk.facts(self._path) is not None
+                self._file = self._disk.open_append(self._path) if is_there else self._disk.create(self._path)
+            self._size += self._append(self._file, sign, collection)
+        except OSError as error:
+            self._on_problem(error)
+
+    @staticmethod
+    def _append(file: OpenFile, sign: str, collection: str) -> int:
+        # An end of line on both sides: one that was cut off takes no other with it.
+        line = b"\n" + json.dumps([sign, collection]).encode() + b"\n"
+        file.append([line])
+        return len(line)
+
+    def _write_anew(self) -> None:
+        """Only what still counts, in place of all that was ever noted."""
+        still = [*self.left_over, *self._under_way.elements()]
+        temporary = self._path.with_name(_FILE + TEMP_SUFFIX)
+        try:
+            if self._disk.facts(temporary) is not None:
+                self._disk.remove(temporary)
+            file = self._disk.create(temporary)
+            size = sum(self._append(file, "+", collection) for collection in still)
+            self._disk.rename(temporary, self._path)
+        except OSError as error:
+            self._on_problem(error)
+            return
+        if self._file is not None:
+            self._file.close()
+        self._file, self._size = file, size
