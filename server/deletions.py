@@ -7,7 +7,7 @@ synced: what a power cut takes away is another matter (`repairs`). A disk that t
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,8 @@ from server.wal.files import TEMP_SUFFIX, Disk, OpenFile
 
 _FILE = "deletions"
 _ROOM_BYTES = 64 * 1024
+# Whether it begins or is over, and the name of the collection in hexadecimal.
+_LINE = re.compile(rb"([+-])((?:[0-9a-f]{2})*);")
 
 
 class Deletions:
@@ -57,12 +59,9 @@ class Deletions:
         self._size = facts.size
         noted = Counter[str]()
         for line in self._disk.read(self._path, 0, facts.size).split(b"\n"):
-            try:
-                sign, collection = json.loads(line)
-            except ValueError:
-                # Cut off: one that begins was not sent, one that ends counts as under way.
-                continue
-            noted[collection] += 1 if sign == "+" else -1
+            # Cut off: one that begins was not sent, one that ends counts as under way. A power cut leaves anything.
+            if (found := _LINE.fullmatch(line)) is not None:
+                noted[bytes.fromhex(found[2].decode()).decode("utf-8", "replace")] += 1 if found[1] == b"+" else -1
         return frozenset(+noted)
 
     def _note(self, sign: str, collection: str) -> None:
@@ -77,7 +76,7 @@ class Deletions:
     @staticmethod
     def _append(file: OpenFile, sign: str, collection: str) -> int:
         # An end of line on both sides: one that was cut off takes no other with it.
-        line = b"\n" + json.dumps([sign, collection]).encode() + b"\n"
+        line = f"\n{sign}{collection.encode().hex()};\n".encode()
         file.append([line])
         return len(line)
 

@@ -103,7 +103,9 @@ class Stepper:
         # Not in quarantine on disk yet: the cursor is before them.
         self._refused: list[Refused] = []
         self._recalled = False
+        # How often in a row Qdrant failed inside at this entry (0: at a look).
         self._doubts = 0
+        self._doubted_seq = 0
         self._may_blame = True
         # Entries up to here failed as one: they go singly.
         self._singly_until = 0
@@ -332,7 +334,8 @@ class Stepper:
             # What was sent before must not be sent again after this one.
             await self._mark()
         doubtful = Outcome.TRANSIENT
-        if self._may_blame and self._doubts + 1 >= self._settings.doubtful_tries:
+        tries = self._doubts + 1 if parcel.seq == self._doubted_seq else 1
+        if self._may_blame and tries >= self._settings.doubtful_tries:
             doubtful = Outcome.PERMANENT
         follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
         delivered = await self._delivery.deliver(
@@ -378,7 +381,8 @@ class Stepper:
                 self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=seq)
             return Standing(Step.NO_CREDENTIAL, why)
         self.failures += 1
-        self._doubts = self._doubts + 1 if answer.doubtful else 0
+        before_that = self._doubts if seq == self._doubted_seq else 0
+        self._doubts, self._doubted_seq = (before_that + 1 if answer.doubtful else 0), seq
         self._telemetry.metrics.sync_error("transient")
         if not self._is_up():
             # Known to be down by now: that explains the failure.

@@ -216,8 +216,8 @@ REPLAY = (
         "replay goes on past an entry that failed",
         "pending writes reach Qdrant in the order of the log",
         "replay/stepper.py",
-        "        self.failures += 1\n        self._doubts = self._doubts + 1",
-        "        self._page.rotate(-1)\n        self.failures += 1\n        self._doubts = self._doubts + 1",
+        "        self.failures += 1\n        before_that",
+        "        self._page.rotate(-1)\n        self.failures += 1\n        before_that",
         seed=True,
     ),
     _bug(

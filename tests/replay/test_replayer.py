@@ -19,6 +19,8 @@ from server import config
 from server.config import QuarantinePolicy, Settings
 from server.health.breaker import Breaker, Phase
 from server.replay import Replayer, ReplayState
+from server.replay.delivery import Answer
+from server.replay.judge import Outcome
 from server.replay.progress import Progress
 from server.rpc import WAL_KINDS, Backend, Call, Code, Metadata, Reply
 from server.telemetry import Telemetry
@@ -614,6 +616,28 @@ async def test_what_is_refused_goes_to_quarantine_when_the_disk_takes_it_again()
     await bench.drain()
     assert sorted(log.kept) == [1, 3, 4]
     assert log.kept[3].details == "follows seq 1"
+
+
+async def test_what_fails_inside_before_an_entry_is_not_its_fault() -> None:
+    class Looks:
+        """Looks at what Qdrant may have lost, in vain at first."""
+
+        left = 2
+
+        @property
+        def is_due(self) -> bool:
+            return self.left > 0
+
+        async def step(self, *_: object) -> Answer:
+            self.left -= 1
+            return Answer(Outcome.TRANSIENT, Code.INTERNAL, "panic", doubtful=True)
+
+    panics = FlakyBackend(MiniQdrant("c"), [says(Code.INTERNAL, "Service internal error: panic")] * 2)
+    bench = Bench(MemoryLog(upsert(point(1)), upsert(point(2))), panics)
+    bench.replayer._stepper._look_back = bench.replayer._look_back = Looks()  # type: ignore[assignment]
+    await bench.drain()
+    assert numbers(panics) == [1, 1, 1, 2]
+    assert bench.log.kept == {}
 
 
 async def test_what_must_follow_ends_a_call_early() -> None:
