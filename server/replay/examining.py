@@ -1,10 +1,11 @@
 """Before entries are sent: which of their points did others change while Qdrant was away, and what follows.
 
-Promises: a point is looked at before the first entry that touches it is sent, once a drain, many points with one call;
-what Qdrant holds is compared with what the replica held before that entry. By `replay.conflicts` the write is sent,
-left out (the replica takes Qdrant's point), or goes to the quarantine; a row of the conflict log is on the medium
-before anything is overwritten or given up. Where nobody can tell what Qdrant held, the write is sent and counted as
-unknown. Does not see what others do between the look and the write, nor points that a filter of ours matches.
+Promises: a point is looked at before the first entry that touches it is sent, and again for entries that came since,
+many points with one call; what Qdrant holds is compared with what the replica held before that entry. By
+`replay.conflicts` the write is sent, left out (the replica takes Qdrant's point), or goes to the quarantine; a row of
+the conflict log is on the medium before anything is overwritten or given up. Where nobody can tell what Qdrant held,
+the write is sent and counted as unknown. Does not see what others do between the look and the write, nor points that a
+filter of ours matches.
 """
 
 from __future__ import annotations
@@ -115,12 +116,15 @@ class Examiner:
         self._telemetry = telemetry
         self.on_mixed: Callable[[str], None] = lambda collection: None
         self._fates: dict[tuple[str, Key], Fate] = {}
+        # By point: what is known of it counts for entries up to there.
+        self._looked_until: dict[tuple[str, Key], int] = {}
         # Looks in a row at which Qdrant failed inside.
         self._doubts = 0
 
     def forget(self) -> None:
         """A new drain: what others did before it is to be seen."""
         self._fates.clear()
+        self._looked_until.clear()
 
     async def examine(self, page: Iterable[Parcel], causality: Causality | None) -> list[Parcel] | Answer:
         """The first entries as they may be sent, one at least; an Answer when Qdrant cannot be asked now.
@@ -128,12 +132,14 @@ class Examiner:
         Raises WalError when the conflict log cannot be written.
         """
         stretch = stretch_of(page, self._settings.conflict_points)
-        if len(self._fates) > _KNOWN_POINTS:
-            self._fates.clear()
+        if len(self._looked_until) > _KNOWN_POINTS:
+            self.forget()
         by_filter = sum(1 for parcel in stretch if not parcel.problem and not is_by_points(parcel))
         self._telemetry.metrics.conflict("unknown", by_filter)
         for collection, seqs in touches_of(stretch, causality).items():
-            new = {key: seq for key, seq in seqs.items() if (collection, key) not in self._fates}
+            # A write that came since may be the first one that is pending again: what was there before it is to be
+            # noted as judged, too, or our own work would be taken for others' after a crash.
+            new = {key: seq for key, seq in seqs.items() if self._looked_until.get((collection, key), 0) < seq}
             for chunk in _chunks(new, self._settings.conflict_points):
                 failure = await self._look(collection, chunk, stretch)
                 if failure is not None:
@@ -202,6 +208,7 @@ class Examiner:
         if new:
             fates |= await self._decide(look, new, stretch)
         self._fates |= {(look.collection, key): fate for key, fate in fates.items()}
+        self._looked_until |= dict.fromkeys(((look.collection, key) for key in fates), answer.applied_seq)
 
     async def _decide(self, look: _Look, changed: list[Key], stretch: Sequence[Parcel]) -> dict[Key, Fate]:
         policy = self._settings.conflicts

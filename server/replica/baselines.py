@@ -40,6 +40,7 @@ class Baselines:
         response = control.CompareBaselinesResponse()
         touches = {key_of(_id(touch.point_id)): touch for touch in request.touches}
         with self._store.durable_transaction() as tx:
+            response.applied_seq = tx.applied_seq
             collection = tx.collection(request.collection)
             if collection is None:
                 response.unknown = len(touches)

@@ -239,6 +239,27 @@ async def test_a_drain_that_broke_off_sees_its_own_work_and_knows_it(divided: Di
     assert divided.at_qdrant()[1] == {"v": 4}
 
 
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_a_write_that_came_during_the_drain_is_known_as_our_own_after_a_crash(
+    divided: Divided, policy: ConflictPolicy
+) -> None:
+    """The point was looked at, its first write is done and forgotten; the next one is sent, and the process dies."""
+    divided.offline(upsert(point(1, v=2)))
+    replayer = divided.replayer(policy, merge_points=1)
+    assert await replayer.drain_now()
+    before = divided.log.replayed_seq
+    divided.offline(upsert(point(1, v=3)))
+    divided.calls.script.append(LostAnswer())
+    assert not await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 3}
+    divided.log.replayed_seq = before
+    divided.offline(upsert(point(1, v=4)))
+    await divided.drain(policy)
+    assert divided.rows == []
+    assert divided.log.kept == {}
+    assert divided.at_qdrant()[1] == {"v": 4}
+
+
 @pytest.mark.parametrize("policy", [REMOTE, QUARANTINE])
 async def test_what_was_decided_is_kept_to_after_a_crash(divided: Divided, policy: ConflictPolicy) -> None:
     """The decision is on disk, and the process dies while it acts."""

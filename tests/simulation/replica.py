@@ -407,7 +407,8 @@ class Replica:
     def _compare_baselines(self, body: bytes) -> Message:
         request = control.CompareBaselinesRequest.FromString(body)
         there = p.read(p.GET, request.page)
-        state, response = self._change(), control.CompareBaselinesResponse()
+        state = self._change()
+        response = control.CompareBaselinesResponse(applied_seq=state.applied_seq)
         for touch in request.touches:
             number = common.PointId.FromString(touch.point_id).num
             known = state.befores.get(number)

@@ -273,12 +273,14 @@ class Judged(_message.Message):
     def __init__(self, point_id: _Optional[bytes] = ..., fate: _Optional[_Union[Fate, str]] = ..., until_seq: _Optional[int] = ...) -> None: ...
 
 class CompareBaselinesResponse(_message.Message):
-    __slots__ = ("changed", "unknown")
+    __slots__ = ("changed", "unknown", "applied_seq")
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
     changed: _containers.RepeatedCompositeFieldContainer[Judged]
     unknown: int
-    def __init__(self, changed: _Optional[_Iterable[_Union[Judged, _Mapping]]] = ..., unknown: _Optional[int] = ...) -> None: ...
+    applied_seq: int
+    def __init__(self, changed: _Optional[_Iterable[_Union[Judged, _Mapping]]] = ..., unknown: _Optional[int] = ..., applied_seq: _Optional[int] = ...) -> None: ...
 
 class SettleBaselinesRequest(_message.Message):
     __slots__ = ("collection", "touches", "page", "changed", "fate")
