@@ -91,6 +91,7 @@ ROWS: tuple[Row, ...] = (
     Row(DELETE_VECTOR, Code.INVALID_ARGUMENT, "Not existing vector name", Outcome.DONE, "gone is what was wanted"),
     Row(None, Code.INTERNAL, "failed to decode Protobuf", Outcome.PERMANENT, "the request cannot be read"),
     Row(None, Code.RESOURCE_EXHAUSTED, "larger than max", Outcome.PERMANENT, "message larger than a peer takes"),
+    Row(None, Code.RESOURCE_EXHAUSTED, "larger than rate limiter capacity", Outcome.PERMANENT, "more than a minute's"),
     Row(None, Code.PERMISSION_DENIED, r"\bHelp:", Outcome.PERMANENT, "strict mode of older servers"),
     *(Row(None, code, None, outcome, why) for code, outcome, why in _ANY),
 )
