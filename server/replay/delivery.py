@@ -103,7 +103,7 @@ class Delivery:
         self, operations: Iterable[Operation], causality: Causality | None, seq: int, *, doubtful: Outcome
     ) -> Delivered:
         """Send one entry. `doubtful` is what DOUBTFUL answers count as; without `causality` nothing follows."""
-        todo = deque(((at,), operation) for at, operation in enumerate(operations))
+        todo: deque[tuple[tuple[int, ...], Operation]] = deque(((at,), each) for at, each in enumerate(operations))
         done = self._done_of(seq)
         result = Delivered()
         own = Causality()

@@ -167,7 +167,9 @@ async def test_after_any_other_failure_the_whole_entry_is_sent_again() -> None:
 async def test_what_no_minute_takes_and_cannot_be_divided_is_kept() -> None:
     class Never(MiniQdrant):
         def _points_delete(self, request: points_pb2.DeletePoints) -> Any:
-            raise Refusal(Code.RESOURCE_EXHAUSTED, "Write rate limit exceeded, request larger than rate limiter capacity")
+            raise Refusal(
+                Code.RESOURCE_EXHAUSTED, "Write rate limit exceeded, request larger than rate limiter capacity"
+            )
 
     by_filter = ("/qdrant.Points/Delete", points_pb2.DeletePoints(collection_name="c", points={"filter": {}}))
     log = MemoryLog(by_filter, upsert(point(1)))
