@@ -1,8 +1,8 @@
 """The strict mode of a collection: what Qdrant refuses online for its limits is refused offline too.
 
-Promises: the status and texts of Qdrant 1.18, from its source, and its order: the parts of a request, its limit, its
-filter, its search parameters, its timeout. Only what a client asks while Qdrant is away comes here: what Qdrant has
-accepted is never judged again.
+Promises: the status and texts of Qdrant 1.18 (of 1.20 for what only that knows), from its source, and its order: the
+parts of a request, its limit, its filter, its search parameters, its timeout. Only what a client asks while Qdrant is
+away comes here: what Qdrant has accepted is never judged again.
 
     judged      max_query_limit, max_timeout, unindexed_filtering_retrieve and _update, filter_max_conditions,
                 condition_max_size, search_allow_exact, search_max_hnsw_ef, search_max_oversampling,
@@ -154,6 +154,13 @@ class _Rules:
             raise _refused("Exact search disabled!", "Set exact=false.")
 
     def _check_filter(self, given: common.Filter, switch: str) -> None:
+        key = strict_filters.searched_for_substring(given)
+        if key is not None:
+            raise _refused(
+                f'Substring matching is not allowed, used for "{key}": it scans every value of the field, with or '
+                "without an index",
+                "Use a prefix match or a full-text match instead.",
+            )
         conditions, size = strict_filters.count(given), strict_filters.largest(given)
         if self.limits.HasField("filter_max_conditions") and conditions > self.limits.filter_max_conditions:
             raise _refused(

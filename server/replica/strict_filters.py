@@ -110,6 +110,19 @@ def _listed(match: common.Match) -> Any:
     return getattr(getattr(match, form), _LISTS[form]) if form in _LISTS else None
 
 
+def searched_for_substring(given: common.Filter) -> str | None:
+    """The first field that is looked through for a part of its text; None when there is none."""
+    for condition in conditions_of(given):
+        inner = inner_filter(condition)
+        if inner is not None:
+            found = searched_for_substring(inner)
+            if found is not None:
+                return found
+        elif condition.field.match.WhichOneof("match_value") == "substring":
+            return condition.field.key
+    return None
+
+
 # --- what lacks an index ---------------------------------------------------------------------------------------------
 
 
@@ -196,7 +209,8 @@ def _abilities(index: Index) -> set[Need]:
             able |= {Need.INTEGER_MATCH} if index.has_lookup else set()
             able |= {Need.INTEGER_RANGE} if index.has_range else set()
         case collections.Keyword:
-            able |= {Need.KEYWORD, Need.PREFIX} if index.params.keyword_index_params.prefix else {Need.KEYWORD}
+            has_prefix = index.params.keyword_index_params.HasField("prefix")
+            able |= {Need.KEYWORD, Need.PREFIX} if has_prefix else {Need.KEYWORD}
         case collections.Text:
             able |= {Need.TEXT, Need.PHRASE} if index.params.text_index_params.phrase_matching else {Need.TEXT}
         case kind if kind in _PLAIN:
