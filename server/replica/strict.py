@@ -35,6 +35,7 @@ from server.replica.refusal import Refusal, invalid
 from server.replica.vector_forms import with_oneof
 
 _QUERIES = (points.QueryPoints, points.PrefetchQuery, points.QueryPointGroups)
+_SEES_BARE_SCROLLS_SINCE = (1, 20)
 _NO_VECTOR_SEARCH = frozenset(("fusion", "rrf", "order_by", "formula", "sample"))
 
 
@@ -96,7 +97,7 @@ class _Rules:
     @cached_property
     def fields(self) -> Fields:
         """The payload indexes."""
-        return Fields.of(self.collection.schema)
+        return Fields.of(self.collection.schema, self.reads.meta(catalogue.REMOTE_VERSION))
 
     def forbids(self, switch: str) -> bool:
         """Whether a switch is set, and to false."""
@@ -130,15 +131,19 @@ class _Rules:
         if "group_by" in request.DESCRIPTOR.fields_by_name:
             self._check_grouping(request.group_by)
         limit_of = _LIMITS.get(type(request))
-        limit = None if limit_of is None else limit_of(request)
-        if limit is not None:
-            self.at_most(limit, "max_query_limit", "limit")
+        if limit_of is not None and self._names_limit(request):
+            self.at_most(limit_of(request), "max_query_limit", "limit")
         if "filter" in request.DESCRIPTOR.fields_by_name and request.HasField("filter"):
             self._check_filter(request.filter, "unindexed_filtering_retrieve")
         if isinstance(request, points.CountPoints):
             self._check_exact(request.exact or not request.HasField("exact"))
         if "params" in request.DESCRIPTOR.fields_by_name and request.HasField("params"):
             self._check_params(request.params)
+
+    def _names_limit(self, request: Any) -> bool:
+        """Whether a limit is looked at: until 1.20 not that of a scroll that names none."""
+        is_bare = isinstance(request, points.ScrollPoints) and not request.HasField("limit")
+        return not is_bare or self.fields.version >= _SEES_BARE_SCROLLS_SINCE
 
     def _check_params(self, params: points.SearchParams) -> None:
         if params.quantization.HasField("oversampling"):
@@ -303,8 +308,8 @@ def _given(request: Any, field: str, default: int) -> int:
     return value
 
 
-# How many results a request asks for; None when it does not say, and Qdrant passes over that.
-_LIMITS: Mapping[type[Message], Callable[[Any], int | None]] = {
+# How many results a request asks for.
+_LIMITS: Mapping[type[Message], Callable[[Any], int]] = {
     points.QueryPoints: lambda r: _given(r, "limit", universal.DEFAULT_LIMIT),
     points.PrefetchQuery: lambda r: _given(r, "limit", universal.DEFAULT_LIMIT),
     points.QueryPointGroups: lambda r: (
@@ -315,7 +320,7 @@ _LIMITS: Mapping[type[Message], Callable[[Any], int | None]] = {
     points.RecommendPoints: lambda r: int(r.limit),
     points.RecommendPointGroups: lambda r: int(r.limit * r.group_size),
     points.DiscoverPoints: lambda r: int(r.limit),
-    points.ScrollPoints: lambda r: int(r.limit) if r.HasField("limit") else None,
+    points.ScrollPoints: lambda r: _given(r, "limit", listing.DEFAULT_SCROLL_LIMIT),
     points.FacetCounts: lambda r: _given(r, "limit", listing.DEFAULT_FACET_LIMIT),
     points.SearchMatrixPoints: lambda r: (
         _given(r, "limit", matrix.DEFAULT_LIMIT) * _given(r, "sample", matrix.DEFAULT_SAMPLE)

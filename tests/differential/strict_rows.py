@@ -204,7 +204,8 @@ def _exact() -> Iterator[Row]:
         ),
         (search(), query(params={"exact": False}), (POINTS + "Count", {"exact": False}), (POINTS + "Query", none)),
     )
-    tenants = {"tenant": ("Keyword", {"is_tenant": True}), "city": "Keyword"}
+    day = ("Integer", {"lookup": True, "range": True, "is_principal": True})
+    tenants = {"tenant": ("Keyword", {"is_tenant": True}), "day": day, "city": "Keyword"}
     mine = must(on("tenant", match={"keyword": "me"}))
     yield Row(
         "search_allow_exact without a graph",
@@ -220,6 +221,7 @@ def _exact() -> Iterator[Row]:
         ),
         (
             query(filter=mine),
+            query(filter=must({"filter": must(on("day", range={"gt": 1.0}))})),
             (POINTS + "Query", {"query": {"nearest": sparse(_1=1.0)}, "using": "s"}),
             (POINTS + "Query", none),
             query(
@@ -378,7 +380,12 @@ def _indexes() -> Iterator[Row]:
         "an index of Keyword and the beginnings of texts",
         read,
         (trip(search(filter=must({**begins, "field": {**begins["field"], "key": "g"}})), no_index("g", "keyword")),),
-        (search(filter=must(begins)),),
+        (
+            search(filter=must(begins)),
+            # A list without values asks for nothing, and so for no index.
+            search(filter=must(on("h", match={"keywords": {"strings": []}}))),
+            search(filter=must(on("h", match={"except_integers": {"integers": []}}))),
+        ),
         {"f": ("Keyword", {"prefix": {}}), "g": "Keyword"},
         since=(1, 20),
     )
@@ -468,9 +475,13 @@ def _indexes() -> Iterator[Row]:
         (
             trip((POINTS + "QueryGroups", {**query()[1], "group_by": "x"}), missing),
             trip((POINTS + "QueryGroups", {**query()[1], "group_by": "price"}), wrong),
+            trip(
+                (POINTS + "QueryGroups", {**query()[1], "group_by": "n"}),
+                wrong.replace("Float", "Integer").replace("price", "n"),
+            ),
         ),
         ((POINTS + "QueryGroups", {**query()[1], "group_by": "city"}),),
-        {"city": "Keyword", "price": "Float"},
+        {"city": "Keyword", "price": "Float", "n": ("Integer", {"range": True})},
     )
     unindexed = no_index("city", "keyword")
     by_city = {"filter": BERLIN}

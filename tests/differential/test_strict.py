@@ -1,4 +1,4 @@
-"""Strict mode: the rows of `strict_rows`, to the replica and, where QDRANT_BIN or QDRANT_URL names one, to a real server.
+"""Strict mode: the rows of `strict_rows`, to the replica and, where QDRANT_BIN or QDRANT_URL names it, a server.
 
 Neither qdrant-client's local mode nor the engine in qdrant-edge-py has a strict mode, so there is no oracle without a
 server.
@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from generated.qdrant import collections_pb2 as collections
-from server.rpc import ASSUMED_VERSION
+from server.rpc import ASSUMED_VERSION, POINTS
 from tests.proxy.offline_data import Json, message
 from tests.upstream.process import Standin
 
 from .calls import Call, Oracle, Outcome, Refused
 from .replica import Replica
 from .server import Server
-from .strict_calls import NAME
+from .strict_calls import NAME, over
 from .strict_rows import ROWS, Row, setup
 
 # Qdrant counts the points of a collection anew with every so many writes.
@@ -31,14 +31,14 @@ def ask(oracle: Oracle, method: str, request: Json) -> Outcome:
     return oracle.answer(Call(method, message(method, {"collection_name": NAME, **request})))
 
 
-def check(oracle: Oracle, row: Row) -> None:
-    """What the row says is what the oracle does."""
+def check(oracle: Oracle, row: Row, late: int = 0) -> None:
+    """What the row says is what the oracle does; some limits are noticed so many calls late."""
     for method, request in setup(row):
         made = ask(oracle, method, request)
         assert not isinstance(made, Refused), f"{method}: {made}"
     for method, request, words in row.trips:
         found = ask(oracle, method, request)
-        for _ in range(_COUNTED_ANEW if row.late else 0):
+        for _ in range(late if row.late else 0):
             found = found if isinstance(found, Refused) else ask(oracle, method, request)
         assert isinstance(found, Refused), f"{method} {request}: answered, not refused with {words}"
         assert (found.status, found.text) == ("INVALID_ARGUMENT", words), f"{method} {request}"
@@ -54,6 +54,20 @@ def test_the_replica_refuses_what_qdrant_refuses(tmp_path: Path, row: Row) -> No
         check(replica, row)
     finally:
         replica.close()
+
+
+@pytest.mark.parametrize(("version", "is_seen"), [("1.18.3", False), ("1.19.0", False), ("1.20.0", True)])
+def test_a_scroll_that_names_no_limit_is_looked_at_by_newer_releases(
+    tmp_path: Path, version: str, is_seen: bool
+) -> None:
+    replica = Replica(tmp_path, version)
+    for method, request in setup(Row("", {"max_query_limit": 4}, ())):
+        ask(replica, method, request)
+    found = ask(replica, POINTS + "Scroll", {})
+    assert isinstance(found, Refused) == is_seen
+    if isinstance(found, Refused):
+        assert found.text == over(10, 4)
+    replica.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +88,7 @@ def test_qdrant_refuses_it_too(qdrant: Server, row: Row) -> None:
         pytest.skip(f"Qdrant {qdrant.version} does not know these requests")
     drop = collections.DeleteCollection(collection_name=NAME)
     qdrant.answer(Call("/qdrant.Collections/Delete", drop))
-    check(qdrant, row)
+    check(qdrant, row, _COUNTED_ANEW)
 
 
 def test_every_limit_has_a_row() -> None:
