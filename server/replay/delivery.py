@@ -25,6 +25,7 @@ from server.replay.causality import Causality
 from server.replay.judge import (
     Outcome,
     are_aliases_settled,
+    has_index,
     has_vector,
     is_about_collection,
     is_same_collection,
@@ -216,7 +217,12 @@ class Delivery:
                 return waiting(reply)
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
             return are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
-        assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
+        assert isinstance(
+            request,
+            collections_pb2.CreateCollection
+            | points_pb2.CreateVectorNameRequest
+            | points_pb2.CreateFieldIndexCollection,
+        )
         question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
         reply = await self._ask(_GET_COLLECTION, question)
         if isinstance(reply, Answer):
@@ -224,6 +230,8 @@ class Delivery:
         info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
         if isinstance(request, collections_pb2.CreateCollection):
             return is_same_collection(request, info)
+        if isinstance(request, points_pb2.CreateFieldIndexCollection):
+            return has_index(request, info)
         return has_vector(request, info)
 
     async def _ask(self, method: str, question: Message) -> Reply | Answer:

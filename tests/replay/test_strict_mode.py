@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from generated.qdrant import points_pb2
+from generated.qdrant import collections_pb2, points_pb2
 from generated.understudy.wal.v1 import entry_pb2
 from server import config
 from server.rpc import Call, Code, Reply
@@ -69,6 +69,32 @@ async def test_what_a_full_collection_does_not_take_is_kept_and_the_rest_goes_on
     assert qdrant.points["c"] == {0: {}, 1: {"v": 1}, 20: {}}
     assert sorted(log.kept) == [*range(6, 12)]
     assert {item.details for item in log.kept.values()} == {"Bad request: Max points count limit of 4 reached!"}
+
+
+async def test_an_index_that_is_there_already_is_not_one_too_many() -> None:
+    """Its answer was lost; sent again, it meets a collection that has as many as it may."""
+
+    class Indexed(MiniQdrant):
+        def _points_createfieldindex(self, request: points_pb2.CreateFieldIndexCollection) -> Any:
+            raise Refusal(
+                Code.INVALID_ARGUMENT,
+                "Bad request: Collection already has the maximum number of payload indices (1). "
+                "Help: Please delete an existing index before creating a new one.",
+            )
+
+        def _collections_get(self, request: collections_pb2.GetCollectionInfoRequest) -> Any:
+            kind = collections_pb2.PayloadSchemaInfo(data_type=collections_pb2.PayloadSchemaType.Keyword)
+            info = collections_pb2.CollectionInfo(payload_schema={"there": kind})
+            return collections_pb2.GetCollectionInfoResponse(result=info)
+
+    def index(name: str, kind: points_pb2.FieldType) -> tuple[str, Any]:
+        request = points_pb2.CreateFieldIndexCollection(collection_name="c", field_name=name, field_type=kind)
+        return "/qdrant.Points/CreateFieldIndex", request
+
+    keyword, integer = points_pb2.FieldType.FieldTypeKeyword, points_pb2.FieldType.FieldTypeInteger
+    log = MemoryLog(index("there", keyword), index("other", keyword), index("there", integer))
+    await Bench(log, Indexed("c")).drain()
+    assert sorted(log.kept) == [2, 3]
 
 
 # --- so many in a minute ---------------------------------------------------------------------------------------------
