@@ -43,6 +43,15 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+# gRPC's own refusal of a message, and Qdrant's of a call that its rate limit could not let through in a whole minute.
+_TOO_LARGE = ("larger than max", "larger than rate limiter capacity")
+
+
+def is_too_large(code: Code, details: str) -> bool:
+    """Whether a status says that less must be asked for, or sent, at a time; waiting would not help."""
+    return code is Code.RESOURCE_EXHAUSTED and any(text in details for text in _TOO_LARGE)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request on its way in.

@@ -53,9 +53,13 @@ TAIL = """
   of the replica. How many points a payload index holds is counted where that is cheap, else as Qdrant told it last;
   numbers of segments and of indexed vectors are not kept.
 - Points carry no `shard_key`.
-- The limits of strict mode are not enforced. A write that Qdrant refuses for them at replay goes to the quarantine.
-- Text conditions on a field whose text index has a stemmer, stopwords of a language, or the multilingual or code
-  tokenizer are refused with UNAVAILABLE: they need the server's language tables.
+- The limits of a collection's strict mode are enforced with the status and words of Qdrant 1.18, from its source and
+  its own tests; they were not run against a server. Not enforced: the sizes of vectors and payloads in bytes, which
+  only the server's files tell, and its rate and memory limits, which are about its load. `max_points_count` is judged
+  where the whole collection is here, and at once; Qdrant counts anew every 32 writes, so it may still take a write that
+  is refused here, or refuse at replay, into the quarantine, one that found room here after a deletion.
+- Text conditions on a field whose text index has stopwords of a language, or the multilingual or code tokenizer, are
+  refused with UNAVAILABLE: they need the server's language tables.
 - A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
   engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
 - `usage` is left out.

@@ -2,8 +2,8 @@
 
 Promises: operations go out one after the other, each with a deadline. When Qdrant refuses one for good, it is halved
 until only what Qdrant refuses is left over; everything else of the entry is applied, in order, except what follows a
-refused point. Sending an entry again is harmless. Keeps no state between entries: retries, quarantine and cursor are
-the replayer's.
+refused point. Sending an entry again is harmless; of one that the rate limit of Qdrant stopped in the middle, only the
+rest is sent again. Keeps no state between entries: retries, quarantine and cursor are the replayer's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from google.protobuf.message import Message
 
@@ -24,6 +25,7 @@ from server.replay.causality import Causality
 from server.replay.judge import (
     Outcome,
     are_aliases_settled,
+    has_index,
     has_vector,
     is_about_collection,
     is_same_collection,
@@ -35,6 +37,9 @@ from server.rpc import COLLECTIONS, LIST_ALIASES, POINTS, Backend, Call, Code, M
 
 _GET_COLLECTION = COLLECTIONS + "Get"
 _GET_POINTS = POINTS + "Get"
+
+# Which part of an entry: the way to it through operations and halves, its method and its request.
+_Part: TypeAlias = tuple[tuple[int, ...], str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +98,59 @@ class Delivery:
         self._settings = settings
         self._clock = clock
         self._credential = credential
+        self._done: tuple[int, set[_Part]] = (0, set())
 
     async def deliver(
         self, operations: Iterable[Operation], causality: Causality | None, seq: int, *, doubtful: Outcome
     ) -> Delivered:
         """Send one entry. `doubtful` is what DOUBTFUL answers count as; without `causality` nothing follows."""
-        todo = deque(operations)
+        todo: deque[tuple[tuple[int, ...], Operation]] = deque(((at,), each) for at, each in enumerate(operations))
+        done = self._done_of(seq)
         result = Delivered()
         own = Causality()
         while todo:
-            operation = self._free_part(todo.popleft(), causality, own, result)
+            place, whole = todo.popleft()
+            operation = self._free_part(whole, causality, own, result)
             if operation is None:
+                continue
+            if done and (place, operation.method, operation.body) in done:
+                result.applied += 1
                 continue
             answer = await self._send(operation, doubtful)
             result.calls += 1
-            if answer.outcome is Outcome.DONE or _was_applied_before(operation, answer, todo):
+            later = [each for _, each in todo]
+            if answer.outcome is Outcome.DONE or _was_applied_before(operation, answer, later):
                 result.applied += 1
+                if later:
+                    done.add((place, operation.method, operation.body))
                 continue
             if answer.outcome is not Outcome.PERMANENT:
+                if answer.code is not Code.RESOURCE_EXHAUSTED:
+                    self.forget()
                 return Delivered(answer)
-            whole = is_about_collection(operation.method, answer.code, answer.details)
-            parts = None if whole or result.calls >= self._settings.bisect_calls else halves(operation)
+            is_whole = is_about_collection(operation.method, answer.code, answer.details)
+            parts = None if is_whole or result.calls >= self._settings.bisect_calls else halves(operation)
             if parts is not None:
-                todo.extendleft(reversed(parts))
+                todo.extendleft(((*place, at), part) for at, part in reversed(list(enumerate(parts))))
                 continue
             result.left_over.append(operation)
-            result.blames.append(Blame(operation, answer, whole))
+            result.blames.append(Blame(operation, answer, is_whole))
             if causality is not None:
-                own.refuse(operation, seq, whole_collection=whole)
+                own.refuse(operation, seq, whole_collection=is_whole)
         return result
+
+    def forget(self) -> None:
+        """Qdrant may have lost what it acknowledged of the entry under way: all of it is sent again."""
+        self._done = (0, set())
+
+    def _done_of(self, seq: int) -> set[_Part]:
+        """The parts of an entry that Qdrant did before its rate limit stopped the rest.
+
+        Sent again each time, they would use up what the limit allows, and the rest would never have its turn.
+        """
+        if self._done[0] != seq:
+            self._done = (seq, set())
+        return self._done[1]
 
     async def send(self, operation: Operation) -> Answer:
         """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT."""
@@ -188,7 +217,12 @@ class Delivery:
                 return waiting(reply)
             listed = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
             return are_aliases_settled(request, {each.alias_name: each.collection_name for each in listed})
-        assert isinstance(request, collections_pb2.CreateCollection | points_pb2.CreateVectorNameRequest)
+        assert isinstance(
+            request,
+            collections_pb2.CreateCollection
+            | points_pb2.CreateVectorNameRequest
+            | points_pb2.CreateFieldIndexCollection,
+        )
         question = collections_pb2.GetCollectionInfoRequest(collection_name=request.collection_name)
         reply = await self._ask(_GET_COLLECTION, question)
         if isinstance(reply, Answer):
@@ -196,6 +230,8 @@ class Delivery:
         info = collections_pb2.GetCollectionInfoResponse.FromString(reply.body).result
         if isinstance(request, collections_pb2.CreateCollection):
             return is_same_collection(request, info)
+        if isinstance(request, points_pb2.CreateFieldIndexCollection):
+            return has_index(request, info)
         return has_vector(request, info)
 
     async def _ask(self, method: str, question: Message) -> Reply | Answer:

@@ -41,7 +41,7 @@ from server.replay.contested import (
 )
 from server.replay.delivery import Answer, Delivery, waiting
 from server.replay.parcel import Parcel
-from server.rpc import Backend, Code, Metadata
+from server.rpc import Backend, Code, Metadata, is_too_large
 from server.scrub import Scrubber
 from server.telemetry import Telemetry
 from server.wal.conflict_log import ConflictLog
@@ -154,7 +154,7 @@ class Examiner:
         """Learn the fate of these points; an Answer when Qdrant cannot be asked now."""
         page = await self._page(collection, list(seqs))
         if isinstance(page, Answer):
-            if page.code is Code.RESOURCE_EXHAUSTED and "larger than max" in page.details and len(seqs) > 1:
+            if is_too_large(page.code, page.details) and len(seqs) > 1:
                 halves = _chunks(seqs, (len(seqs) + 1) // 2)
                 return next(filter(None, [await self._look(collection, half, stretch) for half in halves]), None)
             if not self._is_final(page):
@@ -175,7 +175,7 @@ class Examiner:
         if answer.answered and answer.code in _FAILED_INSIDE:
             self._doubts += 1
             return self._doubts >= self._settings.doubtful_tries
-        return answer.code in _NOTHING_TO_SEE or "larger than max" in answer.details
+        return answer.code in _NOTHING_TO_SEE or is_too_large(answer.code, answer.details)
 
     def _unknown(self, collection: str, points: int, reason: str) -> None:
         self._telemetry.log.warning("conflicts are not looked for", collection=collection, reason=reason)

@@ -28,6 +28,7 @@ DELETE = COLLECTIONS + "Delete"
 ALIASES = COLLECTIONS + "UpdateAliases"
 CREATE_VECTOR = POINTS + "CreateVectorName"
 DELETE_VECTOR = POINTS + "DeleteVectorName"
+CREATE_INDEX = POINTS + "CreateFieldIndex"
 
 
 class Outcome(Enum):
@@ -85,12 +86,14 @@ ROWS: tuple[Row, ...] = (
     Row(CREATE, Code.INVALID_ARGUMENT, "already exists", Outcome.COMPARE, "the same from older servers"),
     Row(CREATE_VECTOR, Code.ALREADY_EXISTS, None, Outcome.COMPARE, "created already"),
     Row(CREATE_VECTOR, Code.INVALID_ARGUMENT, "already exist", Outcome.COMPARE, "created already"),
+    Row(CREATE_INDEX, Code.INVALID_ARGUMENT, "maximum number of payload indices", Outcome.COMPARE, "perhaps with it"),
     Row(ALIASES, Code.NOT_FOUND, None, Outcome.COMPARE, "renamed or deleted already"),
     Row(ALIASES, Code.ALREADY_EXISTS, None, Outcome.COMPARE, "the alias is there already"),
     Row(DELETE, Code.NOT_FOUND, None, Outcome.DONE, "gone is what was wanted"),
     Row(DELETE_VECTOR, Code.INVALID_ARGUMENT, "Not existing vector name", Outcome.DONE, "gone is what was wanted"),
     Row(None, Code.INTERNAL, "failed to decode Protobuf", Outcome.PERMANENT, "the request cannot be read"),
     Row(None, Code.RESOURCE_EXHAUSTED, "larger than max", Outcome.PERMANENT, "message larger than a peer takes"),
+    Row(None, Code.RESOURCE_EXHAUSTED, "larger than rate limiter capacity", Outcome.PERMANENT, "more than a minute's"),
     Row(None, Code.PERMISSION_DENIED, r"\bHelp:", Outcome.PERMANENT, "strict mode of older servers"),
     *(Row(None, code, None, outcome, why) for code, outcome, why in _ANY),
 )
@@ -176,6 +179,12 @@ def has_vector(wanted: points_pb2.CreateVectorNameRequest, found: collections_pb
         )
     )
     return _dense(params.vectors_config).get(wanted.vector_name) == wish
+
+
+def has_index(wanted: points_pb2.CreateFieldIndexCollection, found: collections_pb2.CollectionInfo) -> bool:
+    """Whether a collection has an index of that kind on the field of a CreateFieldIndex."""
+    # The two enums list the same types, one begins with "unknown".
+    return found.payload_schema[wanted.field_name].data_type == wanted.field_type + 1
 
 
 def are_aliases_settled(wanted: collections_pb2.ChangeAliases, found: dict[str, str]) -> bool:

@@ -218,6 +218,7 @@ class Stepper:
 
     async def _look(self, look_back: LookBack) -> Standing:
         """A part of the look at what Qdrant may have lost: before any newer entry."""
+        self._delivery.forget()
         await self._mark()
         if not self._recalled:
             await self._recall()

@@ -59,7 +59,7 @@ class Copy:
         """Copy everything that is not there yet; returns when the collection is COMPLETE, or left out."""
         progress, settings = self._progress, self._.settings
         self._.check()
-        expected = await self._.remote.count(self._name)
+        expected = (await self._.remote.count(self._name)).points
         progress.expected_points = expected
         if settings.max_points and expected > settings.max_points:
             progress.state = CopyState.LEFT_OUT

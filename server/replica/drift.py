@@ -3,6 +3,8 @@
     what                                   when                                             a difference means
     exact counts                           after a drain and a start; when Qdrant's own     STALE, copied again
                                            rough count, read with the catalogue, is another
+    estimated counts, where the strict     the same                                         the whole is compared,
+    mode allows no exact ones                                                               once for each difference
     a few points, others each time         at every look at Qdrant's catalogue              the whole is compared, now
     every range (`verifying`)              every `verify_seconds`, or asked for             the range is repaired
 
@@ -39,6 +41,8 @@ class Drift:
         self._asked_all = False
         self._asked: set[str] = set()
         self._spots: dict[str, bytes] = {}
+        # Estimated counts that differed: (there, here) when the collection was last compared for it.
+        self._estimates: dict[str, tuple[int, int]] = {}
         self._under_way: dict[str, Verification] = {}
         self._progress: dict[str, VerifyProgress] = {}
 
@@ -121,9 +125,20 @@ class Drift:
             tools.check()
             if status.applied_seq < since or tools.log.last_seq != since:
                 continue
-            here = next((each.points for each in status.collections if each.name == name), there)
-            return here == there
+            here = next((each.points for each in status.collections if each.name == name), there.points)
+            if not there.is_exact:
+                self._compare_for_estimate(name, there.points, here)
+                return True
+            return here == there.points
         return True
+
+    def _compare_for_estimate(self, name: str, there: int, here: int) -> None:
+        """An estimate proves nothing: what differs is in the content, or nowhere."""
+        if there == here:
+            self._estimates.pop(name, None)
+        elif self._estimates.get(name) != (there, here):
+            self._estimates[name] = (there, here)
+            self._asked.add(name)
 
     async def _distrust(self, state: control_pb.CollectionState, tools: Tools, why: str) -> None:
         self._telemetry.log.warning("the replica differs from Qdrant, copying again", collection=state.name, reason=why)
@@ -164,7 +179,7 @@ class Drift:
         return is_well
 
     def _forget_others(self, known: States) -> None:
-        for book in (self._progress, self._spots, self._under_way):
+        for book in (self._progress, self._spots, self._estimates, self._under_way):
             for name in [name for name in book if name not in known]:
                 del book[name]
         self._asked &= known.keys()

@@ -82,6 +82,18 @@ def parse_or_refuse(text: str) -> Path:
         raise invalid(f"Invalid json path: '{text}'") from error
 
 
+def text_of(path: Path) -> str:
+    """The path as Qdrant writes it."""
+    text = ""
+    for step in path:
+        if not isinstance(step, str):
+            text += "[]" if step is WILDCARD else f"[{step}]"
+            continue
+        is_plain = bool(step) and all(letter.isalnum() or letter in "_-" for letter in step)
+        text += ("." if text else "") + (step if is_plain else f'"{step}"')
+    return text
+
+
 def selector(path: Path) -> Callable[[Payload], Values]:
     """A function that lists the values at `path`; empty when there are none."""
     first = path[0]

@@ -1,7 +1,8 @@
 """What hydration asks of Qdrant, as typed questions over raw calls.
 
 Promises: each answer is parsed once; a status of Qdrant is a `RemoteRefused`, a dead connection the errors of
-`upstream`. Does not retry.
+`upstream`. Asks for no more than the strict mode of a collection allows, as far as the last `catalogue` tells: pages of
+at most `max_query_limit` points, and no exact count where `search_allow_exact` is false. Does not retry.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.clock import Clock
 from server.errors import UnderstudyError
-from server.rpc import COLLECTIONS, HEALTH_CHECK, POINTS, Backend, Call, Code, Metadata, Reply
+from server.rpc import COLLECTIONS, HEALTH_CHECK, POINTS, Backend, Call, Code, Metadata, Reply, is_too_large
 
 M = TypeVar("M", bound=Message)
 
@@ -32,8 +33,8 @@ class RemoteRefused(UnderstudyError):
 
     @property
     def is_too_large(self) -> bool:
-        """Whether the answer was larger than the connection takes; gRPC says so with a status of Qdrant's."""
-        return self.code is Code.RESOURCE_EXHAUSTED and "message larger than max" in self._details
+        """Whether less must be asked for at a time: see `rpc.is_too_large`."""
+        return is_too_large(self.code, self._details)
 
     @property
     def is_gone(self) -> bool:
@@ -55,6 +56,31 @@ class Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """How many points a collection holds; by an estimate where Qdrant counts no better."""
+
+    points: int
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the strict mode of a collection leaves to ask for; `page_points` 0 = any number."""
+
+    page_points: int = 0
+    counts_exactly: bool = True
+
+    @classmethod
+    def of(cls, config: collections_pb2.StrictModeConfig) -> _Limits:
+        if not config.enabled:
+            return cls()
+        return cls(config.max_query_limit, config.search_allow_exact or not config.HasField("search_allow_exact"))
+
+
+_NO_LIMITS = _Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A stretch of a collection: the raw ScrollResponse, how many points, where the next one begins ("" = the end)."""
 
@@ -73,6 +99,7 @@ class Remote:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._credential = credential
+        self._limits: dict[str, _Limits] = {}
 
     async def catalogue(self) -> Catalogue:
         """Collections with their infos, aliases and version; `since_seq` is left to the caller."""
@@ -82,12 +109,14 @@ class Remote:
             collections_pb2.ListCollectionsRequest(),
             collections_pb2.ListCollectionsResponse,
         )
-        collections, points = [], {}
+        collections, points, limits = [], {}, {}
         for each in listed.collections:
             info = await self._info(each.name)
             if info is not None:
                 collections.append(control_pb.RemoteCollection(name=each.name, info=info.SerializeToString()))
                 points[each.name] = info.points_count
+                limits[each.name] = _Limits.of(info.config.strict_mode_config)
+        self._limits = limits
         aliases = await self._ask(
             COLLECTIONS + "ListAliases",
             collections_pb2.ListAliasesRequest(),
@@ -115,16 +144,22 @@ class Remote:
             raise
         return answer.result
 
-    async def count(self, name: str) -> int:
-        """How many points a collection holds, exactly."""
-        question = points_pb2.CountPoints(collection_name=name, exact=True)
-        return (await self._ask(POINTS + "Count", question, points_pb2.CountResponse)).result.count
+    async def count(self, name: str) -> Count:
+        """How many points a collection holds, exactly where Qdrant allows that."""
+        is_exact = self._limits.get(name, _NO_LIMITS).counts_exactly
+        question = points_pb2.CountPoints(collection_name=name, exact=is_exact)
+        answer = await self._ask(POINTS + "Count", question, points_pb2.CountResponse)
+        return Count(answer.result.count, is_exact)
 
     async def page(self, name: str, offset: bytes, limit: int) -> Page:
-        """Points in id order from `offset` on (a serialized PointId, "" = the start), with everything they have."""
+        """Points in id order from `offset` on (a serialized PointId, "" = the start), with everything they have.
+
+        At most `limit` of them; fewer where Qdrant gives out fewer at a time.
+        """
+        most = self._limits.get(name, _NO_LIMITS).page_points
         question = points_pb2.ScrollPoints(
             collection_name=name,
-            limit=limit,
+            limit=min(limit, most) if most else limit,
             with_payload=points_pb2.WithPayloadSelector(enable=True),
             with_vectors=points_pb2.WithVectorsSelector(enable=True),
         )

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import catalogue, checks, sharding
+from server.replica import catalogue, checks, sharding, strict
 from server.replica import requests as r
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, id_of, key_of, keys_of, text_of
@@ -52,6 +52,7 @@ class Resolver:
     def resolve(self, method: str, request: Message) -> Resolved:
         """The plain writes for one request that is no batch. Raises Refusal."""
         sharding.check_write(self._reads, request)
+        strict.check_write(self._reads, request)
         return _RESOLVE[method](self, request)
 
     # --- points ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding
+from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding, strict
 from server.replica.following import Following, SnapshotPassed
 from server.replica.indexing import Index
 from server.replica.memory import default_resident_bytes
@@ -278,6 +278,7 @@ class Searcher:
             try:
                 with self._store.snapshot():
                     sharding.check_read(self._store, request)
+                    strict.check_read(self._store, request)
                     aids = replace(self._aids, plan=plan) if plan.is_wanted else self._aids
                     answer = _Answer(self._store, aids, self._settings)
                     response = handler(answer, request)

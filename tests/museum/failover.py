@@ -239,6 +239,15 @@ REPLAY = (
         _SIMULATION,
     ),
     _bug(
+        "a limit of the strict mode is passed over",
+        "what Qdrant would refuse is refused offline, not acknowledged and lost to the quarantine",
+        "replica/strict.py",
+        '        self.at_most(len(request.points), "upsert_max_batchsize", "upsert limit")\n',
+        "",
+        "tests/differential/test_strict.py::test_the_replica_refuses_what_qdrant_refuses",
+        "tests/replica/test_strict_writes.py::test_what_is_asked_offline_is_refused_before_it_is_logged",
+    ),
+    _bug(
         "what follows a refused write is sent",
         "later entries that touch a quarantined point follow it",
         "replay/stepper.py",

@@ -34,11 +34,15 @@ class Line:
 
 _NO_INFERENCE = Line(Effect.REFUSED, "the vector is made by the server's inference")
 _ONE_COPY = Line(Effect.NONE, "there is one copy")
-_FAST = Line(Effect.NONE, "a local answer waits for no other server; the deadline of the call holds")
-_EXACT = Line(Effect.NONE, "answers are as exact as they can be without it")
+_FAST = Line(
+    Effect.NONE,
+    "a local answer waits for no other server; the deadline of the call holds; a strict mode may limit it",
+)
+_EXACT = Line(Effect.NONE, "answers are as exact as they can be without it; a strict mode may limit it")
 _SHARDS = Line(Effect.REFUSED, "see [shard keys](decisions/shard-keys-are-refused.md)")
 _STORED = Line(Effect.TOLD, "says how the server stores or builds; it changes no answer")
-_STRICT = Line(Effect.TOLD, "the limits of strict mode are the server's; they are not enforced offline")
+_STRICT = Line(Effect.HONOURED, "row by row in `tests/differential/strict_rows.py`")
+_OF_THE_SERVER = Line(Effect.TOLD, "about the server's files and load; not enforced offline")
 
 # "Message.field", "Message.*" or "*.field"; the first that fits holds.
 LINES: Mapping[str, Line] = {
@@ -64,15 +68,20 @@ LINES: Mapping[str, Line] = {
     "SearchParams.exact": _EXACT,
     "SearchParams.quantization": _EXACT,
     "SearchParams.indexed_only": Line(Effect.NONE, "points that the index lacks are found too"),
-    "SearchParams.acorn": _EXACT,
+    "SearchParams.acorn": Line(Effect.NONE, "answers are as exact as they can be without it"),
     "SearchParams.idf": Line(
         Effect.HONOURED, "compared with Qdrant's engine in `tests/replica/test_newer_queries_engine.py`"
     ),
     "QuantizationSearchParams.*": _EXACT,
-    "AcornSearchParams.*": _EXACT,
-    "CountPoints.exact": Line(Effect.NONE, "counts are exact"),
+    "AcornSearchParams.*": Line(Effect.NONE, "answers are as exact as they can be without it"),
+    "CountPoints.exact": Line(Effect.NONE, "counts are exact; a strict mode may forbid it"),
     "FacetCounts.exact": Line(Effect.NONE, "counts are exact"),
     "WriteOrdering.*": Line(Effect.NONE, "writes to a point are in order anyway; replayed with it"),
+    "StrictModeConfig.max_collection_vector_size_bytes": _OF_THE_SERVER,
+    "StrictModeConfig.max_collection_payload_size_bytes": _OF_THE_SERVER,
+    "StrictModeConfig.read_rate_limit": _OF_THE_SERVER,
+    "StrictModeConfig.write_rate_limit": _OF_THE_SERVER,
+    "StrictModeConfig.max_resident_memory_percent": _OF_THE_SERVER,
     "StrictModeConfig.*": _STRICT,
     "StrictModeMultivectorConfig.*": _STRICT,
     "StrictModeMultivector.*": _STRICT,

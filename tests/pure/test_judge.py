@@ -94,6 +94,8 @@ def test_every_row_is_reached() -> None:
         ),
         (POINTS + "Upsert", Code.INTERNAL, "failed to decode Protobuf message: x", Outcome.PERMANENT),
         (POINTS + "Upsert", Code.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max", Outcome.PERMANENT),
+        (POINTS + "Upsert", Code.RESOURCE_EXHAUSTED, "Rate limiting exceeded: Write rate limit", Outcome.TRANSIENT),
+        (POINTS + "Upsert", Code.RESOURCE_EXHAUSTED, "larger than rate limiter capacity, please", Outcome.PERMANENT),
         (POINTS + "Upsert", Code.PERMISSION_DENIED, "Forbidden: Limit exceeded. Help: Reduce it", Outcome.PERMANENT),
         (POINTS + "Upsert", Code.PERMISSION_DENIED, "Forbidden: Access to collection x is required", Outcome.AUTH),
     ],

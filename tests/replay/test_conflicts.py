@@ -342,14 +342,22 @@ async def test_a_collection_that_others_dropped_is_for_the_quarantine(divided: D
     assert divided.log.kept[seq].code == Code.NOT_FOUND
 
 
-async def test_answers_that_are_too_large_are_asked_for_in_parts(divided: Divided) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CLIENT: Received message larger than max (9 vs. 4)",
+        "Rate limiting exceeded: Read rate limit exceeded, request larger than rate limiter capacity, please try to "
+        "split your request",
+    ],
+)
+async def test_answers_that_are_too_large_are_asked_for_in_parts(divided: Divided, text: str) -> None:
     divided.others(upsert(point(3, v=7)))
     seq = divided.offline(upsert(point(1, v=2), point(2, v=2), point(3, v=2), point(4, v=2)))
 
     class Narrow:
         async def handle(self, call: Call) -> Reply:
             if call.method.endswith("/Get") and len(sent(call).ids) > 1:
-                return says(Code.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (9 vs. 4)")
+                return says(Code.RESOURCE_EXHAUSTED, text)
             return await divided.qdrant.handle(call)
 
     assert await divided.replayer(LOCAL, Narrow()).drain_now()

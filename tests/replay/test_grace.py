@@ -461,3 +461,26 @@ async def test_while_a_look_is_due_the_drain_is_not_over() -> None:
 
 def _body(request: tuple[str, Any]) -> tuple[str, bytes]:
     return request[0], request[1].SerializeToString()
+
+
+async def test_what_was_sent_of_an_entry_before_a_loss_is_sent_again() -> None:
+    """Its first half was acknowledged when the rate limit stopped the second; then Qdrant lost it."""
+
+    class Restarted(Readable):
+        has_restarted = False
+
+        async def handle(self, call: Call) -> Reply:
+            points = len(sent(call).points) if call.method.endswith("Upsert") else 0
+            if points > 2:
+                return Reply(code=Code.RESOURCE_EXHAUSTED, details="request larger than rate limiter capacity")
+            if points and self.points["c"] and not self.has_restarted:
+                self.has_restarted = True
+                self.points["c"].clear()
+                bench.window.connection_lost()
+                return Reply(code=Code.RESOURCE_EXHAUSTED, details="rate limit", trailers=(("retry-after", "5"),))
+            return await super().handle(call)
+
+    bench = Bench(MemoryLog(upsert(*map(point, range(4)))), FormerStates(), Restarted("c"))
+    await bench.drain()
+    assert bench.sent() == [("Upsert", [0, 1]), ("Upsert", [0, 1]), ("Upsert", [2, 3])]
+    assert set(bench.upstream.points["c"]) == {0, 1, 2, 3}

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from qdrant_client.local.persistence import CollectionPersistence
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from . import checks, differences
+from . import checks, differences, strict
 from .catalogue import Catalogue
 from .collections import CollectionCalls
 from .reads import ReadCalls
@@ -60,11 +60,19 @@ class Engine:
         try:
             checks.ids_in(request)
             checks.filters_in(request)
+            self._check_strict_mode(method, request)
             response = self._answers[method](request)
         except (Refused, ValueError, KeyError, AssertionError, TypeError, IndexError, NotImplementedError) as error:
             raise from_engine(error) from error
         response.time = time.perf_counter() - started  # type: ignore[attr-defined]
         return response
+
+    def _check_strict_mode(self, method: str, request: Any) -> None:
+        name = getattr(request, "collection_name", "")
+        found = self.local.aliases.get(name, name)
+        if method.startswith("/qdrant.Points/") and found in self.local.collections:
+            config = self.catalogue.config(found)
+            strict.check(method.rsplit("/", 1)[-1], request, config.strict_mode_config)
 
     # --- what the calls share ---
 
