@@ -136,6 +136,8 @@ class Router:
         self._telemetry = parts.telemetry
         self._clock = parts.clock
         self._synced_seq = parts.log.last_seq
+        # Up to here nobody may have waited until the replica had what was logged.
+        self._unseen_seq = 0
         self._writing: set[asyncio.Task[Reply]] = set()
         self._open_writes = OpenWrites()
 
@@ -328,7 +330,12 @@ class Router:
             self._mode.write_logged()
             self._repairs.log_is_durable()
             with self._telemetry.span("replica.apply", seq=seq):
-                applied = await self._within(call, self._mirror.result(seq))
+                try:
+                    applied = await self._within(call, self._mirror.result(seq))
+                except BaseException:
+                    # Those behind it are not to be checked against a replica that lacks it.
+                    self._unseen_seq = max(self._unseen_seq, seq)
+                    raise
         self._conflicts.note(row, request)
         if applied is None:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
@@ -349,8 +356,9 @@ class Router:
         is_quick = names_its_points(row, request)
         ask = self._replica_writes.prepare_together if is_quick else self._replica_writes.prepare
         while True:
-            # Earlier conflicting local writes are applied; those that Qdrant acknowledged may be on their way.
-            await self._mirror.caught_up(self._synced_seq)
+            # Earlier conflicting local writes are applied, but those whose callers did not wait for that; what Qdrant
+            # acknowledged may be on its way.
+            await self._mirror.caught_up(max(self._synced_seq, self._unseen_seq))
             try:
                 return await ask(asked)
             except ReplicaUnavailable:

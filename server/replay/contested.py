@@ -20,7 +20,7 @@ from server.rpc import METHODS, Scope
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of pending writes to a point: `kind`, from entry `seq` on, and for FATE_REMOTE up to `until_seq`."""
+    """What becomes of pending writes to a point: `kind`, from entry `seq` on, up to `until_seq` when left out."""
 
     kind: control.Fate
     seq: int = 0
@@ -28,7 +28,7 @@ class Fate:
 
     def keeps_out(self, seq: int) -> bool:
         """Whether entry `seq` is not to change the point, for Qdrant's is the right one."""
-        return self.kind == control.FATE_REMOTE and seq <= self.until_seq
+        return self.kind in (control.FATE_REMOTE, control.FATE_MOOT) and seq <= self.until_seq
 
     def holds(self, seq: int) -> bool:
         """Whether entry `seq` is the one that goes to the quarantine; those behind it follow as its followers."""
@@ -42,11 +42,12 @@ Fates: TypeAlias = Mapping[tuple[str, Key], Fate]
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What of an entry others changed: the points, and for each the operations on it."""
+    """What of an entry others changed: the points, and for each the operations on it. `moot`: gone on both sides."""
 
     parcel: Parcel
     lost: dict[Key, tuple[Operation, ...]]
     held: frozenset[Key]
+    moot: frozenset[Key]
 
 
 def stretch_of(page: Iterable[Parcel], limit_points: int) -> list[Parcel]:
@@ -96,29 +97,30 @@ def contest(parcel: Parcel, fates: Fates) -> Contest:
     """What of an entry is not to be sent."""
     lost: set[Key] = set()
     held: set[Key] = set()
+    moot: set[Key] = set()
     if not parcel.problem and is_by_points(parcel):
         for operation in parcel.operations:
             (name,) = names_of(operation)
             for key in keys_of(operation):
                 fate = fates.get((name, key), UNCONTESTED)
                 if fate.keeps_out(parcel.seq):
-                    lost.add(key)
+                    (moot if fate.kind == control.FATE_MOOT else lost).add(key)
                 elif fate.holds(parcel.seq):
                     held.add(key)
-    return Contest(parcel, dict(_by_point(parcel.operations, sorted(lost, key=str))), frozenset(held))
+    return Contest(parcel, dict(_by_point(parcel.operations, sorted(lost, key=str))), frozenset(held), frozenset(moot))
 
 
 def narrowed(found: Contest, reason: str) -> Parcel:
     """The entry as it may be sent: without the points that are lost, those that are held apart."""
     parcel = found.parcel
-    if not found.lost and not found.held:
+    if not found.lost and not found.held and not found.moot:
         return replace(parcel, is_examined=True)
-    out = found.lost.keys() | found.held
+    out = found.lost.keys() | found.held | found.moot
     return replace(
         parcel,
         operations=_remaining(parcel.operations, out),
         is_examined=True,
-        is_narrowed=bool(found.lost),
+        is_narrowed=bool(found.lost or found.moot),
         held=_picked(parcel.operations, found.held),
         reason=reason,
     )

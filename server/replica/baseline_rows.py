@@ -27,6 +27,7 @@ class State(IntEnum):
     UNKNOWN = 2
     REMOTE = 3
     HELD = 4
+    MOOT = 5
 
 
 @dataclass(frozen=True, slots=True)

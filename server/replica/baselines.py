@@ -1,6 +1,7 @@
 """What the replica held of a point before the first pending write to it, and whether Qdrant still holds that.
 
 Promises: a point is called changed by others only when Qdrant holds neither that nor what the replica holds by now.
+Where it is gone on both sides, nothing has to be written, whoever wins.
 What was judged stays judged until Qdrant has every pending write to the point: what Qdrant shows afterwards may be our
 own. Where the replica did not hold the whole collection, or Qdrant may show the entry's own work (a write of unknown
 outcome, a retry), nothing is called changed.
@@ -27,6 +28,7 @@ _FATES = {
     control.FATE_REMOTE: State.REMOTE,
     control.FATE_HELD: State.HELD,
 }
+_LEFT_OUT = {State.REMOTE: control.FATE_REMOTE, State.MOOT: control.FATE_MOOT}
 
 
 class Baselines:
@@ -49,24 +51,32 @@ class Baselines:
             current = tx.fetch(collection.cid, touches)
             there = _records(request.page)
             alike = _Likeness.of(collection)
-            settled = []
+            settled: list[Key] = []
+            deleted: list[Key] = []
             for key, touch in touches.items():
                 found = known.get(key)
                 if found is None or found.first_seq > touch.seq:
                     response.unknown += 1
-                elif found.state is State.REMOTE:
+                elif found.state in _LEFT_OUT:
                     if touch.seq <= found.until_seq:
                         response.changed.add(
-                            point_id=touch.point_id, fate=control.FATE_REMOTE, until_seq=found.until_seq
+                            point_id=touch.point_id, fate=_LEFT_OUT[found.state], until_seq=found.until_seq
                         )
                 elif found.first_seq != touch.seq or found.state in (State.SETTLED, State.UNKNOWN):
                     response.unknown += found.state in (State.OPEN, State.UNKNOWN)
                 elif found.state is State.HELD:
                     response.changed.add(point_id=touch.point_id, fate=control.FATE_HELD)
+                elif found.before is not None and key not in there and key not in current:
+                    # Others have deleted it, and so do ours in the end: what they do before that finds no point.
+                    deleted.append(key)
+                    response.changed.add(
+                        point_id=touch.point_id, fate=control.FATE_MOOT, until_seq=response.applied_seq
+                    )
                 elif any(alike.are_same(there.get(key), one) for one in (found.before, current.get(key))):
                     settled.append(key)
                 else:
                     response.changed.add(point_id=touch.point_id)
+            set_state(tx, collection.cid, deleted, State.MOOT, response.applied_seq)
             if not any(each.fate == control.FATE_UNSPECIFIED for each in response.changed):
                 set_state(tx, collection.cid, settled, State.SETTLED)
         return response

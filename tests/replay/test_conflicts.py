@@ -464,6 +464,22 @@ async def test_rounding_is_no_conflict(divided: Divided, datatype: int) -> None:
     assert divided.outcomes() == [("overwritten", 2, seq)]
 
 
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_what_both_have_deleted_leaves_nothing_in_quarantine(divided: Divided, policy: ConflictPolicy) -> None:
+    """Ours wrote to the point before that, and Qdrant no longer finds it."""
+    divided.others(delete(2))
+    divided.offline(set_payload(2, w=1))
+    divided.offline(set_payload(2, 1, w=2))
+    divided.offline(delete(2))
+    await divided.drain(policy)
+    assert divided.log.kept == {}
+    assert divided.rows == []
+    assert divided.at_qdrant() == divided.at_replica() == {1: {"v": 1, "w": 2}, 3: {"v": 1}}
+    divided.offline(upsert(point(2, v=9)))
+    await divided.drain(policy)
+    assert divided.at_qdrant()[2] == {"v": 9}
+
+
 _ACTS = st.tuples(
     st.sampled_from(["theirs", "ours"]), st.sampled_from(["upsert", "delete", "payload"]), st.integers(1, 4)
 )

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from server.clock import SystemClock
 from server.config import Keys, Settings
 from server.conflicts import Conflicts
 from server.credentials import Credentials
-from server.errors import UpstreamTimeout, UpstreamUnreachable
+from server.errors import ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.gate import WriteGate
 from server.health.detector import Verdict
 from server.health.state import State
@@ -632,6 +632,23 @@ async def test_what_the_whole_replica_does_not_find_qdrant_did_not_do(
     assert (await rig.router.handle(upsert())).code is code
     assert bool(rig.replica.marked) is doubted
     assert await rig.entries() == []
+
+
+async def test_a_write_is_checked_when_those_before_it_are_applied_even_if_nobody_waited_for_them(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    rig.replica.hold = asyncio.Event()
+    with pytest.raises(ReplicaUnavailable):
+        await rig.router.handle(replace(upsert(), deadline=CLOCK.monotonic() + 0.1))
+    assert [state for state, _ in await rig.entries()] == [EntryState.PENDING]
+    behind = asyncio.create_task(rig.router.handle(upsert()))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(rig.replica.prepared_together) == 1
+    rig.replica.hold.set()
+    assert (await behind).is_ok
+    assert len(rig.replica.prepared_together) == 2
 
 
 async def test_qdrant_is_asked_about_a_caller_whom_nobody_knows_while_it_is_up(make_rig: MakeRig) -> None:

@@ -14,6 +14,7 @@ class Fate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FATE_LOCAL: _ClassVar[Fate]
     FATE_REMOTE: _ClassVar[Fate]
     FATE_HELD: _ClassVar[Fate]
+    FATE_MOOT: _ClassVar[Fate]
 
 class Completeness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +27,7 @@ FATE_UNSPECIFIED: Fate
 FATE_LOCAL: Fate
 FATE_REMOTE: Fate
 FATE_HELD: Fate
+FATE_MOOT: Fate
 COMPLETENESS_UNSPECIFIED: Completeness
 COMPLETENESS_EMPTY: Completeness
 COMPLETENESS_HYDRATING: Completeness
