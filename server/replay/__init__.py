@@ -1,8 +1,8 @@
 """From the log to Qdrant: WAL → upstream → judge → cursor.
 
-`replayer` runs the loop, `delivery` sends one entry, `judge`, `bisect`, `causality` and `parcel` are pure and decide,
-`progress` is what status pages show. `examining` looks for what others changed, `contested` decides what is left of an
-entry then.
+`replayer` runs the loop, `stepper` takes one step of it, `delivery` sends one entry. `judge`, `bisect`, `merge`,
+`causality`, `parcel` and `unmarked` are pure and decide, `progress` is what status pages show. `examining` looks for
+what others changed, `contested` decides what is left of an entry then.
 """
 
 from server.replay.examining import Examiner

@@ -167,6 +167,25 @@ def is_blind(operation: Operation) -> bool:
     return isinstance(request, points_pb2.DeletePoints) and names_only_points(operation)
 
 
+_ON_POINTS_THAT_ARE_THERE = (
+    points_pb2.SetPayloadPoints,
+    points_pb2.DeletePayloadPoints,
+    points_pb2.ClearPayloadPoints,
+    points_pb2.UpdatePointVectors,
+    points_pb2.DeletePointVectors,
+)
+
+
+def is_repeatable(operation: Operation) -> bool:
+    """Whether doing it twice does what once does, and is answered alike, while nothing else touches its points."""
+    request = operation.request
+    if not isinstance(request, _ON_POINTS_THAT_ARE_THERE) or len(UnknownFieldSet(request)):
+        return False
+    if "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter"):
+        return False
+    return names_only_points(operation)
+
+
 def _steps(request: Any) -> Any:
     return request.operations
 

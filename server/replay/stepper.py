@@ -2,9 +2,8 @@
 
 Promises: steps never overlap; who asks while one is under way shares it, and cancelling who asks does not cancel the
 step. The quarantine is on disk before the cursor passes an entry. Entries share a cursor record, and the refused among
-them a sync of the quarantine, only while sending all of them again would change nothing (`is_blind`, or nothing of them
-was applied); they share a call only when it does the same (`merge`). Does not wait, retry or decide when to stop: that
-is the replayer's.
+them a sync of the quarantine, only while sending all of them again would change nothing (`unmarked`); they share a call
+only when it does the same (`merge`). Does not wait, retry or decide when to stop: that is the replayer's.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from server.replay.looking_back import LookBack
 from server.replay.merge import fewer, merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
+from server.replay.unmarked import Unmarked, shares_a_record
 from server.rpc import Backend, Code, Metadata
 from server.telemetry import Span, Telemetry
 from server.wal.quarantine import Refused
@@ -96,8 +96,7 @@ class Stepper:
         self._in_flight: asyncio.Task[Standing] | None = None
         self._turn = asyncio.Lock()
         self._page: deque[Parcel] = deque()
-        self._unmarked_seq = 0
-        self._unmarked = 0
+        self._unmarked = Unmarked()
         self._causality = Causality()
         self._quarantined: frozenset[int] = frozenset()
         # Not in quarantine on disk yet: the cursor is before them.
@@ -117,7 +116,7 @@ class Stepper:
     @property
     def remaining(self) -> int:
         """Entries that Qdrant has yet to get."""
-        return max(0, self._log.pending_count - self._unmarked)
+        return max(0, self._log.pending_count - self._unmarked.count)
 
     @property
     def quarantined_count(self) -> int:
@@ -285,6 +284,8 @@ class Stepper:
 
     async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
         """One call for several entries. Refused, fewer go until one is alone; failed, they go singly."""
+        if self._unmarked.bars(run):
+            await self._mark()
         with self._span(run):
             answer = await self._delivery.send(operation)
         if answer.outcome is Outcome.DONE:
@@ -304,8 +305,7 @@ class Stepper:
             self._page.popleft()
         self.failures = self._doubts = 0
         self.replayed += len(parcels)
-        self._unmarked += len(parcels)
-        self._unmarked_seq = parcels[-1].seq
+        self._unmarked.add(parcels)
 
     # --- one ---------------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class Stepper:
     async def _deliver(self, parcel: Parcel) -> Delivered:
         if parcel.problem:
             return parcel.unreadable()
-        if not parcel.is_blind:
+        if self._unmarked.bars([parcel]):
             # What was sent before must not be sent again after this one.
             await self._mark()
         doubtful = Outcome.TRANSIENT
@@ -366,7 +366,7 @@ class Stepper:
         if delivered.blames:
             # The one to blame is found: those behind it may go as one again.
             self._refused_until = 0
-        if delivered.applied and not parcel.is_blind:
+        if delivered.applied and not shares_a_record(parcel):
             await self._mark()
         return _ADVANCED
 
@@ -426,9 +426,9 @@ class Stepper:
         if self._refused:
             await self._log.quarantine(self._refused)
             self._refused = []
-        if self._unmarked:
-            await self._log.mark_replayed(self._unmarked_seq)
-            self._unmarked = 0
+        if self._unmarked.count:
+            await self._log.mark_replayed(self._unmarked.last_seq)
+            self._unmarked.clear()
 
     def _breaker_changed(self, before: Phase) -> None:
         after = self._breaker.phase

@@ -228,17 +228,21 @@ class Table:
             if row is not None:
                 gone[row] = True
         encoder = Encoder(self.columns)
-        now = {record.key: encoder.contents(record) for record in records}
-        kept = [(key, at) for at, key in enumerate(self.recent) if key not in keys]
-        names = sorted([*(key for key, _ in kept), *now])
-        before = dict(kept)
+        now = {record.key: encoder.contents(record) for record in sorted(records, key=lambda record: record.key)}
+        # Read after each write, a loop over all recent rows would be most of the answer: arrays are cut and filled.
+        old = [at for at in map(self._recent_row, keys) if at is not None]
+        names = list(self.recent)
+        for at in sorted(old, reverse=True):
+            del names[at]
+        places = [bisect_left(names, key) for key in now]
+        for at, key in enumerate(now):
+            names.insert(places[at] + at, key)
         columns = {}
         for source, column in self.columns.items():
-            codes = [
-                column.dictionary.code(now[key][source]) if key in now else int(column.recent[before[key]])
-                for key in names
-            ]
-            columns[source] = Column(column.dictionary, column.base, np.array(codes, dtype=np.int32))
+            new = [column.dictionary.code(contents[source]) for contents in now.values()]
+            kept = np.delete(column.recent, np.array(old, dtype=np.intp))
+            codes = np.insert(kept, np.array(places, dtype=np.intp), np.array(new, dtype=np.int32))
+            columns[source] = Column(column.dictionary, column.base, codes)
         table = Table(self.keys, gone, tuple(names), columns)
         is_ragged = len(names) + int(np.count_nonzero(gone)) > max(_MERGE_LEAST, len(self.keys) // 8)
         return table.compacted() if is_ragged else table
@@ -246,6 +250,10 @@ class Table:
     def _base_row(self, key: Key) -> int | None:
         row = bisect_left(self.keys, key)
         return row if row < len(self.keys) and self.keys[row] == key else None
+
+    def _recent_row(self, key: Key) -> int | None:
+        row = bisect_left(self.recent, key)
+        return row if row < len(self.recent) and self.recent[row] == key else None
 
     def missing(self, node: Node) -> list[Source]:
         """The columns that a filter needs and that are not there."""
@@ -282,8 +290,8 @@ class Table:
         row = self._base_row(key)
         if row is not None:
             mask[row] = True
-        at = bisect_left(self.recent, key)
-        if at < len(self.recent) and self.recent[at] == key:
+        at = self._recent_row(key)
+        if at is not None:
             mask[len(self.keys) + at] = True
 
     def _all(self, value: bool) -> Mask:

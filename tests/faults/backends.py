@@ -46,7 +46,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class LostAnswer:
-    """The backend behind does its work, then the connection breaks."""
+    """The backend behind does its work, then the connection breaks; `then` happens with it."""
+
+    then: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class FlakyBackend:
                 raise UpstreamUnreachable("connection refused", maybe_applied=maybe_applied)
             case Silence():
                 raise UpstreamTimeout("no answer in time", maybe_applied=True)
-            case LostAnswer():
+            case LostAnswer(then):
                 await self._behind.handle(call)
+                then()
                 raise UpstreamUnreachable("connection reset", maybe_applied=True)
             case Stall(until, reached):
                 reached.set()

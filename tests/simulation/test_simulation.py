@@ -16,7 +16,7 @@ from tests.simulation.shrink import command
 from tests.simulation.world import run
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "1000"))
 FORGETFUL_SEEDS = int(os.environ.get("SIMULATION_FORGETFUL_SEEDS", "80"))
 SOAK_SEEDS = 100_000
 SOAK_FORGETFUL_SEEDS = 10_000
