@@ -192,6 +192,11 @@ class Repairs:
         except OSError as error:
             self._told("after a crash now, what Qdrant has and the log lacks may be taken for lost", error)
 
+    async def doubts_told(self) -> None:
+        """Wait until the replica knows of all doubts up to now."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def _mark_stale(self, collection: str) -> None:
         """Until the replica has taken it down: a doubt that is lost is a difference that nobody looks for."""
         request = control_pb.SetCompletenessRequest(collection=collection, completeness=control_pb.COMPLETENESS_STALE)

@@ -359,6 +359,8 @@ class Router:
             # Earlier conflicting local writes are applied, but those whose callers did not wait for that; what Qdrant
             # acknowledged may be on its way.
             await self._mirror.caught_up(max(self._synced_seq, self._unseen_seq))
+            # Where the replica may lack a write, what a point was before this one is not known.
+            await self._repairs.doubts_told()
             try:
                 return await ask(asked)
             except ReplicaUnavailable:

@@ -209,8 +209,12 @@ class Imports:
         return [key for key in tx.range_keys(collection.cid, first, after) if key not in kept]
 
     def set_completeness(self, request: control.SetCompletenessRequest) -> control.SetCompletenessResponse:
-        """Set the completeness of one collection, or of all. One that is gone meanwhile is passed over."""
-        with self._store.transaction() as tx:
+        """Set the completeness of one collection, or of all. One that is gone meanwhile is passed over.
+
+        What is said to be COMPLETE is on the medium with all that was copied: the doubt before it is given up then.
+        """
+        is_whole = request.completeness == control.COMPLETENESS_COMPLETE
+        with self._store.durable_transaction() if is_whole else self._store.transaction() as tx:
             found = [tx.collection(request.collection)] if request.collection else tx.collections()
             for collection in found:
                 if collection is None:

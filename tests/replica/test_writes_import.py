@@ -130,6 +130,17 @@ def test_where_writes_may_be_missing_nothing_is_whole_before_the_log_is_applied(
     assert (judged.unknown, list(judged.changed)) == (1, [])
 
 
+def test_what_is_called_complete_is_on_the_medium(here: Local) -> None:
+    here.apply(1, CREATE, create())
+    done: list[str] = []
+    here.store._writer.set_trace_callback(done.append)
+    for completeness, is_synced in ((control.COMPLETENESS_STALE, False), (control.COMPLETENESS_COMPLETE, True)):
+        done.clear()
+        here.imports.set_completeness(control.SetCompletenessRequest(collection="c", completeness=completeness))
+        assert ("PRAGMA synchronous = FULL" in done) is is_synced
+        assert "COMMIT" in done
+
+
 def test_another_log_is_applied_from_its_start(here: Local) -> None:
     here.apply(1, CREATE, create())
     assert _attach(here, 7, "M") == (0, True)

@@ -71,6 +71,7 @@ class FakeReplica:
     freshness: control_pb.Freshness = field(default_factory=control_pb.Freshness)
     hold: asyncio.Event | None = None
     marked: list[str] = field(default_factory=list)
+    hold_marks: asyncio.Event | None = None
     prepared_alone: list[str] = field(default_factory=list)
     prepared_together: list[str] = field(default_factory=list)
 
@@ -99,6 +100,8 @@ class FakeReplica:
         return self.answer
 
     async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> None:
+        if self.hold_marks is not None:
+            await self.hold_marks.wait()
         self.marked.append(request.collection)
 
 
@@ -649,6 +652,18 @@ async def test_a_write_is_checked_when_those_before_it_are_applied_even_if_nobod
     rig.replica.hold.set()
     assert (await behind).is_ok
     assert len(rig.replica.prepared_together) == 2
+
+
+async def test_a_local_write_waits_until_the_replica_knows_of_doubts(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.replica.hold_marks = asyncio.Event()
+    rig.router._repairs.in_doubt("c", "test")
+    writing = asyncio.create_task(rig.router.handle(upsert()))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert rig.replica.prepared_together == []
+    rig.replica.hold_marks.set()
+    assert (await writing).is_ok
 
 
 async def test_qdrant_is_asked_about_a_caller_whom_nobody_knows_while_it_is_up(make_rig: MakeRig) -> None:

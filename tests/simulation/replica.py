@@ -462,7 +462,7 @@ class Replica:
             state.completeness, state.resume_at = request.completeness, request.resume_at
             state.as_of_seq, state.expected_points = request.as_of_seq, request.expected_points
             state.verified_unix_ns = request.verified_unix_ns or state.verified_unix_ns
-        self.database.commit(state)
+        self.database.commit(state, durable=request.completeness == control.COMPLETENESS_COMPLETE)
         self.trace("replica is", _NAMES[state.completeness])
         return control.SetCompletenessResponse()
 
