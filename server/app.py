@@ -294,6 +294,7 @@ class Understudy:
             parts.log,
             caught_up=parts.mirror.caught_up,
             is_log_whole=parts.repairs.is_log_whole,
+            is_unbroken=parts.repairs.is_unbroken,
             settings=replay,
             telemetry=telemetry,
         )

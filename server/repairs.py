@@ -98,6 +98,7 @@ class Repairs:
         self._settled = not self.was_in_doubt
         # A process that is killed leaves the log with every write that was acknowledged, a power cut may not.
         self._is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
+        self._is_unbroken = not self.was_in_doubt
         self._online_writes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,6 +122,10 @@ class Repairs:
     def is_log_whole(self, collection: str) -> bool:
         """Whether Qdrant can have no write of ours to this collection that the log lacks."""
         return self._is_log_whole and (self._deletions is None or collection not in self._deletions.left_over)
+
+    def is_unbroken(self) -> bool:
+        """Whether no crash can have cut off a write of ours that others have seen at Qdrant."""
+        return self._is_unbroken
 
     def writes_pass_unseen(self) -> None:
         """Writes will reach Qdrant that neither log nor replica hears of: at the next start all is in doubt."""
@@ -147,7 +152,7 @@ class Repairs:
     def settled(self) -> None:
         """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
         if not self._tasks:
-            self._settled = self._is_log_whole = True
+            self._settled = self._is_log_whole = self._is_unbroken = True
             if self._deletions is not None:
                 self._deletions.settled()
 
@@ -191,6 +196,11 @@ class Repairs:
             self._marked = True
         except OSError as error:
             self._told("after a crash now, what Qdrant has and the log lacks may be taken for lost", error)
+
+    @property
+    def has_untold_doubts(self) -> bool:
+        """Whether the replica may call whole what is in doubt."""
+        return bool(self._tasks)
 
     async def doubts_told(self) -> None:
         """Wait until the replica knows of all doubts up to now."""

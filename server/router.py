@@ -191,7 +191,7 @@ class Router:
             return refusal
         if self._scrubber.secrets_in_filters(call.method, call.body):
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
-        is_settled = await self._writes_settled(call)
+        is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
         return self._from_local(call, reply if is_settled else _as_stale(reply))

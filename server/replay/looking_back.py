@@ -65,7 +65,8 @@ class _Look:
 class LookBack:
     """Made of steps, so that the replay can stop between any two. `caught_up` waits until the replica has an entry.
 
-    `is_log_whole` tells whether Qdrant can have no write of ours to a collection that the log lacks.
+    `is_log_whole` tells whether Qdrant can have no write of ours to a collection that the log lacks, `is_unbroken`
+    whether no crash can have cut one off.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class LookBack:
         *,
         caught_up: Callable[[int], Awaitable[None]],
         is_log_whole: Callable[[str], bool],
+        is_unbroken: Callable[[], bool] = lambda: True,
         settings: config.Replay,
         telemetry: Telemetry,
     ) -> None:
@@ -86,6 +88,7 @@ class LookBack:
         self._log = log
         self._caught_up = caught_up
         self._is_log_whole = is_log_whole
+        self._is_unbroken = is_unbroken
         self._settings = settings
         self._telemetry = telemetry
         self._look: _Look | None = None
@@ -146,6 +149,7 @@ class LookBack:
                 ids=listed.ids,
                 page=reply.body,
                 is_log_whole=self._is_log_whole(listed.collection),
+                is_unbroken=self._is_unbroken(),
             )
         )
         answer = await self._send(look, listed.collection, judged, delivery, causality)

@@ -51,11 +51,12 @@ def judge(
     rounded: frozenset[str],
     *,
     is_log_whole: bool = True,
+    is_unbroken: bool = True,
 ) -> Judged:
     """Compare Qdrant's point with the replica's and what it was before, `formers` in the order of the log.
 
     `rounded` names the vectors that may differ by rounding. `is_log_whole` False: Qdrant may have writes of ours that
-    the log lacks.
+    the log lacks. `is_unbroken` False: it may have one that was under way at a crash.
     """
     pending = next((former for former in formers if not former.is_acknowledged), None)
     if pending is not None and not pending.is_known:
@@ -64,7 +65,7 @@ def judge(
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
     for former in formers:
-        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole
+        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole and is_unbroken
         if former.is_acknowledged and was_so and (is_log_whole or there is not None):
             return Judged(Finding.LOST, wanted)
     return Judged(Finding.FOREIGN, wanted)

@@ -62,7 +62,12 @@ class FormerDesk:
         rounded = rounded_vectors(collection)
         for key in keys:
             judged = judge(
-                there.get(key), here.get(key), formers.get(key, ()), rounded, is_log_whole=request.is_log_whole
+                there.get(key),
+                here.get(key),
+                formers.get(key, ()),
+                rounded,
+                is_log_whole=request.is_log_whole,
+                is_unbroken=request.is_unbroken,
             )
             if judged.finding is Finding.FOREIGN:
                 response.foreign += 1

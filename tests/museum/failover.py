@@ -88,7 +88,7 @@ ROUTING = (
         "local reads do not wait for writes of unknown outcome",
         "one order explains what all clients see",
         "router.py",
-        "        is_settled = await self._writes_settled(call)\n",
+        "        is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts\n",
         "        is_settled = True\n",
         _FOUND,
     ),
@@ -118,7 +118,7 @@ ROUTING = (
         "local reads wait neither for the replica nor for writes of unknown outcome",
         "one order explains what all clients see",
         "router.py",
-        "        is_settled = await self._writes_settled(call)\n"
+        "        is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts\n"
         '        with self._telemetry.span("replica.read", method=call.method):\n'
         "            reply = await self._within(call, self._ask_replica(call, self._log.last_seq))\n",
         "        is_settled = True\n"

@@ -76,6 +76,14 @@ def test_what_is_not_there_may_have_been_deleted_by_what_the_log_lacks() -> None
     assert judge(A, None, formers, frozenset(), is_log_whole=False).finding is Finding.LOST
 
 
+def test_what_nobody_knows_is_not_lost_where_a_crash_may_have_cut_off_a_write() -> None:
+    known, unknown = Former(True, True, A), Former(True, False, None)
+    assert judge(C, B, [unknown], frozenset()).finding is Finding.LOST
+    assert judge(C, B, [unknown], frozenset(), is_unbroken=False).finding is Finding.FOREIGN
+    assert judge(A, B, [unknown, known], frozenset(), is_unbroken=False).finding is Finding.LOST
+    assert judge(None, B, [Former(True, True, None)], frozenset(), is_unbroken=False).finding is Finding.LOST
+
+
 def test_rounding_is_no_difference() -> None:
     def vector(*values: float) -> bytes:
         return named({"": pb.Vector(dense=pb.DenseVector(data=values))})

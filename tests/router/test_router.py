@@ -658,12 +658,15 @@ async def test_a_local_write_waits_until_the_replica_knows_of_doubts(make_rig: M
     rig = make_rig()
     rig.replica.hold_marks = asyncio.Event()
     rig.router._repairs.in_doubt("c", "test")
+    # A read does not wait, and is not passed off as whole.
+    assert dict((await rig.router.handle(get())).trailers)[rpc.COMPLETENESS] == "stale"
     writing = asyncio.create_task(rig.router.handle(upsert()))
     for _ in range(50):
         await asyncio.sleep(0)
     assert rig.replica.prepared_together == []
     rig.replica.hold_marks.set()
     assert (await writing).is_ok
+    assert dict((await rig.router.handle(get())).trailers)[rpc.COMPLETENESS] == "complete"
 
 
 async def test_qdrant_is_asked_about_a_caller_whom_nobody_knows_while_it_is_up(make_rig: MakeRig) -> None:

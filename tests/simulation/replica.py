@@ -349,7 +349,14 @@ class Replica:
                 if row.number == number and row.seq > request.window.since_seq
             ]
             here = _record(number, state.points.get(number))
-            judged = judge(there.get(number), here, formers, frozenset(), is_log_whole=request.is_log_whole)
+            judged = judge(
+                there.get(number),
+                here,
+                formers,
+                frozenset(),
+                is_log_whole=request.is_log_whole,
+                is_unbroken=request.is_unbroken,
+            )
             self.trace("replica judges", number, judged.finding.name, there.get(number), judged.wanted)
             if judged.finding is Finding.FOREIGN:
                 response.foreign += 1
