@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -70,6 +70,7 @@ class Repairs:
         directory: Path,
         mode: Mode,
         *,
+        deletions: Deletions,
         is_marked: Callable[[Path], bool],
         write_durably: Callable[[Path], None],
         remove_durably: Callable[[Path], None],
@@ -79,7 +80,6 @@ class Repairs:
         telemetry: Telemetry,
         is_of_this_boot: Callable[[Path], bool] = lambda marker: False,
         write_of_no_boot: Callable[[Path], None] = lambda marker: None,
-        deletions: Deletions | None = None,
     ) -> None:
         self._deletions = deletions
         self._marker = directory / MARKER
@@ -98,7 +98,6 @@ class Repairs:
         self._settled = not self.was_in_doubt
         # A process that is killed leaves the log with every write that was acknowledged, a power cut may not.
         self._is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
-        self._is_unbroken = not self.was_in_doubt
         self._online_writes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -111,21 +110,18 @@ class Repairs:
         self._mark()
         self._online_writes += 1
         try:
-            if self._deletions is not None and loses_points_of:
-                with self._deletions.under_way(loses_points_of):
-                    yield
-            else:
+            with self._deletions.under_way(loses_points_of) if loses_points_of else nullcontext():
                 yield
         finally:
             self._online_writes -= 1
 
     def is_log_whole(self, collection: str) -> bool:
         """Whether Qdrant can have no write of ours to this collection that the log lacks."""
-        return self._is_log_whole and (self._deletions is None or collection not in self._deletions.left_over)
+        return self._is_log_whole and collection not in self._deletions.left_over
 
     def is_unbroken(self) -> bool:
         """Whether no crash can have cut off a write of ours that others have seen at Qdrant."""
-        return self._is_unbroken
+        return self._settled
 
     def writes_pass_unseen(self) -> None:
         """Writes will reach Qdrant that neither log nor replica hears of: at the next start all is in doubt."""
@@ -152,9 +148,8 @@ class Repairs:
     def settled(self) -> None:
         """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
         if not self._tasks:
-            self._settled = self._is_log_whole = self._is_unbroken = True
-            if self._deletions is not None:
-                self._deletions.settled()
+            self._settled = self._is_log_whole = True
+            self._deletions.settled()
 
     def close(self) -> None:
         """After the log was closed cleanly, with no write under way."""

@@ -238,6 +238,7 @@ HEALTH_TITLE = "qdrant - vector search engine"
 ASSUMED_VERSION = "1.18.3"
 
 HEALTH_CHECK = "/qdrant.Qdrant/HealthCheck"
+GRPC_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 # Trailing metadata keys, fixed in the design.
 SOURCE = "x-understudy-source"

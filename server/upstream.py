@@ -23,10 +23,9 @@ from grpc_health.v1 import health_pb2
 from generated.qdrant import qdrant_pb2
 from server.clock import Clock
 from server.errors import ConfigError, UpstreamTimeout, UpstreamUnreachable
-from server.rpc import HEALTH_CHECK, Call, Code, Metadata, Reply
+from server.rpc import GRPC_HEALTH_CHECK, HEALTH_CHECK, Call, Code, Metadata, Reply
 
 DEFAULT_PORT = 6334
-GRPC_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 # With gRPC's jitter a pause stays below nine tenths of its limit, which leaves time for the probes that must follow.
 _BACKOFF_SHARE = 0.75

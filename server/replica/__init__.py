@@ -30,8 +30,5 @@ from collections.abc import Mapping
 # For the environment of a process that scans vectors (`scan`); it counts only when it is there before numpy is loaded.
 BLAS_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-# Asks whether the process is there: answered by its event loop alone.
-IS_THERE = "/grpc.health.v1.Health/Check"
-
 # Rows of former states that go with one call, so that none takes long.
 FORGOTTEN_AT_ONCE = 1000

@@ -14,8 +14,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from generated.understudy.replica.v1 import wire_pb2
-from server.replica.wire import Frames
-from server.rpc import Backend, Call, Reply
+from server.replica.wire import Frames, packed, unpacked
+from server.rpc import Backend, Call
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,11 @@ class _Connection:
         task.add_done_callback(lambda _: self.tasks.pop(question.number, None))
 
     async def _answer(self, question: wire_pb2.Question, body: bytes) -> None:
-        metadata = tuple((one.key, one.value) for one in question.metadata)
-        reply = await self._backend.handle(Call(question.method, body, metadata))
-        await self.frames.send(_answer(question.number, reply).SerializeToString(), reply.body)
+        reply = await self._backend.handle(Call(question.method, body, unpacked(question.metadata)))
+        answer = wire_pb2.Answer(
+            number=question.number, code=int(reply.code), details=reply.details, trailers=packed(reply.trailers)
+        )
+        await self.frames.send(answer.SerializeToString(), reply.body)
 
     def _ended(self) -> None:
         self._cancel_all()
@@ -91,11 +93,3 @@ class _Connection:
     def _cancel_all(self) -> None:
         for task in self.tasks.values():
             task.cancel()
-
-
-def _answer(number: int, reply: Reply) -> wire_pb2.Answer:
-    answer = wire_pb2.Answer(number=number, code=int(reply.code), details=reply.details)
-    answer.trailers.extend(
-        wire_pb2.Metadatum(key=key, value=value) for key, value in reply.trailers if isinstance(value, str)
-    )
-    return answer

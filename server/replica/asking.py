@@ -14,9 +14,8 @@ from google.protobuf.message import DecodeError
 
 from generated.understudy.replica.v1 import wire_pb2
 from server.errors import UpstreamUnreachable
-from server.replica import IS_THERE
-from server.replica.wire import Frames
-from server.rpc import Call, Code, Reply
+from server.replica.wire import Frames, packed, unpacked
+from server.rpc import GRPC_HEALTH_CHECK, Call, Code, Reply
 
 
 class Asking:
@@ -42,11 +41,7 @@ class Asking:
             raise UpstreamUnreachable(f"replica: {self._gone or 'not connected'}", maybe_applied=False)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        question = wire_pb2.Question(number=number, method=call.method)
-        # What is not text is for Qdrant only.
-        question.metadata.extend(
-            wire_pb2.Metadatum(key=key, value=value) for key, value in call.metadata if isinstance(value, str)
-        )
+        question = wire_pb2.Question(number=number, method=call.method, metadata=packed(call.metadata))
         try:
             await self._frames.send(question.SerializeToString(), call.body)
             return await answer
@@ -60,7 +55,7 @@ class Asking:
         """Whether the process answers in time."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                return (await self.handle(Call(IS_THERE, b""))).is_ok
+                return (await self.handle(Call(GRPC_HEALTH_CHECK, b""))).is_ok
         except (TimeoutError, UpstreamUnreachable):
             return False
 
@@ -81,8 +76,7 @@ class Asking:
         waiting = self._waiting.get(answer.number)
         # Whoever gave up may still be answered.
         if waiting is not None and not waiting.done():
-            trailers = tuple((one.key, one.value) for one in answer.trailers)
-            waiting.set_result(Reply(body, Code(answer.code), answer.details, trailers=trailers))
+            waiting.set_result(Reply(body, Code(answer.code), answer.details, trailers=unpacked(answer.trailers)))
 
     def _ended(self) -> None:
         self._end("the connection ended")

@@ -19,8 +19,6 @@ from server.replica.records import Key
 from server.replica.spaces import Floats, Space
 
 _EPSILON = np.float32(1.1920929e-7)
-# The peak of so many scores is found at once.
-_STRETCH = 128
 Mask: TypeAlias = "npt.NDArray[np.bool_] | None"
 
 
@@ -210,22 +208,7 @@ def _largest(scores: Floats, count: int) -> npt.NDArray[np.intp]:
     """Where the largest `count` stand and all that tie with the last of them; NaN is larger than all."""
     if len(scores) <= count:
         return np.arange(len(scores))
-    stretches = len(scores) // _STRETCH
-    if stretches >= 2 * count:
-        # As many stretches have a peak above that of the rest; so all that is wanted is above it, too, and little else.
-        peaks = scores[: stretches * _STRETCH].reshape(stretches, _STRETCH).max(axis=1)
-        rows = _above(scores, _floor(peaks, count))
-        return rows[_above(scores[rows], _floor(scores[rows], count))]
-    return _above(scores, _floor(scores, count))
-
-
-def _floor(scores: Floats, count: int) -> np.float32:
-    """The last of the largest `count`."""
-    floor: np.float32 = np.partition(scores, len(scores) - count)[len(scores) - count]
-    return floor
-
-
-def _above(scores: Floats, floor: np.float32) -> npt.NDArray[np.intp]:
+    floor = np.partition(scores, len(scores) - count)[len(scores) - count]
     return np.flatnonzero(np.isnan(scores) if np.isnan(floor) else ~(scores < floor))
 
 

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from generated.qdrant import qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import Clock
-from server.replica import IS_THERE, catalogue, freshness
+from server.replica import catalogue, freshness
 from server.replica import requests as r
 from server.replica.baselines import Baselines
 from server.replica.former_desk import FormerDesk
@@ -32,6 +32,7 @@ from server.replica.store import Store
 from server.replica.writes import Writes
 from server.rpc import (
     ASSUMED_VERSION,
+    GRPC_HEALTH_CHECK,
     HEALTH_CHECK,
     HEALTH_TITLE,
     METHODS,
@@ -137,7 +138,7 @@ class Service:
         try:
             if call.method.startswith(CONTROL):
                 return await self._answer_control(call)
-            if call.method == IS_THERE:
+            if call.method == GRPC_HEALTH_CHECK:
                 return Reply(_SERVING)
             if call.method not in METHODS:
                 return _unknown(call.method)

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from generated.understudy.replica.v1 import wire_pb2
+from server.rpc import Metadata
 
 _LENGTHS = struct.Struct("<II")
 _HEAD_LIMIT_BYTES = 1 << 24
@@ -21,6 +24,16 @@ _HEAD_LIMIT_BYTES = 1 << 24
 _BODY_LIMIT_BYTES = (1 << 31) - 1
 # Up to here one copy costs less than a second call of the kernel.
 _JOINED_BYTES = 1 << 16
+
+
+def packed(metadata: Metadata) -> list[wire_pb2.Metadatum]:
+    """Metadata for a head. What is not text is for Qdrant only."""
+    return [wire_pb2.Metadatum(key=key, value=value) for key, value in metadata if isinstance(value, str)]
+
+
+def unpacked(metadata: Iterable[wire_pb2.Metadatum]) -> Metadata:
+    """The inverse."""
+    return tuple((one.key, one.value) for one in metadata)
 
 
 class Frames(asyncio.Protocol):

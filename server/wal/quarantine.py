@@ -140,13 +140,13 @@ class Quarantine:
             key = self._keyring.key(self._key_id, "the quarantine")
             known = self._known()
             files = {}
+            kept = {}
             for each in refused:
-                data = encode_item(each, self._key_id, key, self._log_id, now_ns=now_ns)
-                files[self._path(each.record.seq)] = [data]
+                record, path = each.record, self._path(each.record.seq)
+                files[path] = [encode_item(each, self._key_id, key, self._log_id, now_ns=now_ns)]
+                kept[path] = QuarantineItem(record.seq, record.kind, each.code, _shortened(each.details), now_ns, path)
             publish_all(self._disk, files)
-            for path, each in zip(files, refused, strict=True):
-                record = each.record
-                known[path] = QuarantineItem(record.seq, record.kind, each.code, _shortened(each.details), now_ns, path)
+            known |= kept
 
     def sign_with(self, keyring: Keyring, key_id: bytes) -> None:
         """Entries kept from now on are signed with this key; those before stay as they are."""

@@ -8,8 +8,7 @@ import pytest
 from server.replica import scoring
 from server.replica.spaces import Floats
 
-# From a handful of scores to many stretches of which one is cut short.
-SIZES = (0, 1, 5, scoring._STRETCH, 20 * scoring._STRETCH, 41 * scoring._STRETCH + 7)
+SIZES = (0, 1, 5, 128, 20 * 128, 41 * 128 + 7)
 
 
 def scores_of(kind: str, size: int, chance: np.random.Generator) -> Floats:

@@ -13,10 +13,9 @@ import pytest
 
 from generated.understudy.replica.v1 import wire_pb2
 from server.errors import UpstreamUnreachable
-from server.replica import IS_THERE
 from server.replica.answering import Answering
 from server.replica.asking import Asking
-from server.rpc import Backend, Call, Code, Reply
+from server.rpc import GRPC_HEALTH_CHECK, Backend, Call, Code, Reply
 
 LARGE = 64 * 1024 * 1024
 
@@ -65,6 +64,19 @@ async def connected(backend: Backend, folder: Path) -> AsyncIterator[Asking]:
             asking.close()
 
 
+@asynccontextmanager
+async def facing_a_stranger(folder: Path) -> AsyncIterator[tuple[Asking, socket.socket]]:
+    """The proxy's end, and the bare socket that it is connected to."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        asking = await Asking.connect(folder / "s")
+        peer, _ = listener.accept()
+        with peer:
+            yield asking, peer
+        asking.close()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop run until the condition holds."""
     async with asyncio.timeout(20):
@@ -94,7 +106,7 @@ async def test_call_and_reply_come_through_as_they_are(tmp_path: Path) -> None:
             code=Code.NOT_FOUND, details="no such thing ä", trailers=(("a", "1"), ("b", "2"))
         )
         assert await asking.is_there(5.0)
-        assert echo.asked[-1].method == IS_THERE
+        assert echo.asked[-1].method == GRPC_HEALTH_CHECK
 
 
 async def test_answers_come_in_any_order_each_to_its_question(tmp_path: Path) -> None:
@@ -216,31 +228,19 @@ async def test_who_talks_nonsense_is_left_and_the_others_are_served(tmp_path: Pa
     ids=["head", "code"],
 )
 async def test_a_replica_that_talks_nonsense_counts_as_gone(tmp_path: Path, said: bytes) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
-        asking = await Asking.connect(tmp_path / "s")
-        peer, _ = listener.accept()
-        with peer:
-            waiting = asyncio.create_task(asking.handle(Call("/held", b"")))
-            await asyncio.sleep(0)
-            peer.sendall(said)
-            with pytest.raises(UpstreamUnreachable):
-                await waiting
-        asking.close()
+    async with facing_a_stranger(tmp_path) as (asking, peer):
+        waiting = asyncio.create_task(asking.handle(Call("/held", b"")))
+        await asyncio.sleep(0)
+        peer.sendall(said)
+        with pytest.raises(UpstreamUnreachable):
+            await waiting
 
 
 async def test_who_sends_waits_while_nobody_reads(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
-        asking = await Asking.connect(tmp_path / "s")
-        peer, _ = listener.accept()
-        with peer:
-            waiting = asyncio.create_task(asking.handle(Call("/large", bytes(LARGE))))
-            assert not await asking.is_there(0.05)
-            assert not waiting.done()
-            peer.close()
-            with pytest.raises(UpstreamUnreachable):
-                await waiting
-        asking.close()
+    async with facing_a_stranger(tmp_path) as (asking, peer):
+        waiting = asyncio.create_task(asking.handle(Call("/large", bytes(LARGE))))
+        assert not await asking.is_there(0.05)
+        assert not waiting.done()
+        peer.close()
+        with pytest.raises(UpstreamUnreachable):
+            await waiting

@@ -12,12 +12,14 @@ import pytest
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.clock import SystemClock
+from server.deletions import Deletions
 from server.errors import ReplicaRefused, ReplicaUnavailable
 from server.health.detector import Verdict
 from server.mode import Mode
 from server.repairs import Repairs
 from server.rpc import Code
 from server.telemetry import Telemetry
+from server.wal.files import RealDisk
 
 
 class Replica:
@@ -49,6 +51,7 @@ def build(
     repairs = Repairs(
         directory,
         mode,
+        deletions=Deletions(RealDisk(), directory, [].append),
         is_marked=Path.exists,
         write_durably=write_durably,
         remove_durably=remove_durably,

@@ -20,6 +20,7 @@ from server.clock import SystemClock
 from server.config import Keys, Settings
 from server.conflicts import Conflicts
 from server.credentials import Credentials
+from server.deletions import Deletions
 from server.errors import ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
 from server.gate import WriteGate
 from server.health.detector import Verdict
@@ -156,6 +157,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[MakeRig]:
         repairs = Repairs(
             tmp_path / "store",
             mode,
+            deletions=Deletions(RealDisk(), tmp_path / "store", [].append),
             is_marked=Path.exists,
             write_durably=lambda path: path.touch(),
             remove_durably=lambda path: path.unlink(),

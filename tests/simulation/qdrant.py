@@ -20,8 +20,8 @@ from google.protobuf.message import Message
 
 from generated.qdrant import collections_pb2, qdrant_pb2
 from server.errors import UpstreamTimeout, UpstreamUnreachable
-from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Kind, Reply, refuse
-from server.upstream import GRPC_HEALTH_CHECK, Connectivity, Probe, channel_options
+from server.rpc import GRPC_HEALTH_CHECK, HEALTH_CHECK, METHODS, Call, Code, Kind, Reply, refuse
+from server.upstream import Connectivity, Probe, channel_options
 from tests.simulation import points as p
 from tests.simulation.loop import VirtualLoop
 
