@@ -149,7 +149,7 @@ def test_it_compares_while_clients_write(standin: Standin, tmp_path: Path) -> No
 
             def write() -> None:
                 number = 0
-                while not done.is_set():
+                while not done.is_set() or number <= 20:
                     client.upsert("c", [point(number % 200, turn=number), point(200 + number % 300, turn=number)])
                     written.append(number)
                     number += 1
