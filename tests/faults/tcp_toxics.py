@@ -34,7 +34,7 @@ class TcpToxics:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._cut = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._links: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
 
     @property
@@ -68,16 +68,19 @@ class TcpToxics:
 
     async def refuse(self) -> None:
         """Refuse new connections. Open ones go on."""
-        if self._server is not None:
-            server, self._server = self._server, None
-            server.close()
-            # Closing takes effect at once; waiting for the connections to end would wait for the test.
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
 
     async def accept(self) -> None:
         """Listen (again), on the same port."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-            self._port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            # asyncio's own server drops what it has accepted and not yet begun to serve when it is closed.
+            self._listener = listener = socket.create_server(("127.0.0.1", self._port))
+            listener.setblocking(False)
+            self._port = listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(listener, self._connected, listener)
 
     async def reset(self) -> None:
         """RST on every open connection, both sides."""
@@ -119,12 +122,25 @@ class TcpToxics:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            # Gone before it was let in.
+            return
+        self.accepted += 1
+        link = asyncio.get_running_loop().create_task(self._serve(client))
+        self._links[link] = []
+        # A task that is cancelled before it begins does nothing of its own.
+        link.add_done_callback(lambda _: client.close())
+        link.add_done_callback(self._links.pop)
+
+    async def _serve(self, client: socket.socket) -> None:
         link = asyncio.current_task()
         assert link is not None
-        self._links[link] = [writer]
-        self.accepted += 1
         try:
+            reader, writer = await asyncio.open_connection(sock=client)
+            self._links[link].append(writer)
             there, back = await asyncio.open_connection(*self._target)
             self._links[link].append(back)
             await self._join(reader, writer, there, back)
@@ -136,8 +152,6 @@ class TcpToxics:
                 _reset(one)
                 with contextlib.suppress(OSError):
                     await one.wait_closed()
-            # Only now: whoever waits for the links may close the loop next.
-            del self._links[link]
 
     async def _join(
         self,

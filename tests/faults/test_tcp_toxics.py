@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import socket
 import struct
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeAlias
 
@@ -166,6 +169,25 @@ async def test_nobody_behind_is_a_reset(connect: Connect) -> None:
         reader, _ = await connect(toxics)
         with pytest.raises(ConnectionResetError):
             await reader.read(1)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_connects_just_before_the_end_is_closed_too(turns: int) -> None:
+    async def connect_and_close() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as behind:
+            toxics = TcpToxics(*behind.getsockname())
+            await toxics.accept()
+            host, port = toxics.address.split(":")
+            with socket.create_connection((host, int(port))):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await toxics.close()
+
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always")
+        asyncio.run(connect_and_close())
+        gc.collect()
+    assert [str(one.message) for one in left_open] == []
 
 
 def frame(kind: int, payload: bytes) -> bytes:

@@ -94,7 +94,8 @@ async def test_sigkill_fails_every_call_in_flight_as_maybe_applied(peer: GrpcPee
         await peer.kill()
         assert all(error.maybe_applied for error in await asyncio.gather(*calls))
         assert not (await unreachable(upstream)).maybe_applied
-        assert upstream.connectivity() in (Connectivity.IDLE, Connectivity.TRANSIENT_FAILURE)
+        # IDLE, in failure, or trying again by now.
+        assert upstream.connectivity() is not Connectivity.READY
         # Back on the same port: the next calls get through without a new channel.
         await peer.start()
         state = upstream.connectivity()

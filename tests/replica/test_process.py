@@ -372,7 +372,7 @@ def _random_entry(seq: int, rng: random.Random) -> control.LogEntry:
 async def _alive(replica: ReplicaProcess, killed: set[int]) -> int:
     """The process id of a replica that nobody has killed yet; waits for the one that takes a killed one's place."""
     while (pid := replica.pid) is None or pid in killed:  # noqa: ASYNC110 - what it waits for has no event
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
     return pid
 
 
