@@ -341,7 +341,7 @@ class Router:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
             reply = refused or Reply(local_answers.plain_success(row, request, seq))
             return self._from_local(call, reply.with_trailers((rpc.AS_OF, str(seq))))
-        reply = refused or Reply(applied.reply, Code(applied.code), applied.details)
+        reply = refused or (refuse(Code(applied.code), applied.details) if applied.code else Reply(applied.reply))
         return self._from_local(call, reply.with_trailers(*trailers(applied.freshness)))
 
     async def _log_pending(self, call: Call, row: Method, entry: entry_pb2.Entry) -> int:

@@ -43,6 +43,10 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+# Three bytes of a header for each: clients take 8 kB of them.
+_DETAILS_LIMIT_BYTES = 2048
+_CUT = b" [cut off]"
+
 # gRPC's own refusal of a message, and Qdrant's of a call that its rate limit could not let through in a whole minute.
 _TOO_LARGE = ("larger than max", "larger than rate limiter capacity")
 
@@ -91,7 +95,10 @@ class Reply:
 
 
 def refuse(code: Code, details: str) -> Reply:
-    """A reply that says no."""
+    """A reply that says no. What clients would not take in, because the text quotes a request, is cut off."""
+    text = details.encode(errors="replace")
+    if len(text) > _DETAILS_LIMIT_BYTES:
+        details = text[: _DETAILS_LIMIT_BYTES - len(_CUT)].decode(errors="ignore") + _CUT.decode()
     return Reply(code=code, details=details)
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from generated.understudy.replica.v1 import wire_pb2
 from server.replica.wire import Frames, packed, unpacked
-from server.rpc import Backend, Call
+from server.rpc import Backend, Call, Code, Reply, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Answering:
         self._server = await asyncio.get_running_loop().create_unix_server(self._connect, str(socket))
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no more questions; those that are being answered may be, within the grace."""
+        """Take no more connections; questions that are being answered may be, within the grace."""
         if self._server is not None:
             self._server.close()
         tasks = [task for connection in self._connections for task in connection.tasks.values()]
@@ -80,11 +80,13 @@ class _Connection:
         task.add_done_callback(lambda _: self.tasks.pop(question.number, None))
 
     async def _answer(self, question: wire_pb2.Question, body: bytes) -> None:
-        reply = await self._backend.handle(Call(question.method, body, unpacked(question.metadata)))
-        answer = wire_pb2.Answer(
-            number=question.number, code=int(reply.code), details=reply.details, trailers=packed(reply.trailers)
-        )
-        await self.frames.send(answer.SerializeToString(), reply.body)
+        try:
+            reply = await self._backend.handle(Call(question.method, body, unpacked(question.metadata)))
+            await self.frames.send(_head(question.number, reply), reply.body)
+        except Exception:  # the outermost frame of a call: whoever asked would wait for ever
+            logger.exception("%s is not answered", question.method)
+            failed = refuse(Code.INTERNAL, f"the replica failed to answer {question.method}; its log says why")
+            await self.frames.send(_head(question.number, failed))
 
     def _ended(self) -> None:
         self._cancel_all()
@@ -93,3 +95,9 @@ class _Connection:
     def _cancel_all(self) -> None:
         for task in self.tasks.values():
             task.cancel()
+
+
+def _head(number: int, reply: Reply) -> bytes:
+    return wire_pb2.Answer(
+        number=number, code=int(reply.code), details=reply.details, trailers=packed(reply.trailers)
+    ).SerializeToString()

@@ -19,13 +19,14 @@ from server.rpc import GRPC_HEALTH_CHECK, Call, Code, Reply
 
 
 class Asking:
-    """A `rpc.Backend`: the way to one replica process."""
+    """A `rpc.Backend`: the way to one replica process. `gone` is set once nothing can be asked any more."""
 
     def __init__(self) -> None:
+        self.gone = asyncio.Event()
         self._frames = Frames(self._answered, self._ended)
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._gone = ""
+        self._reason = ""
 
     @classmethod
     async def connect(cls, socket: Path) -> Asking:
@@ -37,8 +38,8 @@ class Asking:
     async def handle(self, call: Call) -> Reply:
         """See Backend. The deadline is not looked at."""
         number = next(self._numbers)
-        if self._gone or not self._frames.is_open:
-            raise UpstreamUnreachable(f"replica: {self._gone or 'not connected'}", maybe_applied=False)
+        if self.gone.is_set() or not self._frames.is_open:
+            raise UpstreamUnreachable(f"replica: {self._reason or 'not connected'}", maybe_applied=False)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         question = wire_pb2.Question(number=number, method=call.method, metadata=packed(call.metadata))
@@ -82,9 +83,10 @@ class Asking:
         self._end("the connection ended")
 
     def _end(self, reason: str) -> None:
-        self._gone = self._gone or reason
+        self._reason = self._reason or reason
+        self.gone.set()
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(UpstreamUnreachable(f"replica: {self._gone}", maybe_applied=True))
+                waiting.set_exception(UpstreamUnreachable(f"replica: {self._reason}", maybe_applied=True))
                 # Whoever waits may be giving up at this very moment: then nobody looks, and that is no error.
                 waiting.exception()

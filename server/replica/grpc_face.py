@@ -10,7 +10,7 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 
-from server.rpc import METHODS, Backend, Call
+from server.rpc import GRPC_HEALTH_CHECK, METHODS, Backend, Call
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
@@ -33,7 +33,7 @@ def grpc_server(backend: Backend) -> grpc.aio.Server:
 
 
 class _Router(grpc.GenericRpcHandler):
-    """Hands every method of the Qdrant API to the backend."""
+    """Hands every method of the Qdrant API, and the standard question for health, to the backend."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -41,7 +41,7 @@ class _Router(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """See grpc.GenericRpcHandler."""
         method: str = details.method
-        if method not in METHODS:
+        if method not in METHODS and method != GRPC_HEALTH_CHECK:
             return None
 
         async def handle(body: bytes, context: _Context) -> bytes:

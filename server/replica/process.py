@@ -1,9 +1,9 @@
 """The replica's process, seen from the proxy: started, watched, replaced, talked to.
 
-Promises: the process is there or on its way; when it dies, hangs or is killed, another one takes its place after a
-growing pause. Calls wait for it within their deadline, and are repeated on the next one: everything that the replica
-does may be done twice. It never outlives the proxy: its stdin is a pipe that ends with us. The socket lies in a private
-directory.
+Promises: the process is there or on its way; when it dies, hangs, is killed or no longer reached, another one takes its
+place after a growing pause. Calls wait for it within their deadline, and are repeated on the next one: everything that
+the replica does may be done twice; but a call under which one after the other ends is given up. It never outlives the
+proxy: its stdin is a pipe that ends with us. The socket lies in a private directory.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from server.rpc import Backend, Call, Code, Reply
 from server.telemetry import Telemetry
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 _SERVICE = "/understudy.replica.v1.ReplicaService/"
 _READY = b"ready"
@@ -41,6 +42,8 @@ _HEALTHY_SECONDS = 10.0
 _RETRY_PAUSE_SECONDS = 0.02
 _FAILED_INSIDE = frozenset((Code.INTERNAL, Code.UNKNOWN))
 _STOP_SECONDS = 10.0
+# A call that so many processes did not survive is not asked again: it may be what ends them.
+_MOST_ENDS = 3
 
 
 class ReplicaProcess:
@@ -70,19 +73,21 @@ class ReplicaProcess:
 
     async def start(self) -> None:
         """Start the process and wait until it serves. Raises DataDirUnusable when it cannot."""
-        self._sockets = socket_directory("understudy-")
         give_up_at = self._clock.monotonic() + self._settings.start_timeout_seconds
         pause = _FIRST_PAUSE_SECONDS
-        while not await self._spawn():
-            # A process of a proxy that was killed may take a moment to let go of the directory.
-            if self._clock.monotonic() + pause >= give_up_at:
-                self._remove_sockets()
-                raise DataDirUnusable(
-                    f"the replica process does not start on {self._store_dir}; its own message is above",
-                    hint="Stop whatever holds the directory, or choose another one with --data-dir",
-                )
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 1.0)
+        try:
+            while not await self._spawn():
+                # A process of a proxy that was killed may take a moment to let go of the directory.
+                if self._clock.monotonic() + pause >= give_up_at:
+                    raise DataDirUnusable(
+                        f"the replica process does not start on {self._store_dir}; its own message is above",
+                        hint="Stop whatever holds the directory, or choose another one with --data-dir",
+                    )
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 1.0)
+        except BaseException:
+            self._remove_sockets()
+            raise
         self._supervisor = asyncio.create_task(self._supervise(), name="replica-supervisor")
 
     async def stop(self) -> None:
@@ -113,9 +118,8 @@ class ReplicaProcess:
 
     async def _spawn(self) -> bool:
         """Start one process; False when it ended, or said nothing in time, before it served."""
-        assert self._sockets is not None
         self._number += 1
-        socket = self._sockets / f"{self._number}.sock"
+        socket = self._socket_folder() / f"{self._number}.sock"
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -143,7 +147,10 @@ class ReplicaProcess:
             process.kill()
             raise
         if self._asking is None:
-            await _end(process, at_once=True)
+            # Before its stdin ends: it would take the folder of the sockets for abandoned.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await _end(process)
             return False
         self.pid = process.pid
         self._announce()
@@ -155,9 +162,7 @@ class ReplicaProcess:
             try:
                 started = self._clock.monotonic()
                 if self._asking is not None:
-                    code = await self._watch()
-                    self._telemetry.log.warning("replica process ended, it is replaced", exit_code=code, pid=self.pid)
-                    self._retire()
+                    await self._watch()
                 if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
                 await asyncio.sleep(pause)
@@ -174,21 +179,29 @@ class ReplicaProcess:
                 self._telemetry.log.exception("watching the replica process failed, it is watched again")
                 await asyncio.sleep(self._settings.restart_max_seconds)
 
-    async def _watch(self) -> int:
-        """Wait for the end of the process; end it when it is silent for too long."""
+    async def _watch(self) -> None:
+        """Wait for the end of the process; end it when it is silent for too long, or cannot be asked any more."""
         process, asking = self._process, self._asking
         assert process is not None and asking is not None
-        async with _background(process.wait()) as ended:
+        async with _background(process.wait()) as ended, _background(asking.gone.wait()) as gone:
             last_heard = self._clock.monotonic()
-            while not ended.done():
+            while not ended.done() and not gone.done():
                 if await asking.is_there(self._settings.hang_seconds / 3):
                     last_heard = self._clock.monotonic()
-                elif self._clock.monotonic() - last_heard >= self._settings.hang_seconds and not ended.done():
+                elif self._clock.monotonic() - last_heard >= self._settings.hang_seconds and not gone.done():
                     self._telemetry.log.warning("replica process is silent, it is killed", pid=process.pid)
                     process.kill()
                     break
-                await asyncio.wait((ended,), timeout=self._settings.hang_seconds / 6)
-            return await ended
+                await asyncio.wait(
+                    (ended, gone), timeout=self._settings.hang_seconds / 6, return_when=asyncio.FIRST_COMPLETED
+                )
+            # Calls wait for the next one from here on, however long this one takes to end.
+            self._retire()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await _ended(process)
+            code = await ended
+            self._telemetry.log.warning("replica process ended, it is replaced", exit_code=code, pid=process.pid)
 
     def _retire(self) -> None:
         """Forget the process that is gone."""
@@ -196,6 +209,13 @@ class ReplicaProcess:
         self.pid = None
         if asking is not None:
             asking.close()
+        (self._socket_folder() / f"{self._number}.sock").unlink(missing_ok=True)
+
+    def _socket_folder(self) -> Path:
+        """Where sockets lie; made anew when somebody tidied it away."""
+        if self._sockets is None or not self._sockets.is_dir():
+            self._sockets = socket_directory("understudy-")
+        return self._sockets
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -224,12 +244,15 @@ class _Patient:
             raise ReplicaUnavailable(f"the replica did not answer {call.method} in time") from error
 
     async def _answer(self, call: Call) -> Reply:
-        while True:
+        ends = 0
+        while ends < _MOST_ENDS:
             asking = await self._process.serving()
             try:
                 return await asking.handle(call)
-            except UpstreamUnreachable:
+            except UpstreamUnreachable as error:
+                ends += error.maybe_applied
                 await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+        raise ReplicaUnavailable(f"{_MOST_ENDS} replica processes ended while they were asked {call.method}")
 
 
 class ReplicaControl:
@@ -320,8 +343,8 @@ class ReplicaControl:
 
 
 @contextlib.asynccontextmanager
-async def _background(work: Coroutine[Any, Any, int]) -> AsyncIterator[asyncio.Future[int]]:
-    task: asyncio.Future[int] = asyncio.ensure_future(work)
+async def _background(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Future[T]]:
+    task: asyncio.Future[T] = asyncio.ensure_future(work)
     try:
         yield task
     finally:
@@ -331,12 +354,17 @@ async def _background(work: Coroutine[Any, Any, int]) -> AsyncIterator[asyncio.F
                 await task
 
 
-async def _end(process: asyncio.subprocess.Process, *, at_once: bool = False) -> None:
+async def _end(process: asyncio.subprocess.Process) -> None:
     """Close its stdin and wait; kill it when it does not end."""
     if process.stdin is not None:
         process.stdin.close()
+    await _ended(process)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a process that was told to end; kill it when it does not."""
     try:
-        async with asyncio.timeout(0.0 if at_once else _STOP_SECONDS):
+        async with asyncio.timeout(_STOP_SECONDS):
             await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):

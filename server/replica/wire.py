@@ -46,6 +46,7 @@ class Frames(asyncio.Protocol):
         self._buffer = bytearray()
         self._may_write = asyncio.Event()
         self._may_write.set()
+        self._turn = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
@@ -53,7 +54,12 @@ class Frames(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def put(self, head: bytes, body: bytes = b"") -> None:
-        """Send one frame; on a connection that is gone, do nothing: `ended` tells of it."""
+        """Send one frame; on a connection that is gone, do nothing: `ended` tells of it.
+
+        Raises ValueError for a frame that is longer than any may be.
+        """
+        if len(head) > _HEAD_LIMIT_BYTES or len(body) > _BODY_LIMIT_BYTES:
+            raise ValueError(f"a frame of {len(head)} + {len(body)} bytes is too long")
         if self._transport is None or not self.is_open:
             return
         start = _LENGTHS.pack(len(head), len(body)) + head
@@ -64,8 +70,13 @@ class Frames(asyncio.Protocol):
             self._transport.write(body)
 
     async def send(self, head: bytes, body: bytes = b"") -> None:
-        """The same, and wait until there is room for the next one."""
-        self.put(head, body)
+        """The same once there is room, each in its turn, and wait until there is room for the next one."""
+        if self._turn.locked() or not self._may_write.is_set():
+            async with self._turn:
+                await self._may_write.wait()
+                self.put(head, body)
+        else:
+            self.put(head, body)
         await self._may_write.wait()
 
     def close(self) -> None:

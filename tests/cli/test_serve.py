@@ -17,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+import grpc
 import pytest
 from qdrant_client import QdrantClient, models
 
+from server import rpc
 from server.cli import serve
 from server.errors import AddressInUse, ConfigError, DataDirUnusable, WalLocked
 from server.telemetry import Telemetry
@@ -189,7 +191,10 @@ def test_a_bad_variable_and_a_bad_exporter(tmp_path: Path) -> None:
 
 def test_the_replica_alone(tmp_path: Path) -> None:
     with started(tmp_path, "replica") as process:
-        client = _client(_address(process, re.compile(r"^understudy replica: listening on (127\.0\.0\.1:\d+)\n$")))
+        address = _address(process, re.compile(r"^understudy replica: listening on (127\.0\.0\.1:\d+)\n$"))
+        with grpc.insecure_channel(address) as channel:
+            assert channel.unary_unary(rpc.GRPC_HEALTH_CHECK)(b"") == b"\x08\x01"  # status: SERVING
+        client = _client(address)
         client.create_collection("c", vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
         client.upsert("c", [models.PointStruct(id=1, vector=[1.0, 0.0])])
         assert client.count("c").count == 1

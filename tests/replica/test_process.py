@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -24,6 +26,7 @@ from server import config
 from server.clock import SystemClock
 from server.errors import DataDirUnusable, ReplicaRefused, ReplicaUnavailable
 from server.replica import requests as r
+from server.replica.asking import Asking
 from server.replica.process import ReplicaControl, ReplicaProcess
 from server.rpc import AS_OF, COMPLETENESS, HEALTH_CHECK, Call, Code, Reply
 from server.telemetry import Telemetry
@@ -49,6 +52,13 @@ async def _apply(replica: ReplicaProcess, *entries: control.LogEntry) -> control
 def _kill(replica: ReplicaProcess, number: signal.Signals = signal.SIGKILL) -> None:
     assert replica.pid is not None
     os.kill(replica.pid, number)
+
+
+async def _alive(replica: ReplicaProcess, killed: set[int]) -> int:
+    """The process id of a replica that nobody has killed yet; waits for the one that takes a killed one's place."""
+    while (pid := replica.pid) is None or pid in killed:  # noqa: ASYNC110 - what it waits for has no event
+        await asyncio.sleep(0)
+    return pid
 
 
 async def test_secrets_do_not_reach_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +316,103 @@ async def test_it_may_crash_many_times(tmp_path: Path) -> None:
         assert replica.restarts >= 3
 
 
+async def test_a_process_that_can_no_longer_be_asked_is_replaced(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        restarted = asyncio.Event()
+        replica.on_restart = restarted.set
+        first = replica.pid
+        asking = await replica.serving()
+        assert isinstance(asking, Asking)
+        asking.close()
+        # Far sooner than a process that hangs.
+        async with asyncio.timeout(config.Replica().hang_seconds / 2):
+            assert (await replica.control.status()).pid != first
+            await restarted.wait()
+
+
+async def test_a_call_under_which_one_process_after_the_other_ends_is_given_up(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store", restart_max_seconds=0.2) as replica:
+        fatal = asyncio.create_task(replica.control.import_catalogue(control.ImportCatalogueRequest(since_seq=1)))
+        killed: set[int] = set()
+        while not fatal.done():
+            pid = await _alive(replica, killed)
+            await replica.control.status()
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+            await _alive(replica, killed)
+        with pytest.raises(ReplicaUnavailable, match="processes ended while they were asked"):
+            await fatal
+        # One that ended before it was asked does not count.
+        assert 3 <= len(killed) <= 5
+        assert (await replica.control.status()).pid not in killed
+
+
+async def test_a_request_that_is_quoted_in_its_refusal_harms_nobody(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        request = collections.GetCollectionInfoRequest(collection_name="ü" * 10_000_000)
+        reply = await replica.backend.handle(Call(GET, request.SerializeToString()))
+        assert not reply.is_ok
+        assert reply.details.endswith("[cut off]")
+        assert len(reply.details.encode()) <= 2048
+        assert replica.restarts == 0
+        assert (await replica.control.status()).pid == replica.pid
+
+
+async def test_sockets_of_processes_that_are_gone_are_not_left(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store", restart_max_seconds=0.2) as replica:
+        folder = replica._sockets
+        assert folder is not None
+        killed: set[int] = set()
+        for _ in range(3):
+            pid = await _alive(replica, killed)
+            assert len(list(folder.iterdir())) == 1
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        await _alive(replica, killed)
+        assert len(list(folder.iterdir())) == 1
+    assert not _is_there(str(folder))
+
+
+async def test_a_folder_of_sockets_that_somebody_tidied_away_is_made_anew(tmp_path: Path) -> None:
+    async with _running(tmp_path / "store") as replica:
+        folder = replica._sockets
+        assert folder is not None
+        shutil.rmtree(folder)
+        first = replica.pid
+        _kill(replica)
+        assert (await replica.control.status()).pid != first
+
+
+async def test_a_process_that_cannot_be_reached_at_first_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, refused = Asking.connect, []
+
+    async def fail_once(socket: Path) -> Asking:
+        if not refused:
+            refused.append(socket)
+            raise OSError(errno.EMFILE, "broken by the test")
+        return await connect(socket)
+
+    monkeypatch.setattr(Asking, "connect", fail_once)
+    async with _running(tmp_path / "store", start_timeout_seconds=20.0) as replica:
+        assert (await replica.control.status()).pid == replica.pid
+        assert len(refused) == 1
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    replica = ReplicaProcess(tmp_path / "store", config.Replica(), clock=SystemClock(), telemetry=Telemetry.silent())
+    starting = asyncio.create_task(replica.start())
+    await asyncio.sleep(0)
+    folder = replica._sockets
+    assert folder is not None
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await replica.stop()
+    assert not _is_there(str(folder))
+
+
 async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a directory")
     replica = ReplicaProcess(
@@ -367,13 +474,6 @@ def _random_entry(seq: int, rng: random.Random) -> control.LogEntry:
             seq, r.SET_PAYLOAD, pb.SetPayloadPoints(collection_name="c", points_selector=ids(*some), payload=change)
         )
     return entry(seq, r.UPSERT, upsert(*[point(number, dense(seq, number), seq=seq) for number in some]))
-
-
-async def _alive(replica: ReplicaProcess, killed: set[int]) -> int:
-    """The process id of a replica that nobody has killed yet; waits for the one that takes a killed one's place."""
-    while (pid := replica.pid) is None or pid in killed:  # noqa: ASYNC110 - what it waits for has no event
-        await asyncio.sleep(0)
-    return pid
 
 
 async def test_killed_at_random_moments_it_holds_exactly_the_entries_up_to_its_cursor(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ class Echo:
         except asyncio.CancelledError:
             self.cancelled.append(call.method)
             raise
+        if call.method == "/broken":
+            raise RuntimeError("broken by the test")
+        if call.method == "/unspeakable":
+            return Reply(code=Code.NOT_FOUND, details="\ud800")
+        if call.method == "/endless":
+            return Reply(code=Code.NOT_FOUND, details="x" * (1 << 24))
         if call.method == "/refused":
             return Reply(code=Code.NOT_FOUND, details="no such thing ä", trailers=(("a", "1"), ("b", "2")))
         return Reply(call.body, trailers=(("method", call.method),))
@@ -127,6 +133,18 @@ async def test_large_ones_come_through_and_others_pass(tmp_path: Path) -> None:
         replies = await asyncio.gather(*(asking.handle(Call("/small", str(n).encode())) for n in range(20)))
         assert [reply.body for reply in replies] == [str(n).encode() for n in range(20)]
         assert (await large).body == body
+
+
+@pytest.mark.parametrize("method", ["/broken", "/unspeakable", "/endless"])
+async def test_what_cannot_be_answered_is_said_to_the_one_who_asked(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(Echo(), tmp_path) as asking:
+        reply = await asking.handle(Call(method, b""))
+        assert reply.code is Code.INTERNAL
+        assert method in reply.details
+        assert f"{method} is not answered" in caplog.text
+        assert (await asking.handle(Call("/other", b"x"))).body == b"x"
 
 
 async def test_what_is_given_up_is_taken_back(tmp_path: Path) -> None:
@@ -244,3 +262,30 @@ async def test_who_sends_waits_while_nobody_reads(tmp_path: Path) -> None:
         peer.close()
         with pytest.raises(UpstreamUnreachable):
             await waiting
+
+
+async def test_what_was_given_up_before_there_was_room_is_never_sent(tmp_path: Path) -> None:
+    body = bytes(5_000_000)
+    async with facing_a_stranger(tmp_path) as (asking, peer):
+        given_up = [asyncio.create_task(asking.handle(Call("/large", body))) for _ in range(10)]
+        await asyncio.sleep(0)
+        for task in given_up:
+            task.cancel()
+        await asyncio.wait(given_up)
+        last = asyncio.create_task(asking.handle(Call("/last", b"")))
+        heard = 0
+        peer.settimeout(20)
+        while not (said := await asyncio.to_thread(peer.recv, 1 << 20)).endswith(b"/last"):
+            heard += len(said)
+        assert heard < 2 * len(body)
+        peer.sendall(frame(wire_pb2.Answer(number=11).SerializeToString()))
+        assert await last == Reply()
+
+
+async def test_many_at_once_are_sent_in_turn_and_the_connection_may_end_meanwhile(tmp_path: Path) -> None:
+    async with facing_a_stranger(tmp_path) as (asking, peer):
+        waiting = [asyncio.create_task(asking.handle(Call("/large", bytes(1_000_000)))) for _ in range(10)]
+        await asyncio.sleep(0)
+        peer.close()
+        for lost in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20):
+            assert isinstance(lost, UpstreamUnreachable)
