@@ -20,7 +20,8 @@ from server.rpc import UPDATE_BATCH, Code, Method, Reply, Scope
 _ENVELOPE_BYTES = 4096
 _ONE_POINT_MISSING = "Not found: No point with id"
 # How Qdrant refuses one part of a batch, and what it says before it has looked at any part.
-_OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL))
+_OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED))
+_BY_STRICT_MODE = "Help:"
 _OF_THE_WHOLE = ("Validation error", "Not found: Collection", "failed to decode")
 
 
@@ -95,7 +96,10 @@ def changes_some(row: Method, request: Message, reply: Reply) -> bool:
     if reply.code is Code.NOT_FOUND and reply.details.startswith(_ONE_POINT_MISSING):
         return True
     has_parts_before = isinstance(request, points_pb2.UpdateBatchPoints) and len(request.operations) > 1
-    return has_parts_before and reply.code in _OF_ONE_PART and not reply.details.startswith(_OF_THE_WHOLE)
+    is_of_one_part = reply.code in _OF_ONE_PART or (
+        reply.code is Code.PERMISSION_DENIED and _BY_STRICT_MODE in reply.details
+    )
+    return has_parts_before and is_of_one_part and not reply.details.startswith(_OF_THE_WHOLE)
 
 
 def may_delete(request: Message) -> bool:

@@ -3,7 +3,8 @@
 Promises: a read is forwarded while Qdrant is there and answered by the replica otherwise, then with every write that
 Qdrant may have shown to others already, or marked stale; a write is acknowledged
 when Qdrant has acknowledged it, or when it is in the log on disk and in the replica. No write overtakes an earlier
-one to the same point. Qdrant's own refusals pass untouched. Does not decide whether Qdrant is up (`health/`), nor
+one to the same point. Qdrant's own refusals pass untouched; one that does not prove that nothing was done leaves a
+doubt about the replica. Does not decide whether Qdrant is up (`health/`), nor
 replay (`replay`).
 """
 
@@ -39,6 +40,7 @@ from server.mode import Mode
 from server.outcomes import OpenWrites
 from server.pace import DrainPace
 from server.repairs import Repairs
+from server.replay.judge import proves_refusal
 from server.replica.freshness import trailers
 from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubbed, Scrubber
@@ -279,6 +281,8 @@ class Router:
                 await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)
             await self._mirror.admit()
+        elif not proves_refusal(call.method, reply):
+            self._in_doubt(request, f"Qdrant may have done a write to which it answered {reply.code.name}")
         return _from_remote(reply)
 
     def _in_doubt(self, request: Message, reason: str) -> None:

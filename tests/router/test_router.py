@@ -380,6 +380,8 @@ _WRONG = "Wrong input: Vector dimension error: expected dim: 2, got 3"
         (2, Code.INVALID_ARGUMENT, "Validation error in body: [operations[0].x: wrong]", False),
         (2, Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!", False),
         (2, Code.PERMISSION_DENIED, "no", False),
+        (2, Code.PERMISSION_DENIED, "Forbidden: too many points. Help: send fewer", True),
+        (2, Code.RESOURCE_EXHAUSTED, "Rate limiting exceeded: write", True),
     ],
 )
 async def test_a_batch_that_qdrant_refused_in_the_middle_leaves_a_doubt(
@@ -398,6 +400,43 @@ async def test_a_batch_that_qdrant_refused_in_the_middle_leaves_a_doubt(
     for _ in range(100):
         await asyncio.sleep(0)
     assert bool(rig.replica.marked) is doubted
+
+
+_INSIDE = "Service internal error: panic"
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "doubted"),
+    [
+        (Code.INTERNAL, _INSIDE, True),
+        (Code.INTERNAL, "Service internal error: 1 out of 2 shards failed to apply operation", True),
+        (Code.INVALID_ARGUMENT, f"Wrong input: 1 out of 2 shards failed to apply operation. First: {_WRONG}", True),
+        (Code.DEADLINE_EXCEEDED, "Timeout error: Operation 'update' timed out", True),
+        (Code.ABORTED, "", True),
+        (Code.CANCELLED, "operation was cancelled", True),
+        (Code.UNKNOWN, "", True),
+        (Code.DATA_LOSS, "Checksum mismatch", True),
+        (Code.INTERNAL, "failed to decode Protobuf message: buffer underflow", False),
+        (Code.INTERNAL, "Service internal error: No space left on device: WAL buffer size exceeds available", False),
+        (Code.INVALID_ARGUMENT, _WRONG, False),
+        (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!", False),
+        (Code.FAILED_PRECONDITION, "Storage locked: write operations are forbidden", False),
+        (Code.RESOURCE_EXHAUSTED, "Rate limiting exceeded: write", False),
+        (Code.PERMISSION_DENIED, "", False),
+    ],
+)
+async def test_an_answer_that_proves_no_refusal_leaves_a_doubt(
+    make_rig: MakeRig, code: Code, details: str, doubted: bool
+) -> None:
+    """Qdrant may have done the write, or do it yet: the replica must not call itself whole."""
+    rig = make_rig().online()
+    rig.qdrant.answers = [Reply(code=code, details=details, trailers=(("x", "y"),))]
+    reply = await rig.router.handle(upsert())
+    assert (reply.code, reply.details, source(reply), reply.trailers[0]) == (code, details, "remote", ("x", "y"))
+    assert (await rig.entries(), rig.mode.state) == ([], State.REMOTE)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert rig.replica.marked == ["c", "c", "c"] * doubted
 
 
 async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
