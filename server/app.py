@@ -447,7 +447,7 @@ class Understudy:
 
     def _copy_again(self, collection: str) -> None:
         if self._hydrator is not None:
-            self._hydrator.request([collection])
+            self._hydrator.doubt(collection)
 
     # --- what operators and clients ask ------------------------------------------------------------------------------
 

@@ -272,7 +272,9 @@ class Hydrate(Section):
         2100, ge=0, description="Rate limit, halved while clients' calls keep the event loop busy; 0 = none"
     )
     refresh_seconds: Seconds = Field(60.0, gt=0, description="Time between looks at Qdrant's list of collections")
-    retry_seconds: Seconds = Field(5.0, gt=0, description="Pause after a copy failed")
+    retry_seconds: Seconds = Field(
+        5.0, gt=0, description="Pause after a copy failed, and before a collection in doubt is copied again"
+    )
     call_timeout_seconds: Seconds = Field(60.0, gt=0, description="One page may take this long")
     settle_seconds: Seconds = Field(1.0, description="Time for writes without wait to take effect at Qdrant")
     settle_rounds: PositiveInt = Field(5, description="Waits for a point that is written all the time")

@@ -1,8 +1,8 @@
 """PURE. From a write request to the entries that the log holds.
 
 Promises: an online write that is larger than one entry may be is split into entries that together do the same, where
-that is provable (an Upsert by its points); anything else past the limit is left to the log, which refuses it. Does no
-I/O.
+that is provable (an Upsert by its points); anything else past the limit is left to the log, which refuses it. An
+entry that waits for Qdrant does the same when it is sent twice. Does no I/O.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import Any
 from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2
+from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
-from server.rpc import UPDATE_BATCH, Code, Method, Reply, Scope
+from server.replica.requests import parts_of
+from server.rpc import METHODS, UPDATE_BATCH, Code, Method, Reply, Scope
 
 # Room for the fields of an entry beside its request.
 _ENVELOPE_BYTES = 4096
 _ONE_POINT_MISSING = "Not found: No point with id"
 # How Qdrant refuses one part of a batch, and what it says before it has looked at any part.
-_OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL))
+_OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED))
+_BY_STRICT_MODE = "Help:"
+_NOBODY = common.Filter(must=[common.Condition(has_id=common.HasIdCondition())])
 _OF_THE_WHOLE = ("Validation error", "Not found: Collection", "failed to decode")
 
 
-def pending_entry(
+def pending_entries(
     row: Method,
     request: Message,
     body: bytes,
@@ -32,12 +36,39 @@ def pending_entry(
     resolved: Sequence[entry_pb2.Operation],
     maybe_applied: bool,
     tenant: str,
-) -> entry_pb2.Entry:
-    """The entry of a write that Qdrant has yet to see. `body` is the scrubbed request."""
-    entry = _entry(row, request, body, tenant)
-    entry.resolved.extend(resolved)
-    entry.maybe_applied = maybe_applied
-    return entry
+) -> list[entry_pb2.Entry]:
+    """The entries of a write that Qdrant has yet to see, in order. `body` is the scrubbed request.
+
+    One, but for a batch in which a part chooses its points by what is there: such parts find other points when those
+    behind them were done before, so each is an entry.
+    """
+    parts = _parts(row, body, resolved)
+    if len(parts) > 1 and any(_chooses_its_points(METHODS[method], part) for method, part in parts):
+        entries = [_entry(METHODS[method], part, part.SerializeToString(), tenant) for method, part in parts]
+    else:
+        entries = [_entry(row, request, body, tenant)]
+        entries[0].resolved.extend(resolved)
+    for entry in entries:
+        entry.maybe_applied = maybe_applied
+    return entries
+
+
+def _parts(row: Method, body: bytes, resolved: Sequence[entry_pb2.Operation]) -> list[tuple[str, Message]]:
+    """The parts of a batch as they would be sent, [] for another write."""
+    if row.path != UPDATE_BATCH:
+        return []
+    if resolved:
+        return [(each.method, METHODS[each.method].request.FromString(each.request)) for each in resolved]
+    return list(parts_of(points_pb2.UpdateBatchPoints.FromString(body)))
+
+
+def _chooses_its_points(row: Method, request: Any) -> bool:
+    """Whether it depends on the points that are there which of them a write changes."""
+    selectors = (getattr(request, name, None) for name in ("points_selector", "points"))
+    if any(isinstance(selector, points_pb2.PointsSelector) and selector.filter == _NOBODY for selector in selectors):
+        # Found out already: there were none.
+        return False
+    return not names_its_points(row, request) or bool(getattr(request, "update_mode", 0))
 
 
 def synced_entries(
@@ -95,7 +126,10 @@ def changes_some(row: Method, request: Message, reply: Reply) -> bool:
     if reply.code is Code.NOT_FOUND and reply.details.startswith(_ONE_POINT_MISSING):
         return True
     has_parts_before = isinstance(request, points_pb2.UpdateBatchPoints) and len(request.operations) > 1
-    return has_parts_before and reply.code in _OF_ONE_PART and not reply.details.startswith(_OF_THE_WHOLE)
+    is_of_one_part = reply.code in _OF_ONE_PART or (
+        reply.code is Code.PERMISSION_DENIED and _BY_STRICT_MODE in reply.details
+    )
+    return has_parts_before and is_of_one_part and not reply.details.startswith(_OF_THE_WHOLE)
 
 
 def may_delete(request: Message) -> bool:

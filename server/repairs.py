@@ -99,7 +99,12 @@ class Repairs:
         # A process that is killed leaves the log with every write that was acknowledged, a power cut may not.
         self._is_log_whole = not self.was_in_doubt or is_of_this_boot(self._marker)
         self._online_writes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        # In doubt since everything was whole the last time, and whether the next start would know.
+        self._doubted: set[str] = set()
+        self._is_noted = False
+        # By collection: who tells the replica. Those with a doubt that it has not been told of.
+        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._untold: set[str] = set()
 
     @contextmanager
     def online_write(self, loses_points_of: str = "") -> Iterator[None]:
@@ -147,8 +152,9 @@ class Repairs:
 
     def settled(self) -> None:
         """Every collection that was in doubt has been copied: the doubt is over, unless a new one has just come up."""
-        if not self._tasks:
+        if not self._telling:
             self._settled = self._is_log_whole = True
+            self._doubted.clear()
             self._deletions.settled()
 
     def close(self) -> None:
@@ -164,7 +170,7 @@ class Repairs:
             self._told("the replica would be copied again after a crash", error)
             if self._is_marked(self._marker):
                 return
-        self._marked = False
+        self._marked = self._is_noted = False
 
     def _told(self, consequence: str, error: OSError) -> None:
         """Once for each reason."""
@@ -174,33 +180,49 @@ class Repairs:
             self._telemetry.log.error("the marker of doubt cannot be kept", reason=problem, consequence=consequence)
 
     def in_doubt(self, collection: str, reason: str) -> None:
-        """Qdrant has acknowledged a write that the log refused: copy the collection again."""
-        self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
+        """Qdrant has, or may have, a write that the log lacks: copy the collection again.
+
+        Many doubts about one collection are told as one: clients may cause them by the thousand.
+        """
+        if collection not in self._doubted:
+            self._doubted.add(collection)
+            self._telemetry.log.warning("replica in doubt", collection=collection, reason=reason)
         self._settled = self._is_log_whole = False
         self._note_for_the_next_start()
         # A copy that is under way must not call the collection complete: it may have passed what is in doubt.
         self._copy_again(collection)
-        task = asyncio.get_running_loop().create_task(self._mark_stale(collection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._untold.add(collection)
+        if collection not in self._telling:
+            self._telling[collection] = asyncio.get_running_loop().create_task(self._tell(collection))
 
     def _note_for_the_next_start(self) -> None:
         """The marker says that more than what was under way may be missing."""
+        if self._is_noted:
+            return
         try:
             self._write_of_no_boot(self._marker)
-            self._marked = True
+            self._marked = self._is_noted = True
         except OSError as error:
             self._told("after a crash now, what Qdrant has and the log lacks may be taken for lost", error)
 
     @property
     def has_untold_doubts(self) -> bool:
         """Whether the replica may call whole what is in doubt."""
-        return bool(self._tasks)
+        return bool(self._telling)
 
     async def doubts_told(self) -> None:
         """Wait until the replica knows of all doubts up to now."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        if self._telling:
+            await asyncio.wait(set(self._telling.values()))
+
+    async def _tell(self, collection: str) -> None:
+        """Until there is nothing to tell; the last look at that and the end are one."""
+        try:
+            while collection in self._untold:
+                self._untold.discard(collection)
+                await self._mark_stale(collection)
+        finally:
+            del self._telling[collection]
 
     async def _mark_stale(self, collection: str) -> None:
         """Until the replica has taken it down: a doubt that is lost is a difference that nobody looks for."""

@@ -3,7 +3,8 @@
 Promises: a read is forwarded while Qdrant is there and answered by the replica otherwise, then with every write that
 Qdrant may have shown to others already, or marked stale; a write is acknowledged
 when Qdrant has acknowledged it, or when it is in the log on disk and in the replica. No write overtakes an earlier
-one to the same point. Qdrant's own refusals pass untouched. Does not decide whether Qdrant is up (`health/`), nor
+one to the same point. Qdrant's own refusals pass untouched; one that does not prove that nothing was done leaves a
+doubt about the replica. Does not decide whether Qdrant is up (`health/`), nor
 replay (`replay`).
 """
 
@@ -28,7 +29,7 @@ from server.entries import (
     collection_name,
     may_delete,
     names_its_points,
-    pending_entry,
+    pending_entries,
     synced_entries,
 )
 from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
@@ -39,6 +40,7 @@ from server.mode import Mode
 from server.outcomes import OpenWrites
 from server.pace import DrainPace
 from server.repairs import Repairs
+from server.replay.judge import proves_refusal
 from server.replica.freshness import trailers
 from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubbed, Scrubber
@@ -49,6 +51,10 @@ from server.wal.record import EntryState, NewRecord
 T = TypeVar("T")
 
 _FILTER_ON_REDACTED = "the filter matches on a secret; the local copy holds secrets redacted, so only Qdrant can answer"
+_NOT_TWICE = (
+    "Qdrant went away at a batch and may have done it or a part of it; it chooses points by what is there, so that it "
+    "may have another effect when it is sent again"
+)
 _RETRY_PAUSE_SECONDS = 0.02
 # A read waits this long at most for writes of which Qdrant did not say what became of them.
 _SETTLE_MOST_SECONDS = 0.5
@@ -279,6 +285,8 @@ class Router:
                 await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)
             await self._mirror.admit()
+        elif not proves_refusal(call.method, reply):
+            self._in_doubt(request, f"Qdrant may have done a write to which it answered {reply.code.name}")
         return _from_remote(reply)
 
     def _in_doubt(self, request: Message, reason: str) -> None:
@@ -317,7 +325,7 @@ class Router:
                     sent.is_refused = is_whole and prepared.code == Code.NOT_FOUND
                     return self._from_local(call, refused.with_trailers(*trailers(prepared.freshness)))
                 # Qdrant does the first parts of a batch before it refuses one: they are logged like any write.
-            entry = pending_entry(
+            entries = pending_entries(
                 row,
                 request,
                 scrubbed.body,
@@ -325,31 +333,50 @@ class Router:
                 maybe_applied=sent.maybe_applied,
                 tenant=call.tenant,
             )
+            if len(entries) > 1 and sent.maybe_applied:
+                refused = refuse(Code.UNAVAILABLE, _NOT_TWICE)
+                return self._from_local(call, refused.with_trailers(*trailers(prepared.freshness)))
             with self._telemetry.span("wal.append", method=call.method):
-                seq = sent.seq = await self._log_pending(call, row, entry)
-            self._mode.write_logged()
+                seqs = [await self._log_pending(call, entry, sent) for entry in entries]
             self._repairs.log_is_durable()
-            with self._telemetry.span("replica.apply", seq=seq):
+            with self._telemetry.span("replica.apply", seq=sent.seq):
                 try:
-                    applied = await self._within(call, self._mirror.result(seq))
+                    applied = await self._within(call, self._result(row, request, seqs))
                 except BaseException:
                     # Those behind it are not to be checked against a replica that lacks it.
-                    self._unseen_seq = max(self._unseen_seq, seq)
+                    self._unseen_seq = max(self._unseen_seq, sent.seq)
                     raise
         self._conflicts.note(row, request)
         if applied is None:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
-            reply = refused or Reply(local_answers.plain_success(row, request, seq))
-            return self._from_local(call, reply.with_trailers((rpc.AS_OF, str(seq))))
+            reply = refused or Reply(local_answers.plain_success(row, request, sent.seq))
+            return self._from_local(call, reply.with_trailers((rpc.AS_OF, str(sent.seq))))
         reply = refused or (refuse(Code(applied.code), applied.details) if applied.code else Reply(applied.reply))
         return self._from_local(call, reply.with_trailers(*trailers(applied.freshness)))
 
-    async def _log_pending(self, call: Call, row: Method, entry: entry_pb2.Entry) -> int:
+    async def _log_pending(self, call: Call, entry: entry_pb2.Entry, sent: _Sent) -> int:
         try:
-            return await self._log.append(self._record(call, row, entry, EntryState.PENDING))
+            record = self._record(call, METHODS[entry.method], entry, EntryState.PENDING)
+            sent.seq = await self._log.append(record)
         except WalError as error:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
+            # The entries before it stay, as what Qdrant did of a batch before it stopped.
+            self._unseen_seq = max(self._unseen_seq, sent.seq)
             raise
+        self._mode.write_logged()
+        return sent.seq
+
+    async def _result(self, row: Method, request: Message, seqs: list[int]) -> control_pb.Applied | None:
+        """The replica's answer to a write: to the first of its entries that it refused, else as to the whole."""
+        results = [await self._mirror.result(seq) for seq in seqs]
+        last = results[-1]
+        if len(seqs) == 1 or last is None:
+            return last
+        answer = next((each for each in results if each is not None and each.code), None)
+        if answer is None:
+            answer = control_pb.Applied(reply=local_answers.plain_success(row, request, seqs[-1]))
+        answer.freshness.CopyFrom(last.freshness)
+        return answer
 
     async def _prepare(self, row: Method, request: Message, body: bytes) -> control_pb.PrepareResponse:
         asked = control_pb.PrepareRequest(method=row.path, request=body)

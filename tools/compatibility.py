@@ -34,7 +34,9 @@ answers.
   and how fresh (`x-understudy-source`, `-stale-warning`, `-completeness`, `-as-of`, `-pending`).
 - **Logged, applied, replayed**: the write is on disk before it is acknowledged, later reads see it, and Qdrant gets it
   when it is back.
-- **Refused**: UNAVAILABLE with the reason. Never a wrong or partial answer.
+- **Refused**: UNAVAILABLE with the reason. Never a wrong or partial answer. So is an UpdateBatch that was under way
+  when Qdrant went away, if doing it twice may not be doing it once (see
+  [batches](decisions/batch-stops-like-qdrant.md)).
 
 `understudy explain` shows for a call of your own whether it is answered locally, and how.
 

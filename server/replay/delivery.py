@@ -3,7 +3,8 @@
 Promises: operations go out one after the other, each with a deadline. When Qdrant refuses one for good, it is halved
 until only what Qdrant refuses is left over; everything else of the entry is applied, in order, except what follows a
 refused point. Sending an entry again is harmless; of one that the rate limit of Qdrant stopped in the middle, only the
-rest is sent again. Keeps no state between entries: retries, quarantine and cursor are the replayer's.
+rest is sent again. `sent_seq` is the last entry of which Qdrant may have seen anything. Keeps no other state between
+entries: retries, quarantine and cursor are the replayer's.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _Part: TypeAlias = tuple[tuple[int, ...], str, bytes]
 class Answer:
     """What came back for one operation.
 
-    `answered` False = nobody was there; `timed_out` = somebody, but silent; `doubtful` = the server failed inside.
+    `answered` False = nobody was there; `timed_out` = somebody, but silent; `doubtful` = the server failed inside;
+    `unsent` = it never left.
     """
 
     outcome: Outcome
@@ -56,6 +58,7 @@ class Answer:
     answered: bool = True
     timed_out: bool = False
     doubtful: bool = False
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Delivery:
         self._settings = settings
         self._clock = clock
         self._credential = credential
+        self.sent_seq = 0
         self._done: tuple[int, set[_Part]] = (0, set())
 
     async def deliver(
@@ -116,7 +120,7 @@ class Delivery:
             if done and (place, operation.method, operation.body) in done:
                 result.applied += 1
                 continue
-            answer = await self._send(operation, doubtful)
+            answer = await self._send(operation, doubtful, seq)
             result.calls += 1
             later = [each for _, each in todo]
             if answer.outcome is Outcome.DONE or _was_applied_before(operation, answer, later):
@@ -152,9 +156,9 @@ class Delivery:
             self._done = (seq, set())
         return self._done[1]
 
-    async def send(self, operation: Operation) -> Answer:
-        """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT."""
-        return await self._send(operation, Outcome.TRANSIENT)
+    async def send(self, operation: Operation, seq: int = 0) -> Answer:
+        """Send one operation as it is: nothing is divided, DOUBTFUL counts as TRANSIENT. `seq`: its last entry."""
+        return await self._send(operation, Outcome.TRANSIENT, seq)
 
     async def points(self, collection: str, ids: Iterable[common.PointId]) -> Reply | Answer:
         """Points as Qdrant has them, payloads and vectors included; else why there is no OK reply."""
@@ -183,9 +187,13 @@ class Delivery:
             free = split.free
         return free
 
-    async def _send(self, operation: Operation, doubtful: Outcome) -> Answer:
+    async def _send(self, operation: Operation, doubtful: Outcome, seq: int) -> Answer:
+        # Noted before: whoever is cancelled does not know what Qdrant has seen.
+        sent_before, self.sent_seq = self.sent_seq, max(self.sent_seq, seq)
         reply = await self._call(operation.method, operation.body)
         if isinstance(reply, Answer):
+            if reply.unsent:
+                self.sent_seq = sent_before
             return reply
         outcome = judge_reply(operation.method, reply)
         if outcome is Outcome.COMPARE:
@@ -204,9 +212,18 @@ class Delivery:
         try:
             return await self._upstream.handle(call)
         except UpstreamTimeout as failure:
-            return Answer(Outcome.TRANSIENT, Code.DEADLINE_EXCEEDED, str(failure), answered=False, timed_out=True)
+            is_unsent = not failure.maybe_applied
+            return Answer(
+                Outcome.TRANSIENT,
+                Code.DEADLINE_EXCEEDED,
+                str(failure),
+                answered=False,
+                timed_out=True,
+                unsent=is_unsent,
+            )
         except UpstreamUnreachable as failure:
-            return Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False)
+            is_unsent = not failure.maybe_applied
+            return Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False, unsent=is_unsent)
 
     async def _is_there_already(self, operation: Operation) -> bool | Answer:
         """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""

@@ -1,16 +1,17 @@
 """Before entries are sent: which of their points did others change while Qdrant was away, and what follows.
 
-Promises: a point is looked at before the first entry that touches it is sent, and again for entries that came since,
-many points with one call; what Qdrant holds is compared with what the replica held before that entry. By
-`replay.conflicts` the write is sent, left out (the replica takes Qdrant's point), or goes to the quarantine; a row of
-the conflict log is on the medium before anything is overwritten or given up. Where nobody can tell what Qdrant held,
-the write is sent and counted as unknown. Does not see what others do between the look and the write, nor points that a
-filter of ours matches.
+Promises: a point is looked at before the first entry that touches it is sent, and again for entries that came since
+or when a drain broke off before that, many points with one call; what Qdrant holds is compared with what the replica
+held before that entry. By `replay.conflicts` the write is sent, left out (the replica takes Qdrant's point), or goes to
+the quarantine; a row of the conflict log is on the medium before anything is overwritten or given up. Where nobody can
+tell what Qdrant held, the write is sent and counted as unknown. Does not see what others do between the look and the
+write, nor points that a filter of ours matches.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,9 @@ class Examiner:
         self._fates: dict[tuple[str, Key], Fate] = {}
         # By point: what is known of it counts for entries up to there.
         self._looked_until: dict[tuple[str, Key], int] = {}
+        # A number for this life of the proxy, and the last entry of which Qdrant may have seen anything in it.
+        self._looker = 1 + secrets.randbits(62)
+        self._sent_seq = 0
         # Looks in a row at which Qdrant failed inside.
         self._doubts = 0
 
@@ -126,11 +130,16 @@ class Examiner:
         self._fates.clear()
         self._looked_until.clear()
 
-    async def examine(self, page: Iterable[Parcel], causality: Causality | None) -> list[Parcel] | Answer:
+    async def examine(
+        self, page: Iterable[Parcel], causality: Causality | None, sent_seq: int
+    ) -> list[Parcel] | Answer:
         """The first entries as they may be sent, one at least; an Answer when Qdrant cannot be asked now.
+
+        `sent_seq` is the last entry of which Qdrant may have seen anything since this examiner was made.
 
         Raises WalError when the conflict log cannot be written.
         """
+        self._sent_seq = sent_seq
         stretch = stretch_of(page, self._settings.conflict_points)
         if len(self._looked_until) > _KNOWN_POINTS:
             self.forget()
@@ -193,7 +202,12 @@ class Examiner:
         """Ask the replica, and decide by the policy what it does not know yet."""
         answer = await self._replica.compare_baselines(
             control.CompareBaselinesRequest(
-                collection=look.collection, touches=look.touches, page=look.page, since_seq=stretch[-1].seq
+                collection=look.collection,
+                touches=look.touches,
+                page=look.page,
+                since_seq=stretch[-1].seq,
+                looker=self._looker,
+                sent_seq=self._sent_seq,
             )
         )
         self._telemetry.metrics.conflict("unknown", answer.unknown)
@@ -224,6 +238,8 @@ class Examiner:
                 page=look.page,
                 changed=[_id(key) for key in changed],
                 fate=_FATES[policy],
+                looker=self._looker,
+                sent_seq=self._sent_seq,
             )
         )
         partial = {parcel.seq for parcel in stretch if not parcel.is_blind}

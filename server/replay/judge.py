@@ -1,8 +1,9 @@
-"""PURE. What Qdrant's answer to a replayed write means for the log.
+"""PURE. What Qdrant's answer to a write means: for a replayed one, and for what the replica knows of an online one.
 
 Promises: every pair of method and status code has exactly one outcome, given by the first row of `ROWS` that matches;
-nothing that Qdrant might accept later is called permanent, nothing that it did is called refused. Does not promise to
-know every text of every server version: texts only make an outcome more exact, the code alone is always enough.
+nothing that Qdrant might accept later is called permanent, nothing that it did is called refused. An answer is called
+a proof of refusal only when Qdrant gives it before it does anything. Does not promise to know every text of every
+server version: texts only make an outcome more exact, the code alone is always enough.
 
     DONE        Qdrant holds the effect of the write
     TRANSIENT   not now: the same entry again, later; never skipped
@@ -44,13 +45,17 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `method` None = any, `text` None = any details; `text` is searched, not matched whole."""
+    """One line of the table. `method` None = any, `text` None = any details; `text` is searched, not matched whole.
+
+    `may_be_done`: with such an answer Qdrant may have done the write, or does it yet.
+    """
 
     method: str | None
     code: Code
     text: str | None
     outcome: Outcome
     why: str
+    may_be_done: bool = False
 
     def matches(self, method: str, code: Code, details: str) -> bool:
         """Whether this line is about the answer."""
@@ -81,6 +86,19 @@ _ANY = (
     (Code.UNAUTHENTICATED, Outcome.AUTH, "no credential, or a wrong one"),
 )
 
+# Qdrant gives up waiting for a write that is in its queue, fails in the middle of it, or an intermediary speaks for it.
+_MAY_BE_DONE = frozenset(
+    (
+        Code.CANCELLED,
+        Code.UNKNOWN,
+        Code.DEADLINE_EXCEEDED,
+        Code.ABORTED,
+        Code.INTERNAL,
+        Code.UNAVAILABLE,
+        Code.DATA_LOSS,
+    )
+)
+
 ROWS: tuple[Row, ...] = (
     Row(CREATE, Code.ALREADY_EXISTS, None, Outcome.COMPARE, "created already, perhaps by this very entry"),
     Row(CREATE, Code.INVALID_ARGUMENT, "already exists", Outcome.COMPARE, "the same from older servers"),
@@ -92,18 +110,32 @@ ROWS: tuple[Row, ...] = (
     Row(DELETE, Code.NOT_FOUND, None, Outcome.DONE, "gone is what was wanted"),
     Row(DELETE_VECTOR, Code.INVALID_ARGUMENT, "Not existing vector name", Outcome.DONE, "gone is what was wanted"),
     Row(None, Code.INTERNAL, "failed to decode Protobuf", Outcome.PERMANENT, "the request cannot be read"),
+    Row(
+        None, Code.INTERNAL, "WAL buffer size exceeds", Outcome.TRANSIENT, "disk full, seen before anything is written"
+    ),
     Row(None, Code.RESOURCE_EXHAUSTED, "larger than max", Outcome.PERMANENT, "message larger than a peer takes"),
     Row(None, Code.RESOURCE_EXHAUSTED, "larger than rate limiter capacity", Outcome.PERMANENT, "more than a minute's"),
     Row(None, Code.PERMISSION_DENIED, r"\bHelp:", Outcome.PERMANENT, "strict mode of older servers"),
-    *(Row(None, code, None, outcome, why) for code, outcome, why in _ANY),
+    *(Row(None, code, None, outcome, why, code in _MAY_BE_DONE) for code, outcome, why in _ANY),
 )
 
+# Where the code and the text are those of one shard, others may have done their part.
+_ON_SOME_SHARDS = "shards failed to apply operation"
 _COLLECTION_GONE = re.compile(r"Collection `.*` doesn't exist", re.DOTALL)
 
 
 def judge(method: str, code: Code, details: str) -> Outcome:
     """The outcome of one answer by its status alone."""
-    return next(row.outcome for row in ROWS if row.matches(method, code, details))
+    return _row(method, code, details).outcome
+
+
+def proves_refusal(method: str, reply: Reply) -> bool:
+    """Whether an answer that is not OK shows that Qdrant did nothing of a write that is no batch, and never will."""
+    return _ON_SOME_SHARDS not in reply.details and not _row(method, reply.code, reply.details).may_be_done
+
+
+def _row(method: str, code: Code, details: str) -> Row:
+    return next(row for row in ROWS if row.matches(method, code, details))
 
 
 def judge_reply(method: str, reply: Reply) -> Outcome:

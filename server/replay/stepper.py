@@ -181,6 +181,9 @@ class Stepper:
     async def _next(self) -> Standing:
         if self._look_back is not None and self._look_back.is_due:
             return await self._look(self._look_back)
+        if not self._recalled:
+            # An attempt begins: what others did since the last one is to be seen.
+            self._page.clear()
         if not self._page:
             await self._mark()
             await self._load()
@@ -219,6 +222,7 @@ class Stepper:
         """A part of the look at what Qdrant may have lost: before any newer entry."""
         self._delivery.forget()
         await self._mark()
+        self._page.clear()
         if not self._recalled:
             await self._recall()
         if not self._is_up():
@@ -258,7 +262,7 @@ class Stepper:
         # While the breaker tries Qdrant, it is asked about a single entry only.
         ahead = self._page if self._breaker.phase is Phase.CLOSED else [self._page[0]]
         follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
-        found = await self._examiner.examine(ahead, self._causality if follows else None)
+        found = await self._examiner.examine(ahead, self._causality if follows else None, self._delivery.sent_seq)
         if isinstance(found, Answer):
             return found
         for at, parcel in enumerate(found):
@@ -287,7 +291,7 @@ class Stepper:
         if self._unmarked.bars(run):
             await self._mark()
         with self._span(run):
-            answer = await self._delivery.send(operation)
+            answer = await self._delivery.send(operation, run[-1].seq)
         if answer.outcome is Outcome.DONE:
             self._breaker.success(permit)
             self._done(run)

@@ -20,7 +20,11 @@ _PURGED_PER_APPLY = 2000
 
 
 class State(IntEnum):
-    """How a point stands. OPEN: to be judged; SETTLED: its writes go to Qdrant; UNKNOWN: nobody can tell."""
+    """How a point stands. OPEN: to be judged; SETTLED: its writes go to Qdrant; UNKNOWN: nobody can tell.
+
+    Of a SETTLED one `until_seq` says who looked (0: nobody had to), and what it was is kept: until its first write is
+    sent it may be judged again.
+    """
 
     OPEN = 0
     SETTLED = 1
@@ -102,6 +106,26 @@ def fetch(tx: Transaction, cid: int, keys: Iterable[Key]) -> Mapping[Key, Baseli
             before = Record(key, payload, vectors) if is_there else None
             found[key] = Baseline(first_seq, State(state), until_seq, before)
     return found
+
+
+def settle(tx: Transaction, cid: int, keys: Iterable[Key], looker: int) -> None:
+    """Note that the writes to points go to Qdrant, and who looked."""
+    for batch in batches(keys):
+        tx.connection().execute(
+            f"UPDATE baselines SET state = ?, until_seq = ? WHERE cid = ? AND key IN ({marks(len(batch))})",  # noqa: S608
+            (int(State.SETTLED), looker, cid, *batch),
+        )
+
+
+def replace_before(tx: Transaction, cid: int, found: Mapping[Key, Record | None]) -> None:
+    """What points were is now what Qdrant holds, for somebody has written that down."""
+    tx.connection().executemany(
+        "UPDATE baselines SET is_there = ?, payload = ?, vectors = ? WHERE cid = ? AND key = ?",
+        [
+            (int(each is not None), each.payload if each else b"", each.vectors if each else b"", cid, key)
+            for key, each in found.items()
+        ],
+    )
 
 
 def set_state(tx: Transaction, cid: int, keys: Iterable[Key], state: State, until_seq: int = 0) -> None:

@@ -2,21 +2,23 @@
 
 Promises: a point is called changed by others only when Qdrant holds neither that nor what the replica holds by now.
 Where it is gone on both sides, nothing has to be written, whoever wins.
-What was judged stays judged until Qdrant has every pending write to the point: what Qdrant shows afterwards may be our
-own. Where the replica did not hold the whole collection, or Qdrant may show the entry's own work (a write of unknown
-outcome, a retry), nothing is called changed.
+What was judged is judged again as long as nothing that touches the point was sent; then it stays judged until Qdrant
+has every pending write to it: what Qdrant shows afterwards may be our own. After another life of the proxy nobody knows
+what was sent, and such a point counts as unknown. Where the replica did not hold the whole collection, or Qdrant may
+show the entry's own work (a write of unknown outcome, a retry), nothing is called changed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, ranges
 from server.replica import requests as r
-from server.replica.baseline_rows import State, fetch, set_state
+from server.replica.baseline_rows import Baseline, State, fetch, replace_before, set_state, settle
 from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, key_of
 from server.replica.records import Collection, Record
@@ -24,7 +26,6 @@ from server.replica.store import Store
 from server.replica.vector_forms import fields_of
 
 _FATES = {
-    control.FATE_LOCAL: State.SETTLED,
     control.FATE_REMOTE: State.REMOTE,
     control.FATE_HELD: State.HELD,
 }
@@ -62,10 +63,12 @@ class Baselines:
                         response.changed.add(
                             point_id=touch.point_id, fate=_LEFT_OUT[found.state], until_seq=found.until_seq
                         )
-                elif found.first_seq != touch.seq or found.state in (State.SETTLED, State.UNKNOWN):
+                elif found.first_seq != touch.seq:
                     response.unknown += found.state in (State.OPEN, State.UNKNOWN)
                 elif found.state is State.HELD:
                     response.changed.add(point_id=touch.point_id, fate=control.FATE_HELD)
+                elif not _is_to_judge(found, request):
+                    response.unknown += _is_unknown(found, request)
                 elif found.before is not None and key not in there and key not in current:
                     # Others have deleted it, and so do ours in the end: what they do before that finds no point.
                     deleted.append(key)
@@ -78,7 +81,7 @@ class Baselines:
                     response.changed.add(point_id=touch.point_id)
             set_state(tx, collection.cid, deleted, State.MOOT, response.applied_seq)
             if not any(each.fate == control.FATE_UNSPECIFIED for each in response.changed):
-                set_state(tx, collection.cid, settled, State.SETTLED)
+                settle(tx, collection.cid, settled, request.looker)
         return response
 
     def settle(self, request: control.SettleBaselinesRequest) -> control.SettleBaselinesResponse:
@@ -91,14 +94,18 @@ class Baselines:
                 return control.SettleBaselinesResponse()
             known = fetch(tx, collection.cid, touches)
             opened = {
-                key for key, found in known.items() if found.state is State.OPEN and found.first_seq == touches[key]
+                key for key, found in known.items() if found.first_seq == touches[key] and _is_to_judge(found, request)
             }
             until_seq = tx.applied_seq
-            set_state(tx, collection.cid, opened - changed, State.SETTLED)
-            set_state(tx, collection.cid, opened & changed, _FATES[request.fate], until_seq)
+            settle(tx, collection.cid, opened - changed, request.looker)
+            taken, there = opened & changed, _records(request.page)
+            if request.fate == control.FATE_LOCAL:
+                # It is in the conflict log: what comes on top of it before our write is another conflict.
+                replace_before(tx, collection.cid, {key: there.get(key) for key in taken})
+                settle(tx, collection.cid, taken, request.looker)
+            else:
+                set_state(tx, collection.cid, taken, _FATES[request.fate], until_seq)
             if request.fate == control.FATE_REMOTE:
-                there = _records(request.page)
-                taken = opened & changed
                 tx.put(collection.cid, [there[key] for key in sorted(taken & there.keys())])
                 tx.remove(collection.cid, sorted(taken - there.keys()))
         return control.SettleBaselinesResponse(until_seq=until_seq)
@@ -133,6 +140,21 @@ class _Likeness:
         for name in self.blurred & vectors.vectors.keys():
             vectors.vectors[name].Clear()
         return replace(record, vectors=vectors.SerializeToString(deterministic=True))
+
+
+_Look: TypeAlias = control.CompareBaselinesRequest | control.SettleBaselinesRequest
+
+
+def _is_to_judge(found: Baseline, look: _Look) -> bool:
+    """Whether Qdrant can show nothing of ours: nobody has looked, or it was in this very life; and nothing was sent."""
+    is_again = found.state is State.SETTLED and 0 != look.looker == found.until_seq
+    return found.first_seq > look.sent_seq and (found.state is State.OPEN or is_again)
+
+
+def _is_unknown(found: Baseline, look: _Look) -> bool:
+    """Whether others may have changed a point that is not judged: its write is not sent, or nobody knows."""
+    is_of_another_life = found.state is State.SETTLED and found.until_seq not in (0, look.looker)
+    return found.state in (State.OPEN, State.UNKNOWN) or is_of_another_life
 
 
 def _records(page: bytes) -> dict[Key, Record]:

@@ -60,6 +60,7 @@ class Hydrator:
         self._sleep = sleep
         self._up = asyncio.Event()
         self._work = asyncio.Event()
+        self._doubt = asyncio.Event()
         self._asked_all = False
         self._asked: set[str] = set()
         # Asked for since the copy of it that is under way began: what that one copied may be old.
@@ -109,6 +110,16 @@ class Hydrator:
             self._doubted.update(collections)
         self._work.set()
 
+    def doubt(self, collection: str) -> None:
+        """Qdrant may hold of a collection what the replica lacks: copy it again, `retry_seconds` from now.
+
+        By then Qdrant may have done what it could not do in time, and clients that fail again and again cause no more
+        than one copy in that time.
+        """
+        self._asked.add(collection)
+        self._doubted.add(collection)
+        self._doubt.set()
+
     def request_reconcile(self) -> None:
         """Compare counts with Qdrant at the next opportunity."""
         self._drift.request_counts()
@@ -149,6 +160,7 @@ class Hydrator:
         while True:
             await self._up.wait()
             self._work.clear()
+            self._doubt.clear()
             pause = self._settings.retry_seconds
             try:
                 is_whole = await self._round()
@@ -169,13 +181,18 @@ class Hydrator:
         if not self.upstream_up or self._work.is_set():
             await asyncio.sleep(0)
             return
-        timer = asyncio.ensure_future(self._sleep(seconds))
-        work = asyncio.ensure_future(self._work.wait())
+        await self._sleep_until(seconds, self._work, self._doubt)
+        if self._doubt.is_set() and not self._work.is_set():
+            await self._sleep_until(self._settings.retry_seconds, self._work)
+
+    async def _sleep_until(self, seconds: float, *events: asyncio.Event) -> None:
+        """Until the time is over or one of these comes about."""
+        waits = {asyncio.ensure_future(self._sleep(seconds)), *(asyncio.ensure_future(each.wait()) for each in events)}
         try:
-            await asyncio.wait({timer, work}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            timer.cancel()
-            work.cancel()
+            for each in waits:
+                each.cancel()
 
     async def _round(self) -> bool:
         """Catalogue, comparison, copies. True when everything wanted is there."""

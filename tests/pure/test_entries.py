@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
-from server.entries import names_its_points, pending_entry, point_count, synced_entries
-from server.rpc import METHODS
+from generated.understudy.wal.v1 import entry_pb2
+from server.entries import names_its_points, pending_entries, point_count, synced_entries
+from server.replica.requests import parts_of
+from server.rpc import METHODS, UPDATE_BATCH
 
 UPSERT = METHODS["/qdrant.Points/Upsert"]
 
@@ -63,8 +65,52 @@ def test_the_scrubbed_body_is_what_is_split() -> None:
 
 def test_pending_entry_keeps_what_was_meant_and_what_was_resolved() -> None:
     request = upsert(2)
-    entry = pending_entry(UPSERT, request, b"scrubbed", resolved=[], maybe_applied=True, tenant="t")
+    (entry,) = pending_entries(UPSERT, request, b"scrubbed", resolved=[], maybe_applied=True, tenant="t")
     assert (entry.request, entry.maybe_applied, entry.point_count, entry.tenant) == (b"scrubbed", True, 2, "t")
+
+
+_STEP = points_pb2.PointsUpdateOperation
+_ONE = points_pb2.PointsSelector(points=points_pb2.PointsIdsList(ids=[common.PointId(num=1)]))
+_FILTERED = points_pb2.PointsSelector(filter=common.Filter())
+_NOBODY = points_pb2.PointsSelector(
+    filter=common.Filter(must=[common.Condition(has_id=common.HasIdCondition())]),
+)
+_DELETE_ONE = _STEP(delete_points=_STEP.DeletePoints(points=_ONE))
+
+
+@pytest.mark.parametrize(
+    ("other", "entries"),
+    [
+        (_STEP(clear_payload=_STEP.ClearPayload(points=_FILTERED)), 2),
+        (_STEP(clear_payload_deprecated=_FILTERED), 2),
+        (_STEP(set_payload=_STEP.SetPayload(points_selector=_FILTERED)), 2),
+        (_STEP(upsert=_STEP.PointStructList(points=upsert(1).points, update_filter=common.Filter())), 2),
+        (_STEP(upsert=_STEP.PointStructList(points=upsert(1).points, update_mode=points_pb2.InsertOnly)), 2),
+        (_STEP(upsert=_STEP.PointStructList(points=upsert(1).points)), 1),
+        (_STEP(set_payload=_STEP.SetPayload(points_selector=_ONE)), 1),
+        # What the replica writes for a filter that matches nobody.
+        (_STEP(set_payload=_STEP.SetPayload(points_selector=_NOBODY)), 1),
+    ],
+)
+@pytest.mark.parametrize("is_resolved", [False, True])
+def test_each_part_of_a_batch_that_must_not_be_sent_twice_is_an_entry(
+    other: points_pb2.PointsUpdateOperation, entries: int, is_resolved: bool
+) -> None:
+    row = METHODS[UPDATE_BATCH]
+    batch = points_pb2.UpdateBatchPoints(collection_name="c", wait=True, operations=[_DELETE_ONE, other])
+    plain = [entry_pb2.Operation(method=method, request=part.SerializeToString()) for method, part in parts_of(batch)]
+    resolved = plain if is_resolved else []
+    found = pending_entries(row, batch, batch.SerializeToString(), resolved=resolved, maybe_applied=False, tenant="t")
+    assert len(found) == entries
+    assert [(each.collection, each.tenant) for each in found] == [("c", "t")] * entries
+    if entries == 2:
+        assert [(each.method, each.request) for each in found] == [(each.method, each.request) for each in plain]
+        assert not any(each.resolved for each in found)
+        assert found[0].point_count == 1
+    else:
+        assert (found[0].request, list(found[0].resolved)) == (batch.SerializeToString(), resolved)
+    alone = points_pb2.UpdateBatchPoints(collection_name="c", operations=[other])
+    assert len(pending_entries(row, alone, alone.SerializeToString(), resolved=[], maybe_applied=True, tenant="")) == 1
 
 
 def test_point_count_of_every_write() -> None:

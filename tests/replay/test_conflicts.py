@@ -21,7 +21,7 @@ from server.replay.bisect import keys_of, operations_of
 from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
-from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
+from tests.faults.backends import FlakyBackend, LostAnswer, Pass, Refused, says
 
 from .divided import Divided, Request, kept_payload
 from .fakes import create, delete, drop, point, sent, set_payload, upsert
@@ -237,6 +237,77 @@ async def test_a_drain_that_broke_off_sees_its_own_work_and_knows_it(divided: Di
     assert divided.rows == []
     assert divided.log.kept == {}
     assert divided.at_qdrant()[1] == {"v": 4}
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_what_others_do_when_a_drain_broke_off_before_the_write_is_seen(
+    divided: Divided, policy: ConflictPolicy
+) -> None:
+    """Both points were looked at; Qdrant takes the first write and goes away again, and others reach it."""
+    divided.offline(upsert(point(1, v=2)))
+    seq = divided.offline(upsert(point(2, v=2)))
+    later = divided.offline(set_payload(2, w=3))
+    divided.calls.script.extend([Pass(), Refused(), Refused()])
+    replayer = divided.replayer(policy, merge_points=1)
+    assert not await replayer.drain_now()
+    assert divided.at_qdrant() == {1: {"v": 2}, 2: {"v": 1}, 3: {"v": 1}}
+    for there in (7, 8):
+        divided.others(upsert(point(2, v=there)))
+        replayer._stepper.look_again()
+        # With our write to come: a look that no write follows, then one with its write.
+        assert await replayer.drain_now() == (policy is not LOCAL or there == 8)
+    if policy is LOCAL:
+        assert divided.outcomes() == [("overwritten", 2, seq)] * 2
+        assert [kept_payload(row) for row in divided.rows] == [{"v": 7}, {"v": 8}]
+        assert divided.at_qdrant()[2] == {"v": 2, "w": 3}
+    else:
+        assert divided.at_qdrant()[2] == {"v": 8}
+        assert sorted(divided.log.kept) == ([seq, later] if policy is QUARANTINE else [])
+    assert divided.unknown() == 0
+
+
+async def test_what_others_did_before_a_write_of_an_earlier_life_counts_as_unknown(divided: Divided) -> None:
+    """The process died between the look and the write, or after the write: nobody knows which."""
+    divided.offline(upsert(point(2, v=2)))
+    divided.calls.script.append(Refused())
+    assert not await divided.replayer(LOCAL).drain_now()
+    divided.others(upsert(point(2, v=7)))
+    await divided.drain(REMOTE)
+    assert (divided.rows, divided.unknown()) == ([], 1)
+    assert divided.at_qdrant()[2] == {"v": 2}
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_a_write_that_may_have_left_is_not_looked_at_again(divided: Divided, policy: ConflictPolicy) -> None:
+    """The same process: the answers of two writes to the point are lost, and Qdrant shows the first."""
+    divided.offline(upsert(point(1, v=2)))
+    divided.offline(upsert(point(1, v=3)))
+    divided.calls.script.append(LostAnswer())
+    replayer = divided.replayer(policy, merge_points=1)
+    assert not await replayer.drain_now()
+    assert divided.at_qdrant()[1] == {"v": 2}
+    replayer._stepper.look_again()
+    assert await replayer.drain_now()
+    assert (divided.rows, divided.log.kept, divided.unknown()) == ([], {}, 0)
+    assert divided.at_qdrant()[1] == {"v": 3}
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_our_own_work_is_known_although_nobody_could_look_before_it(
+    divided: Divided, policy: ConflictPolicy
+) -> None:
+    """The replica is away at the first look, and the answer to the first write is lost; then the replica is back."""
+    divided.offline(upsert(point(1, v=2)))
+    divided.offline(upsert(point(1, v=3)))
+    divided.control.failure = ReplicaUnavailable("gone")
+    divided.calls.script.append(LostAnswer())
+    replayer = divided.replayer(policy, merge_points=1)
+    assert not await replayer.drain_now()
+    divided.control.failure = None
+    replayer._stepper.look_again()
+    assert await replayer.drain_now()
+    assert (divided.rows, divided.log.kept, divided.unknown()) == ([], {}, 2)
+    assert divided.at_qdrant()[1] == {"v": 3}
 
 
 @pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])

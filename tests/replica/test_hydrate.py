@@ -322,6 +322,31 @@ async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_be
         await world.until(lambda: world.is_complete() and 77 in world.here.payloads())
 
 
+async def test_doubts_that_do_not_end_cause_no_storm_of_copies(make: Make) -> None:
+    """A client whose writes fail inside Qdrant, ten times a second, for a minute."""
+    world = make()
+    fill(world, 10)
+    flaky = FlakyBackend(world.remote)
+    world.upstream = flaky
+    async with world.running() as hydrator:
+        await world.until(world.is_complete)
+        before, began = len(scrolls(flaky)), world.clock.monotonic()
+        world.remote.local.do(r.UPSERT, upsert(point(77, v=77)))
+
+        def fail_again() -> None:
+            if world.clock.monotonic() < began + 60:
+                world.here.set_completeness(STALE, "c")
+                hydrator.doubt("c")
+                world.clock.advance(0.1)
+
+        await world.until(lambda: world.clock.monotonic() >= began + 60, each=fail_again)
+        copies = len(scrolls(flaky)) - before
+        assert 2 <= copies <= 60 / world.settings.retry_seconds
+        # They end: so does the doubt.
+        await world.until(lambda: world.is_complete() and not hydrator._asked)
+    assert world.differences() == []
+
+
 async def test_large_collections_are_left_out_and_say_so(make: Make) -> None:
     world = make(max_points=10)
     fill(world, 11)

@@ -20,6 +20,7 @@ from server.repairs import Repairs
 from server.rpc import Code
 from server.telemetry import Telemetry
 from server.wal.files import RealDisk
+from tests.replica.hydration_world import Lines
 
 
 class Replica:
@@ -95,6 +96,36 @@ async def test_a_collection_that_the_replica_does_not_hold_is_asked_for(tmp_path
     repairs, _ = build(tmp_path, Replica(ReplicaRefused("no such collection", code=Code.NOT_FOUND, details="")), copied)
     repairs.in_doubt("c", "test")
     await until(lambda: copied == ["c", "c"])
+
+
+async def test_a_thousand_doubts_about_one_collection_are_told_as_one(tmp_path: Path) -> None:
+    """A client that meets a Qdrant which fails inside tries again and again."""
+    copied: list[str] = []
+    replica = Replica()
+    repairs, _ = build(tmp_path, replica, copied)
+    lines: list[str] = []
+    repairs._telemetry.log = Lines(lines)  # type: ignore[assignment]
+    for _ in range(1000):
+        repairs.in_doubt("c", "test")
+    await until(lambda: not repairs.has_untold_doubts)
+    assert replica.stale == ["c"]
+    assert lines == ["replica in doubt"]
+    # When all was whole in between, it is a new one.
+    repairs.settled()
+    repairs.in_doubt("c", "test")
+    await until(lambda: not repairs.has_untold_doubts)
+    assert (replica.stale, len(lines)) == (["c", "c"], 2)
+
+
+async def test_a_doubt_that_comes_while_the_one_before_is_told_is_told_too(tmp_path: Path) -> None:
+    """The word that all is copied may have come in between."""
+    replica = Replica(ReplicaUnavailable("away"))
+    repairs, _ = build(tmp_path, replica, [])
+    repairs.in_doubt("c", "test")
+    await until(lambda: replica.tries == 1)
+    repairs.in_doubt("c", "test")
+    await repairs.doubts_told()
+    assert (replica.stale, repairs.has_untold_doubts) == (["c", "c"], False)
 
 
 def full(path: Path) -> None:

@@ -21,7 +21,7 @@ from server.config import Keys, Settings
 from server.conflicts import Conflicts
 from server.credentials import Credentials
 from server.deletions import Deletions
-from server.errors import ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable
+from server.errors import ReplicaUnavailable, UpstreamTimeout, UpstreamUnreachable, WalFull
 from server.gate import WriteGate
 from server.health.detector import Verdict
 from server.health.state import State
@@ -36,7 +36,7 @@ from server.scrub import Scrubber
 from server.telemetry import Telemetry
 from server.wal.files import RealDisk
 from server.wal.log import Log, WalLimits
-from server.wal.record import EntryState
+from server.wal.record import EntryState, NewRecord
 
 UPSERT = "/qdrant.Points/Upsert"
 GET = "/qdrant.Points/Get"
@@ -380,6 +380,8 @@ _WRONG = "Wrong input: Vector dimension error: expected dim: 2, got 3"
         (2, Code.INVALID_ARGUMENT, "Validation error in body: [operations[0].x: wrong]", False),
         (2, Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!", False),
         (2, Code.PERMISSION_DENIED, "no", False),
+        (2, Code.PERMISSION_DENIED, "Forbidden: too many points. Help: send fewer", True),
+        (2, Code.RESOURCE_EXHAUSTED, "Rate limiting exceeded: write", True),
     ],
 )
 async def test_a_batch_that_qdrant_refused_in_the_middle_leaves_a_doubt(
@@ -398,6 +400,43 @@ async def test_a_batch_that_qdrant_refused_in_the_middle_leaves_a_doubt(
     for _ in range(100):
         await asyncio.sleep(0)
     assert bool(rig.replica.marked) is doubted
+
+
+_INSIDE = "Service internal error: panic"
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "doubted"),
+    [
+        (Code.INTERNAL, _INSIDE, True),
+        (Code.INTERNAL, "Service internal error: 1 out of 2 shards failed to apply operation", True),
+        (Code.INVALID_ARGUMENT, f"Wrong input: 1 out of 2 shards failed to apply operation. First: {_WRONG}", True),
+        (Code.DEADLINE_EXCEEDED, "Timeout error: Operation 'update' timed out", True),
+        (Code.ABORTED, "", True),
+        (Code.CANCELLED, "operation was cancelled", True),
+        (Code.UNKNOWN, "", True),
+        (Code.DATA_LOSS, "Checksum mismatch", True),
+        (Code.INTERNAL, "failed to decode Protobuf message: buffer underflow", False),
+        (Code.INTERNAL, "Service internal error: No space left on device: WAL buffer size exceeds available", False),
+        (Code.INVALID_ARGUMENT, _WRONG, False),
+        (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!", False),
+        (Code.FAILED_PRECONDITION, "Storage locked: write operations are forbidden", False),
+        (Code.RESOURCE_EXHAUSTED, "Rate limiting exceeded: write", False),
+        (Code.PERMISSION_DENIED, "", False),
+    ],
+)
+async def test_an_answer_that_proves_no_refusal_leaves_a_doubt(
+    make_rig: MakeRig, code: Code, details: str, doubted: bool
+) -> None:
+    """Qdrant may have done the write, or do it yet: the replica must not call itself whole."""
+    rig = make_rig().online()
+    rig.qdrant.answers = [Reply(code=code, details=details, trailers=(("x", "y"),))]
+    reply = await rig.router.handle(upsert())
+    assert (reply.code, reply.details, source(reply), reply.trailers[0]) == (code, details, "remote", ("x", "y"))
+    assert (await rig.entries(), rig.mode.state) == ([], State.REMOTE)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert rig.replica.marked == ["c", "c", "c"] * doubted
 
 
 async def test_offline_writes_are_logged_in_the_order_of_acknowledgement(make_rig: MakeRig) -> None:
@@ -432,6 +471,83 @@ async def test_what_is_done_of_a_batch_before_it_stops_is_logged(make_rig: MakeR
     [(state, entry)] = await rig.entries()
     assert state is EntryState.PENDING and list(entry.resolved) == [done]
     assert [one.entry for one in rig.replica.applied] == [entry]
+
+
+def _by_filter(parts: int) -> Call:
+    part = points_pb2.PointsUpdateOperation.DeletePoints(points=points_pb2.PointsSelector(filter=common.Filter()))
+    operations = [points_pb2.PointsUpdateOperation(delete_points=part)] * parts
+    batch = points_pb2.UpdateBatchPoints(collection_name="c", operations=operations, wait=True)
+    return Call("/qdrant.Points/UpdateBatch", batch.SerializeToString(), deadline=CLOCK.monotonic() + 30)
+
+
+async def test_a_batch_that_must_not_be_sent_twice_is_an_entry_for_each_part(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    reply = await rig.router.handle(_by_filter(3))
+    assert [(state, entry.method) for state, entry in await rig.entries()] == [
+        (EntryState.PENDING, "/qdrant.Points/Delete")
+    ] * 3
+    results = points_pb2.UpdateBatchResponse.FromString(reply.body).result
+    assert [(each.operation_id, each.status) for each in results] == [(3, points_pb2.Completed)] * 3
+    assert (reply.code, source(reply), rig.log.pending_count) == (Code.OK, "local", 3)
+    assert len(rig.replica.applied) == 3
+
+
+async def test_what_the_replica_refuses_of_such_a_batch_is_told(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    apply = rig.replica.apply
+
+    async def refusing(request: control_pb.ApplyRequest) -> control_pb.ApplyResponse:
+        response = await apply(request)
+        for result in response.results:
+            if result.seq == 2:
+                result.code, result.details = int(Code.NOT_FOUND), "gone"
+        return response
+
+    rig.replica.apply = refusing  # type: ignore[method-assign]
+    reply = await rig.router.handle(_by_filter(3))
+    assert (reply.code, reply.details, len(await rig.entries())) == (Code.NOT_FOUND, "gone", 3)
+
+
+@pytest.mark.parametrize(("parts", "code", "logged"), [(1, Code.OK, 1), (2, Code.UNAVAILABLE, 0)])
+async def test_a_batch_of_unknown_outcome_that_must_not_be_sent_twice_is_refused_and_doubted(
+    make_rig: MakeRig, parts: int, code: Code, logged: int
+) -> None:
+    """Qdrant may have it. Sent again it would delete what it set the first time: nobody is promised that."""
+    rig = make_rig().online()
+    rig.qdrant.answers = [UpstreamUnreachable("reset", maybe_applied=True)]
+    reply = await rig.router.handle(_by_filter(parts))
+    assert (reply.code, source(reply), len(await rig.entries())) == (code, "local", logged)
+    assert ("may have done it" in reply.details) is (logged == 0)
+    await until(lambda: rig.replica.marked == ["c", "c", "c"] * (1 - logged))
+
+
+async def test_a_batch_that_certainly_did_not_reach_qdrant_is_logged(make_rig: MakeRig) -> None:
+    rig = make_rig().online()
+    rig.qdrant.answers = [UpstreamUnreachable("refused", maybe_applied=False)]
+    assert (await rig.router.handle(_by_filter(2))).is_ok
+    assert len(await rig.entries()) == 2
+    assert rig.replica.marked == []
+
+
+async def test_a_batch_stops_where_the_log_takes_no_more(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Qdrant takes no more: what was done stays done, and the next write is checked on top of it."""
+    rig = make_rig()
+    append, taken = rig.log.append, 0
+
+    async def full(record: NewRecord) -> int:
+        nonlocal taken
+        taken += 1
+        if taken == 2:
+            raise WalFull("full")
+        return await append(record)
+
+    monkeypatch.setattr(rig.log, "append", full)
+    with pytest.raises(WalFull):
+        await rig.router.handle(_by_filter(3))
+    assert [entry.method for _, entry in await rig.entries()] == ["/qdrant.Points/Delete"]
+    assert rig.router._unseen_seq == 1
+    assert (await rig.router.handle(get())).is_ok
+    assert len(rig.replica.applied) == 1
 
 
 async def test_quick_writes_are_prepared_together_and_others_alone(make_rig: MakeRig) -> None:

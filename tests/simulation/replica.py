@@ -11,10 +11,10 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
@@ -57,14 +57,23 @@ _CHANGING = frozenset(
 )
 
 
+_Look: TypeAlias = control.CompareBaselinesRequest | control.SettleBaselinesRequest
+
+
 @dataclass(frozen=True)
 class Before:
-    """A point before its first pending write; `is_open`: whether it is to be judged yet."""
+    """A point before its first pending write; `is_open`: whether it is to be judged yet; `looker`: by whom it was."""
 
     first_seq: int
     last_seq: int
     payload: p.Payload | None
     is_open: bool
+    looker: int = 0
+
+    def is_to_judge(self, touch: control.Touch, look: _Look) -> bool:
+        """Whether it is, or is again, for nothing that touches it was sent."""
+        is_again = 0 != self.looker == look.looker
+        return self.first_seq == touch.seq and self.first_seq > look.sent_seq and (self.is_open or is_again)
 
 
 @dataclass(frozen=True)
@@ -419,7 +428,7 @@ class Replica:
         for touch in request.touches:
             number = common.PointId.FromString(touch.point_id).num
             known = state.befores.get(number)
-            if known is None or known.first_seq != touch.seq or not known.is_open:
+            if known is None or not known.is_to_judge(touch, request):
                 continue
             if there.get(number) not in (known.payload, state.points.get(number)):
                 response.changed.add(point_id=touch.point_id)
@@ -428,21 +437,27 @@ class Replica:
                 self.judged += 1
         self.conflicts += len(response.changed)
         if not response.changed:
-            self._judged(state, request.touches)
+            self._judged(state, request)
         self.trace("replica compared baselines, changed", len(response.changed))
         return response
 
     def _settle_baselines(self, body: bytes) -> Message:
         request = control.SettleBaselinesRequest.FromString(body)
         assert request.fate == control.FATE_LOCAL, "the simulation runs with the default policy"
-        self._judged(self._change(), request.touches)
+        there = p.read(p.GET, request.page)
+        state = self._change()
+        for number in (common.PointId.FromString(each).num for each in request.changed):
+            if number in state.befores:
+                state.befores[number] = replace(state.befores[number], payload=there.get(number))
+        self._judged(state, request)
         return control.SettleBaselinesResponse()
 
-    def _judged(self, state: Stored, touches: Iterable[control.Touch]) -> None:
-        for touch in touches:
+    def _judged(self, state: Stored, look: _Look) -> None:
+        for touch in look.touches:
             number = common.PointId.FromString(touch.point_id).num
-            if number in state.befores and state.befores[number].first_seq == touch.seq:
-                state.befores[number] = replace(state.befores[number], is_open=False)
+            known = state.befores.get(number)
+            if known is not None and known.is_to_judge(touch, look):
+                state.befores[number] = replace(known, is_open=False, looker=look.looker)
         self.database.commit(state, durable=True)
 
     def _note_verified(self, body: bytes) -> Message:

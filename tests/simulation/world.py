@@ -326,7 +326,7 @@ class World:
             return "a write is under way"
         if parts.log.pending_count or parts.mirror.lag_entries:
             return f"{parts.log.pending_count} pending, the replica lags by {parts.mirror.lag_entries}"
-        if not self.database.now.is_whole or serving.proxy._hydrator._asked or parts.repairs._tasks:
+        if not self.database.now.is_whole or serving.proxy._hydrator._asked or parts.repairs.has_untold_doubts:
             return f"the replica is not whole: {serving.proxy._hydrator.status()}"
         if serving.proxy._hydrator._drift._must_count:
             return "the replica was not compared"

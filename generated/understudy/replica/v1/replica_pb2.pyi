@@ -253,16 +253,20 @@ class Touch(_message.Message):
     def __init__(self, point_id: _Optional[bytes] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class CompareBaselinesRequest(_message.Message):
-    __slots__ = ("collection", "touches", "page", "since_seq")
+    __slots__ = ("collection", "touches", "page", "since_seq", "looker", "sent_seq")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     TOUCHES_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LOOKER_FIELD_NUMBER: _ClassVar[int]
+    SENT_SEQ_FIELD_NUMBER: _ClassVar[int]
     collection: str
     touches: _containers.RepeatedCompositeFieldContainer[Touch]
     page: bytes
     since_seq: int
-    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., since_seq: _Optional[int] = ...) -> None: ...
+    looker: int
+    sent_seq: int
+    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., looker: _Optional[int] = ..., sent_seq: _Optional[int] = ...) -> None: ...
 
 class Judged(_message.Message):
     __slots__ = ("point_id", "fate", "until_seq")
@@ -285,18 +289,22 @@ class CompareBaselinesResponse(_message.Message):
     def __init__(self, changed: _Optional[_Iterable[_Union[Judged, _Mapping]]] = ..., unknown: _Optional[int] = ..., applied_seq: _Optional[int] = ...) -> None: ...
 
 class SettleBaselinesRequest(_message.Message):
-    __slots__ = ("collection", "touches", "page", "changed", "fate")
+    __slots__ = ("collection", "touches", "page", "changed", "fate", "looker", "sent_seq")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     TOUCHES_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     FATE_FIELD_NUMBER: _ClassVar[int]
+    LOOKER_FIELD_NUMBER: _ClassVar[int]
+    SENT_SEQ_FIELD_NUMBER: _ClassVar[int]
     collection: str
     touches: _containers.RepeatedCompositeFieldContainer[Touch]
     page: bytes
     changed: _containers.RepeatedScalarFieldContainer[bytes]
     fate: Fate
-    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., changed: _Optional[_Iterable[bytes]] = ..., fate: _Optional[_Union[Fate, str]] = ...) -> None: ...
+    looker: int
+    sent_seq: int
+    def __init__(self, collection: _Optional[str] = ..., touches: _Optional[_Iterable[_Union[Touch, _Mapping]]] = ..., page: _Optional[bytes] = ..., changed: _Optional[_Iterable[bytes]] = ..., fate: _Optional[_Union[Fate, str]] = ..., looker: _Optional[int] = ..., sent_seq: _Optional[int] = ...) -> None: ...
 
 class SettleBaselinesResponse(_message.Message):
     __slots__ = ("until_seq",)
