@@ -199,7 +199,7 @@ DOUBTS = (
         "replica/hydrate.py",
         "        self._doubted.add(collection)\n",
         "",
-        _FOUND,
+        "tests/replica/test_hydrate.py::test_a_doubt_outlasts_the_word_that_all_is_copied",
     ),
     _bug(
         "pages overwrite what was written meanwhile",

@@ -303,7 +303,7 @@ async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_be
         if request.completeness == COMPLETE and not doubts:
             doubts += 1
             world.remote.local.do(r.UPSERT, upsert(point(77, v=77)))
-            hydrator.request(["c"])
+            hydrator.doubt("c")
             world.here.set_completeness(STALE, "c")
             answer = await set_completeness(request)
             # Qdrant is not asked again meanwhile.
