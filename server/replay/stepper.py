@@ -274,6 +274,9 @@ class Stepper:
         parcels: Iterable[Parcel] = self._page
         if self._page[0].seq <= self._refused_until:
             parcels = fewer([parcel for parcel in self._page if parcel.seq <= self._refused_until])
+        if self._examiner is not None:
+            # What others changed is not known of the entries behind these.
+            parcels = takewhile(lambda parcel: parcel.is_examined, parcels)
         if self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty:
             parcels = takewhile(self._is_free, parcels)
         return merge(parcels, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)

@@ -396,6 +396,32 @@ async def test_many_points_are_looked_at_with_one_call(divided: Divided) -> None
     assert len(asked) == 2
 
 
+async def test_what_goes_as_one_was_looked_at_whole(divided: Divided) -> None:
+    """As many points as are looked at together end within a run of entries that are sent together."""
+    size, many = 3, [*range(100, 148)]
+    divided.online(upsert(*(point(number, v=1) for number in many)))
+    divided.others(upsert(*(point(number, v=7) for number in many[7:])))
+    for at in range(0, len(many), size):
+        divided.offline(upsert(*(point(number, v=2) for number in many[at : at + size])))
+    await divided.drain(REMOTE, conflict_points=7, merge_points=20)
+    assert divided.at_qdrant() == divided.at_replica()
+    assert {number: divided.at_qdrant()[number]["v"] for number in many} == {
+        number: 2 if number < many[7] else 7 for number in many
+    }
+    assert {number for _, number, _ in divided.outcomes()} == {*many[7:]}
+
+
+async def test_entries_that_were_looked_at_together_go_together(divided: Divided) -> None:
+    for at in range(20):
+        divided.offline(upsert(*(point(100 + 3 * at + each) for each in range(3))))
+    await divided.drain(REMOTE, conflict_points=20, merge_points=20)
+    by_method = [[], []]  # type: list[list[int]]
+    for call in divided.calls.calls:
+        is_look = call.method.endswith("/Get")
+        by_method[is_look].append(len(sent(call).ids if is_look else sent(call).points))
+    assert by_method == [[18, 18, 18, 6], [18, 18, 18, 6]]
+
+
 async def test_a_point_is_looked_at_once_a_drain(divided: Divided) -> None:
     for value in range(300):
         divided.offline(upsert(point(1, v=value)))
