@@ -409,8 +409,8 @@ class Stepper:
             code, details = Code.FAILED_PRECONDITION, f"follows seq {delivered.after_seq}"
         record = parcel.left_over(delivered)
         self._refused.append(Refused(record, int(code), details))
-        for blame in delivered.blames:
-            self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)
+        # As after a restart: what only follows keeps its followers back, too.
+        unpack(record, self._kinds).taint(self._causality, code, details)
         self._quarantined |= {parcel.seq}
         self._telemetry.metrics.quarantine(len(self._quarantined))
         if refusal is not None:
