@@ -22,6 +22,7 @@ from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
 from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
+from tests.replica.local_store import where
 
 from .divided import Divided, Request, kept_payload
 from .fakes import create, delete, drop, point, sent, set_payload, upsert
@@ -166,6 +167,19 @@ async def test_only_the_points_concerned_of_a_batch(divided: Divided) -> None:
     await divided.drain(QUARANTINE)
     assert divided.at_qdrant()[2] == {"v": 2, "w": 3}
     assert divided.log.kept == {}
+
+
+async def test_a_part_of_a_batch_that_matches_nothing_hides_nobodys_change(divided: Divided) -> None:
+    divided.others(THEIRS)
+    batch = pb.UpdateBatchPoints(collection_name="c", wait=True)
+    batch.operations.add().upsert.points.append(point(1, v=2))
+    batch.operations.add().delete_points.points.CopyFrom(where("k", "nobody"))
+    prepared = divided.here.prepare(r.UPDATE_BATCH, batch)
+    seq = divided.offline((r.UPDATE_BATCH, batch), *prepared)
+    await divided.drain(REMOTE)
+    assert divided.at_qdrant() == divided.at_replica() == {1: {"v": 7}, 2: {"v": 1}, 3: {"v": 1}}
+    assert divided.outcomes() == [("not_written", 1, seq)]
+    assert divided.unknown() == 0
 
 
 async def test_what_others_won_does_not_come_back_by_way_of_the_quarantine(divided: Divided) -> None:
