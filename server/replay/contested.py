@@ -81,7 +81,7 @@ def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[s
         if parcel.problem or not is_by_points(parcel):
             continue
         for operation in parcel.operations:
-            free = causality.split(operation).free if causality is not None else operation
+            free = causality.split(operation, parcel.seq).free if causality is not None else operation
             if free is not None:
                 (name,) = names_of(free)
                 points = touches.setdefault(name, {})

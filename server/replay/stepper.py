@@ -192,7 +192,7 @@ class Stepper:
             # A retry that a crash cut short: what it repeats is still in quarantine, and that one counts.
             self._done([self._page[0]])
             return _ADVANCED
-        if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._quarantined:
+        if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._is_past_a_refused_one:
             return Standing(Step.HALTED, "the quarantine is not empty: `understudy wal quarantine list`")
         if not self._is_up():
             return Standing(Step.DOWN)
@@ -277,13 +277,17 @@ class Stepper:
         if self._examiner is not None:
             # What others changed is not known of the entries behind these.
             parcels = takewhile(lambda parcel: parcel.is_examined, parcels)
-        if self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty:
+        if self._quarantined:
             parcels = takewhile(self._is_free, parcels)
         return merge(parcels, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
 
     def _is_free(self, parcel: Parcel) -> bool:
-        """Whether an entry follows nothing that is in quarantine."""
-        return all(self._causality.split(operation).follows is None for operation in parcel.operations)
+        """Whether an entry is not in quarantine, and follows nothing that is."""
+        if parcel.seq in self._quarantined:
+            return False
+        if self._settings.quarantine_policy is not QuarantinePolicy.CAUSAL:
+            return True
+        return all(self._causality.split(operation, parcel.seq).follows is None for operation in parcel.operations)
 
     async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
         """One call for several entries. Refused, fewer go until one is alone; failed, they go singly."""
@@ -331,6 +335,11 @@ class Stepper:
             seqs.add(item.seq)
         return causality, frozenset(seqs)
 
+    @property
+    def _is_past_a_refused_one(self) -> bool:
+        """Not so when a crash came between the quarantine and the cursor: the cursor passes the refused one first."""
+        return any(seq < self._page[0].seq for seq in self._quarantined)
+
     async def _deliver(self, parcel: Parcel) -> Delivered:
         if parcel.problem:
             return parcel.unreadable()
@@ -358,6 +367,8 @@ class Stepper:
         else:
             self._breaker.abandon(permit)
         self._breaker_changed(before)
+        if parcel.seq in self._quarantined:
+            await self._judge_again(parcel, delivered)
         if delivered.left_over:
             self._quarantine(parcel, delivered)
         if any(blame.answer.doubtful for blame in delivered.blames):
@@ -372,6 +383,13 @@ class Stepper:
         if delivered.applied and not shares_a_record(parcel):
             await self._mark()
         return _ADVANCED
+
+    async def _judge_again(self, parcel: Parcel, delivered: Delivered) -> None:
+        """A crash came between the quarantine and the cursor: what Qdrant says now is what counts."""
+        if not delivered.left_over:
+            await self._log.release_quarantined(parcel.seq)
+        if not delivered.left_over or parcel.seq == max(self._quarantined):
+            self._recalled = False
 
     def _not_now(self, what: str, seq: int, answer: Answer, permit: Permit) -> Standing:
         """It stays first: tell the breaker, count, say why."""

@@ -40,6 +40,15 @@ async def refused(log: Log, qdrant: MiniQdrant, *requests: tuple[str, Message]) 
     return [item.seq for item in log.quarantined()]
 
 
+class Crash(BaseException):
+    """The process ends here."""
+
+
+async def crash(_: int) -> None:
+    """Instead of a write of the cursor."""
+    raise Crash
+
+
 class AnySize:
     """A size of vectors that every size is equal to."""
 
@@ -333,6 +342,46 @@ async def test_a_halted_replay_goes_on_after_either_decision(tmp_path: Path, dec
             await hand.drop([1])
         assert await halted.drain_now()
         assert set(qdrant.points["c"]) == ({1, 2} if decision == "retry" else {2})
+
+
+# --- a crash between the quarantine and the cursor -------------------------------------------------------------------
+
+
+async def test_what_would_still_be_sent_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qdrant = MiniQdrant("c")
+    async with opened(tmp_path / "wal") as log:
+        await append(log, upsert(point(1, BAD)))
+        monkeypatch.setattr(log, "mark_replayed", crash)
+        with pytest.raises(Crash):
+            await replayer(log, qdrant).drain_now()
+    async with opened(tmp_path / "wal") as log:
+        assert (log.pending_count, [item.seq for item in log.quarantined()]) == (1, [1])
+        with pytest.raises(WalError, match="entry 1 is still pending"):
+            await requeue(log).drop([1])
+        assert [item.seq for item in log.quarantined()] == [1]
+        assert await replayer(log, qdrant).drain_now()
+        await requeue(log).drop([1])
+        grown(qdrant)
+        assert await replayer(log, qdrant).drain_now()
+    assert qdrant.points["c"] == {}
+
+
+async def test_what_qdrant_takes_after_a_crash_is_not_in_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qdrant = MiniQdrant("c")
+    async with opened(tmp_path / "wal") as log:
+        for request in (upsert(point(1, BAD, v=1)), upsert(point(1, v=2)), upsert(point(2))):
+            await append(log, request)
+        monkeypatch.setattr(log, "mark_replayed", crash)
+        with pytest.raises(Crash):
+            await replayer(log, qdrant).drain_now()
+    grown(qdrant)
+    async with opened(tmp_path / "wal") as log:
+        assert [item.seq for item in log.quarantined()] == [1, 2]
+        assert await replayer(log, qdrant).drain_now()
+        assert (log.quarantined(), log.pending_count) == ([], 0)
+    assert qdrant.points["c"] == {1: {"v": 2}, 2: {}}
 
 
 async def test_an_entry_that_cannot_be_read_is_not_retried(tmp_path: Path) -> None:

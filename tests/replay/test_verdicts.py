@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from server.health.breaker import Breaker
 from server.replay import Replayer
 from server.rpc import WAL_KINDS, Backend, Code
 from server.telemetry import Telemetry
+from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
 
 from .fakes import (
@@ -154,3 +158,90 @@ async def _same_verdicts(requests: list[Request], policy: QuarantinePolicy) -> N
         assert await life(again, often, quarantine_policy=policy).drain_now()
     assert verdicts(again) == verdicts(log)
     assert (often.points, often.aliases) == (once.points, once.aliases)
+
+
+# --- a crash between the quarantine and the cursor -------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class CutLog(MemoryLog):
+    """Whenever something new is in quarantine, the process ends before the cursor is written."""
+
+    is_cut = False
+
+    async def quarantine(self, refused: Sequence[Refused]) -> None:
+        self.is_cut = any(each.record.seq not in self.kept for each in refused)
+        await super().quarantine(refused)
+
+    async def mark_replayed(self, seq: int) -> None:
+        if self.is_cut:
+            self.is_cut = False
+            raise Crash
+        await super().mark_replayed(seq)
+
+
+async def lives(log: CutLog, qdrant: Backend, **chosen: Any) -> int:
+    """One life after the other until nothing is pending or an operator is waited for; gives their number."""
+    for number in itertools.count(1):
+        with suppress(Crash):
+            await life(log, qdrant, **chosen).drain_now()
+            return number
+    raise AssertionError
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests=st.lists(REQUESTS, min_size=2, max_size=14), page=st.sampled_from([1, 3, 256]))
+def test_crashes_before_the_cursor_change_no_verdict(requests: list[Request], page: int) -> None:
+    asyncio.run(_same_with_crashes(requests, page))
+
+
+async def _same_with_crashes(requests: list[Request], page: int) -> None:
+    once, often = _world(), _world()
+    log, cut = MemoryLog(*requests), CutLog(*requests)
+    assert await life(log, once, page_entries=page).drain_now()
+    await lives(cut, often, page_entries=page)
+    assert cut.pending_count == 0
+    assert verdicts(cut) == verdicts(log)
+    assert (often.points, often.aliases) == (once.points, once.aliases)
+
+
+async def test_what_was_sent_before_a_crash_does_not_follow_what_came_after_it() -> None:
+    qdrant = MiniQdrant("c")
+    log = CutLog(upsert(point(1, v=1)), upsert(point(2, v=1)), upsert(point(1, (1.0,), v=2)))
+    assert await lives(log, qdrant) == 2
+    assert qdrant.points["c"] == {1: {"v": 1}, 2: {"v": 1}}
+    assert list(log.kept) == [3]
+
+
+async def test_what_is_in_quarantine_keeps_its_reason_and_its_followers() -> None:
+    qdrant = MiniQdrant("other")
+    log = CutLog(upsert(point(1, v=1)))
+    assert await lives(log, qdrant) == 2
+    assert (Code(log.kept[1].code), log.kept[1].details[:9]) == (Code.NOT_FOUND, "Not found")
+    qdrant.points["c"], qdrant.sizes["c"] = {}, 2
+    log.append(upsert(point(2, v=1)))
+    assert await lives(log, qdrant) == 2
+    assert qdrant.points["c"] == {}
+    assert log.kept[2].details == "follows seq 1"
+
+
+async def test_what_qdrant_takes_after_the_crash_leaves_the_quarantine() -> None:
+    qdrant = MiniQdrant()
+    log = CutLog(upsert(point(1, v=1)), upsert(point(2, v=1)))
+    with suppress(Crash):
+        await life(log, qdrant, quarantine_policy=QuarantinePolicy.SKIP).drain_now()
+    assert sorted(log.kept) == [1, 2]
+    qdrant.points["c"], qdrant.sizes["c"] = {}, 2
+    await life(log, qdrant, quarantine_policy=QuarantinePolicy.SKIP).drain_now()
+    assert qdrant.points["c"] == {1: {"v": 1}, 2: {"v": 1}}
+    assert (log.kept, log.pending_count) == ({}, 0)
+
+
+async def test_a_halted_replay_passes_what_it_halts_for() -> None:
+    qdrant = MiniQdrant("c")
+    log = CutLog(upsert(point(1, v=1)), upsert(point(2, (1.0,))), upsert(point(3, v=1)))
+    assert await lives(log, qdrant, quarantine_policy=QuarantinePolicy.HALT, merge_points=1) == 2
+    assert (log.replayed_seq, list(log.kept), qdrant.points["c"]) == (2, [2], {1: {"v": 1}})
