@@ -15,13 +15,13 @@ from server.errors import WalError, WalFull
 from server.replay.bisect import Operation
 from server.replay.requeue import Requeue
 from server.replay.retry import Reach, meets, touched_by
-from server.rpc import WAL_KINDS
+from server.rpc import METHODS, WAL_KINDS
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
-from server.wal.record import EntryState
+from server.wal.record import EntryState, NewRecord
 
-from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, point, set_payload, upsert
+from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, entry, point, selector, set_payload, upsert
 from .test_with_the_log import append, opened, replayer
 
 SYNCED = EntryState.SYNCED
@@ -302,6 +302,32 @@ async def test_a_repetition_is_passed_over_while_its_origin_counts(tmp_path: Pat
         assert [item.seq for item in log.quarantined()] == [1]
         await requeue(log).drop([1])
         assert log.quarantined() == []
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_what_is_kept_of_an_entry_is_no_larger_than_it_was(tmp_path: Path, is_batch: bool) -> None:
+    """The log takes entries up to a limit, and what is in quarantine must fit in again."""
+    qdrant = MiniQdrant("c")
+    count = 40
+    qdrant.refused = {number for number in range(count) if number % 4}
+    whole = upsert(*(point(number, v=1) for number in range(count)))
+    body = entry(whole)
+    if is_batch:
+        request = points_pb2.UpdateBatchPoints(collection_name="c")
+        request.operations.add().upsert.points.extend(whole[1].points)  # type: ignore[attr-defined]
+        request.operations.add().set_payload.points_selector.CopyFrom(selector(*range(count)))
+        body = entry((POINTS + "UpdateBatch", request), whole, set_payload(*range(count), w=1))
+    async with opened(tmp_path / "wal") as log:
+        await log.append(NewRecord(METHODS[body.method].wal_kind, EntryState.PENDING, body.SerializeToString()))
+        assert await replayer(log, qdrant).drain_now()
+        ((_, record),) = log.quarantined_entries()
+        assert len(record.body) < body.ByteSize()
+        qdrant.refused = set()
+        limits = WalLimits(entry_bytes=body.ByteSize())
+        assert await requeue(log, limits).retry(None, force=False) == {1: 2}
+        assert await replayer(log, qdrant).drain_now()
+        assert log.quarantined() == []
+    assert qdrant.points["c"] == {number: {"v": 1, "w": 1} if is_batch else {"v": 1} for number in range(count)}
 
 
 async def test_no_room_changes_nothing(tmp_path: Path) -> None:
