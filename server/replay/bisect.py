@@ -6,7 +6,6 @@ request. A request that names no points (a filter, a collection operation) has n
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
+from server.conflicts import point_key
 from server.rpc import METHODS
 
 Key: TypeAlias = int | str
@@ -59,13 +59,8 @@ def _parsed(method: str, body: bytes) -> Operation:
 
 
 def key_of(point_id: common.PointId) -> Key:
-    """One value per point, however its UUID is written."""
-    if point_id.WhichOneof("point_id_options") != "uuid":
-        return point_id.num
-    try:
-        return str(uuid.UUID(point_id.uuid))
-    except ValueError:
-        return point_id.uuid
+    """One value per point, however its UUID is written; the same that orders writes."""
+    return point_key(point_id)
 
 
 def keys_of(operation: Operation) -> list[Key]:
