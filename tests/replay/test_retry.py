@@ -15,11 +15,12 @@ from server.errors import WalError, WalFull
 from server.replay.bisect import Operation
 from server.replay.requeue import Requeue
 from server.replay.retry import Reach, meets, touched_by
-from server.rpc import METHODS, WAL_KINDS
+from server.rpc import METHODS, WAL_KINDS, Code
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
 from server.wal.record import EntryState, NewRecord
+from tests.faults.backends import FlakyBackend, says
 
 from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, entry, point, selector, set_payload, upsert
 from .test_with_the_log import append, opened, replayer
@@ -69,8 +70,9 @@ def grown(qdrant: MiniQdrant) -> None:
 
 def test_the_table_is_symmetric_and_as_drawn() -> None:
     drawn = {frozenset(pair) for pair in itertools.combinations_with_replacement(Reach, 2) if meets(*pair)}
-    data = {Reach.POINTS, Reach.FILTER}
-    expected = {frozenset(pair) for pair in itertools.product(data, data)} | {frozenset({Reach.SCHEMA})}
+    data = {Reach.POINTS, Reach.FILTER, Reach.VECTOR_DELETED}
+    schema = {Reach.SCHEMA, Reach.VECTOR_DELETED}
+    expected = {frozenset(pair) for kind in (data, schema) for pair in itertools.product(kind, kind)}
     for strong in (Reach.DROP, Reach.ALIASES):
         expected |= {frozenset((strong, other)) for other in Reach}
     assert drawn == expected
@@ -102,7 +104,7 @@ def _alias() -> tuple[str, Message]:
         (_by_filter(), Reach.FILTER),
         (
             (POINTS + "DeleteVectorName", points_pb2.DeleteVectorNameRequest(collection_name="c", vector_name="v")),
-            Reach.FILTER,
+            Reach.VECTOR_DELETED,
         ),
         (create(), Reach.CREATE),
         (_index(), Reach.SCHEMA),
@@ -174,6 +176,18 @@ async def test_later_writes_are_named_and_not_overwritten(
             await requeue(log).retry([1], force=False)
         assert ([item.seq for item in log.quarantined()], log.last_seq) == ([1], 2)
         assert await requeue(log).retry([1], force=True) == {1: 3}
+
+
+async def test_a_vector_that_was_made_anew_is_not_deleted(tmp_path: Path) -> None:
+    removed = points_pb2.DeleteVectorNameRequest(collection_name="c", vector_name="v")
+    made = points_pb2.CreateVectorNameRequest(collection_name="c", vector_name="v")
+    unknown_method = FlakyBackend(MiniQdrant("c"), [says(Code.UNIMPLEMENTED)])
+    async with opened(tmp_path / "wal") as log:
+        await append(log, (POINTS + "DeleteVectorName", removed))
+        assert await replayer(log, unknown_method).drain_now()
+        await append(log, (POINTS + "CreateVectorName", made), state=SYNCED)
+        with pytest.raises(WalError, match="would be overwritten by the older ones: entries 2"):
+            await requeue(log).retry([1], force=False)
 
 
 async def test_an_alias_is_its_collection(tmp_path: Path) -> None:
