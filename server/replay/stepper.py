@@ -31,6 +31,7 @@ from server.replay.looking_back import LookBack
 from server.replay.merge import fewer, merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
+from server.replay.suspicion import Suspicion
 from server.replay.unmarked import Unmarked, shares_a_record
 from server.rpc import Backend, Code, Metadata
 from server.telemetry import Span, Telemetry
@@ -102,10 +103,7 @@ class Stepper:
         # Not in quarantine on disk yet: the cursor is before them.
         self._refused: list[Refused] = []
         self._recalled = False
-        # How often in a row Qdrant failed inside at this entry (0: at a look).
-        self._doubts = 0
-        self._doubted_seq = 0
-        self._may_blame = True
+        self._suspicion = Suspicion(settings.doubtful_tries, settings.breaker_open_seconds)
         # Entries up to here failed as one: they go singly.
         self._singly_until = 0
         # Of the entries up to here Qdrant refuses one: fewer of them go as one.
@@ -297,6 +295,7 @@ class Stepper:
             answer = await self._delivery.send(operation)
         if answer.outcome is Outcome.DONE:
             self._breaker.success(permit)
+            self._suspicion.done()
             self._done(run)
             return _ADVANCED
         if answer.outcome is Outcome.PERMANENT:
@@ -310,7 +309,8 @@ class Stepper:
         """Entries at the front are dealt with."""
         for _ in parcels:
             self._page.popleft()
-        self.failures = self._doubts = 0
+        self.failures = 0
+        self._suspicion.passed()
         self.replayed += len(parcels)
         self._unmarked.add(parcels)
 
@@ -346,10 +346,8 @@ class Stepper:
         if self._unmarked.bars([parcel]):
             # What was sent before must not be sent again after this one.
             await self._mark()
-        doubtful = Outcome.TRANSIENT
-        tries = self._doubts + 1 if parcel.seq == self._doubted_seq else 1
-        if self._may_blame and tries >= self._settings.doubtful_tries:
-            doubtful = Outcome.PERMANENT
+        to_blame = self._suspicion.would_blame(parcel.seq, self._clock.monotonic())
+        doubtful = Outcome.PERMANENT if to_blame else Outcome.TRANSIENT
         follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
         delivered = await self._delivery.deliver(
             parcel.operations, self._causality if follows else None, parcel.seq, doubtful=doubtful
@@ -372,10 +370,9 @@ class Stepper:
         if delivered.left_over:
             self._quarantine(parcel, delivered)
         if any(blame.answer.doubtful for blame in delivered.blames):
-            # One entry may be blamed for the server's own failures; the next only after a success in between.
-            self._may_blame = False
+            self._suspicion.blamed()
         elif delivered.applied:
-            self._may_blame = True
+            self._suspicion.done()
         self._done([parcel])
         if delivered.blames:
             # The one to blame is found: those behind it may go as one again.
@@ -403,8 +400,7 @@ class Stepper:
                 self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=seq)
             return Standing(Step.NO_CREDENTIAL, why)
         self.failures += 1
-        before_that = self._doubts if seq == self._doubted_seq else 0
-        self._doubts, self._doubted_seq = (before_that + 1 if answer.doubtful else 0), seq
+        self._suspicion.failed(seq, self._clock.monotonic(), inside=answer.doubtful)
         self._telemetry.metrics.sync_error("transient")
         if not self._is_up():
             # Known to be down by now: that explains the failure.

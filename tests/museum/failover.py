@@ -217,8 +217,8 @@ REPLAY = (
         "replay goes on past an entry that failed",
         "pending writes reach Qdrant in the order of the log",
         "replay/stepper.py",
-        "        self.failures += 1\n        before_that",
-        "        self._page.rotate(-1)\n        self.failures += 1\n        before_that",
+        "        self.failures += 1\n        self._suspicion.failed",
+        "        self._page.rotate(-1)\n        self.failures += 1\n        self._suspicion.failed",
         seed=True,
     ),
     _bug(

@@ -409,6 +409,25 @@ async def test_the_servers_own_failures_blame_one_entry_at_most() -> None:
     assert numbers(broken)[:4] == [1, 1, 1, 2]
 
 
+async def test_neighbours_at_which_qdrant_always_fails_inside_hold_nothing_up_for_good() -> None:
+    qdrant = MiniQdrant("c", "dead")
+
+    class Dying:
+        async def handle(self, call: Call) -> Reply:
+            if sent(call).collection_name == "dead":
+                return Reply(code=Code.INTERNAL, details="Service internal error: the shard is dead")
+            return await qdrant.handle(call)
+
+    log = MemoryLog(*(upsert(point(n), collection="dead") for n in range(3)), upsert(point(4)), upsert(point(5)))
+    bench = Bench(log, Dying())
+    began = bench.clock.monotonic()
+    await bench.drain()
+    assert set(qdrant.points["c"]) == {4, 5}
+    assert sorted(log.kept) == [1, 2, 3]
+    rests = 2 * bench.settings.doubtful_tries * bench.settings.breaker_open_seconds
+    assert rests <= bench.clock.monotonic() - began < rests + 60
+
+
 async def test_unreadable_entries_are_kept_and_never_sent() -> None:
     log = MemoryLog()
     log.append_raw(Record(1, 1, EntryState.PENDING, 0, b"", "", b"\xff\xff", 0))
