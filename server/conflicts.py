@@ -9,6 +9,7 @@ for all writes. Does not promise anything about writers that bypass this proxy.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -83,9 +84,12 @@ def _points_of_selector(selector: points_pb2.PointsSelector) -> frozenset[PointK
 
 def point_key(point_id: common.PointId) -> PointKey:
     """PURE. One value per point, however its UUID is written."""
-    if point_id.WhichOneof("point_id_options") == "uuid":
-        return point_id.uuid.replace("-", "").lower()
-    return point_id.num
+    if point_id.WhichOneof("point_id_options") != "uuid":
+        return point_id.num
+    try:
+        return str(uuid.UUID(point_id.uuid))
+    except ValueError:
+        return point_id.uuid
 
 
 @dataclass(slots=True)

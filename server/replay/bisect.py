@@ -6,8 +6,7 @@ request. A request that names no points (a filter, a collection operation) has n
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
+from server.conflicts import point_key
 from server.rpc import METHODS
 
 Key: TypeAlias = int | str
@@ -59,13 +59,8 @@ def _parsed(method: str, body: bytes) -> Operation:
 
 
 def key_of(point_id: common.PointId) -> Key:
-    """One value per point, however its UUID is written."""
-    if point_id.WhichOneof("point_id_options") != "uuid":
-        return point_id.num
-    try:
-        return str(uuid.UUID(point_id.uuid))
-    except ValueError:
-        return point_id.uuid
+    """One value per point, however its UUID is written; the same that orders writes."""
+    return point_key(point_id)
 
 
 def keys_of(operation: Operation) -> list[Key]:
@@ -109,6 +104,50 @@ def halves(operation: Operation) -> tuple[Operation, Operation] | None:
     if len(found) != 1:
         return None
     return _divide(operation, lambda copy: next(_items_of(copy)))
+
+
+def joined(parts: Iterable[Operation]) -> list[Operation]:
+    """Neighbours that differ only in their points, as one; no point twice in one."""
+    groups: list[list[Operation]] = []
+    frame, seen = b"", set[Key]()
+    for part in parts:
+        own, keys = _frame_bytes(part), keys_of(part)
+        if not groups or not keys or own != frame or not seen.isdisjoint(keys):
+            groups.append([])
+            frame, seen = own, set()
+        groups[-1].append(part)
+        seen.update(keys)
+    return list(map(_as_one, groups))
+
+
+def without_points(operation: Operation) -> Operation:
+    """What is left of an operation that names no point any more."""
+    copy: Any = type(operation.request)()
+    copy.CopyFrom(operation.request)
+    for items in [copy.operations] if isinstance(copy, points_pb2.UpdateBatchPoints) else _items_of(copy):
+        del items[:]
+    return Operation(operation.method, copy)
+
+
+def _frame_bytes(part: Operation) -> bytes:
+    """Equal for operations that differ only in their points."""
+    return part.method.encode() + b"\0" + without_points(part).request.SerializeToString(deterministic=True)
+
+
+def _as_one(parts: list[Operation]) -> Operation:
+    if len(parts) == 1:
+        return parts[0]
+    copy = type(parts[0].request)()
+    copy.CopyFrom(parts[0].request)
+    items = _all_of(copy)
+    for part in parts[1:]:
+        items.MergeFrom(_all_of(part.request))
+    return Operation(parts[0].method, copy)
+
+
+def _all_of(request: Any) -> Any:
+    """The steps of a batch, else the field that names the points."""
+    return request.operations if isinstance(request, points_pb2.UpdateBatchPoints) else next(_items_of(request))
 
 
 def without(operation: Operation, keys: Container[Key]) -> Operation | None:

@@ -3,7 +3,8 @@
 Promises: what follows a quarantined point or collection is found by name alone, so the answer is the same when it is
 worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when its
 collection does; a write to a collection as a whole does not follow single points. Names are compared as they were
-given: an alias and its collection are two names.
+given: an alias and its collection are two names. An entry follows neither itself nor what came after it: after a crash
+such entries may be in quarantine before their turn.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ class Causality:
                 for key in keys:
                     points.setdefault(key, seq)
 
-    def split(self, operation: Operation) -> Split:
-        """What of an operation may go and what must follow."""
+    def split(self, operation: Operation, seq: int = 0) -> Split:
+        """What of an operation may go and what must follow, as a part of entry `seq`; 0 = as what comes last."""
         names = names_of(operation)
         whole = [self._collections[name] for name in names if name in self._collections]
-        if whole:
-            return Split(None, operation, min(whole))
+        counts = [refused for refused in whole if not seq or refused < seq]
+        if counts:
+            return Split(None, operation, min(counts))
         held = [self._points[name] for name in names if name in self._points]
-        touched = {key: points[key] for key in keys_of(operation) for points in held if key in points} if held else {}
+        touched: dict[Key, int] = {}
+        for key in keys_of(operation) if held else ():
+            for points in held:
+                if key in points and (not seq or points[key] < seq):
+                    touched[key] = points[key]
         if not touched:
             return Split(operation, None, 0)
         return Split(without(operation, touched), only(operation, touched), min(touched.values()))

@@ -51,14 +51,16 @@ class Contest:
 
 
 def stretch_of(page: Iterable[Parcel], limit_points: int) -> list[Parcel]:
-    """The entries from the front that can be looked at together, the first one at least."""
+    """The entries from the front that can be looked at together: no more points, but the first one at least."""
     stretch: list[Parcel] = []
     points = 0
     for parcel in page:
         if parcel.is_examined:
             break
-        stretch.append(parcel)
         points += sum(len(keys_of(operation)) for operation in parcel.operations)
+        if stretch and points > limit_points:
+            break
+        stretch.append(parcel)
         if points >= limit_points or not is_by_points(parcel):
             break
     return stretch
@@ -79,7 +81,7 @@ def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[s
         if parcel.problem or not is_by_points(parcel):
             continue
         for operation in parcel.operations:
-            free = causality.split(operation).free if causality is not None else operation
+            free = causality.split(operation, parcel.seq).free if causality is not None else operation
             if free is not None:
                 (name,) = names_of(free)
                 points = touches.setdefault(name, {})

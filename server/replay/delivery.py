@@ -114,7 +114,7 @@ class Delivery:
         own = Causality()
         while todo:
             place, whole = todo.popleft()
-            operation = self._free_part(whole, causality, own, result)
+            operation = self._free_part(whole, causality, own, seq, result)
             if operation is None:
                 continue
             if done and (place, operation.method, operation.body) in done:
@@ -172,14 +172,14 @@ class Delivery:
 
     @staticmethod
     def _free_part(
-        operation: Operation, earlier: Causality | None, own: Causality, result: Delivered
+        operation: Operation, earlier: Causality | None, own: Causality, seq: int, result: Delivered
     ) -> Operation | None:
         """What of an operation may be sent; what may not is left over."""
         free: Operation | None = operation
         for causality in (earlier, own):
             if free is None or causality is None or causality.is_empty:
                 continue
-            split = causality.split(free)
+            split = causality.split(free, seq if causality is earlier else 0)
             if split.follows is not None:
                 result.left_over.append(split.follows)
                 if causality is earlier:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from generated.understudy.wal.v1 import entry_pb2
-from server.replay.bisect import Operation, is_blind, keys_of, operations_of
+from server.replay.bisect import Operation, is_blind, joined, keys_of, operations_of, without_points
 from server.replay.causality import Causality
 from server.replay.delivery import Answer, Blame, Delivered
 from server.replay.judge import Outcome, is_about_collection
-from server.rpc import Code
+from server.rpc import METHODS, Code
 from server.wal.record import Record
 
 
@@ -65,7 +66,7 @@ class Parcel:
         """The record of what Qdrant does not have: this one when that is all of it."""
         if self.problem or (not delivered.applied and not self.is_narrowed):
             return self.record
-        rest = delivered.left_over
+        rest = joined(delivered.left_over)
         points = sum(len(keys_of(operation)) for operation in rest)
         entry = entry_pb2.Entry()
         entry.CopyFrom(self.entry)
@@ -74,6 +75,8 @@ class Parcel:
         if len(rest) == 1 and rest[0].method == entry.method:
             entry.request = rest[0].body
         else:
+            # Both would be larger than the log takes back.
+            entry.request = _without_points(entry)
             entry.resolved.extend(entry_pb2.Operation(method=each.method, request=each.body) for each in rest)
         return replace(self.record, body=entry.SerializeToString(), points=points)
 
@@ -101,3 +104,14 @@ def unpack(record: Record, kinds: Mapping[int, str]) -> Parcel:
 
 def _blame(answer: Answer) -> Blame:
     return Blame(Operation("", entry_pb2.Entry()), answer, whole_collection=False)
+
+
+def _without_points(entry: entry_pb2.Entry) -> bytes:
+    """The client's request, when its points are told by the parts."""
+    request: Any = METHODS[entry.method].request()
+    try:
+        request.ParseFromString(entry.request)
+    except DecodeError:
+        # The parts could be read, and they are what is sent.
+        return entry.request
+    return without_points(Operation(entry.method, request)).body

@@ -48,6 +48,10 @@ class PendingLog(Protocol):
         """Keep entries for the operator, durably. The same entry again replaces it."""
         ...
 
+    async def release_quarantined(self, seq: int) -> None:
+        """Let go of what is kept of an entry."""
+        ...
+
     def quarantined_entries(self) -> Iterable[tuple[RefusedEntry, Record]]:
         """What is in quarantine and to be trusted, oldest first, each with its entry as it was put there; blocking."""
         ...

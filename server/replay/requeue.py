@@ -92,13 +92,21 @@ class Requeue:
                 return await self._repeat(planned)
 
     async def drop(self, seqs: list[int]) -> None:
-        """Let entries go for good. What repeats one of them and is not replayed yet would still be sent: refused."""
+        """Let entries go for good. Refused where one of them would still be sent: by what repeats it, or because a
+        crash came before the cursor had passed it.
+        """
         async with self._one_at_a_time, self._alone():
             present = {item.seq for item in self._log.quarantined()}
             missing = [seq for seq in seqs if seq not in present]
             if missing:
                 raise WalError(
                     f"entry {missing[0]} is not in quarantine", hint="`understudy wal quarantine list` shows what is"
+                )
+            pending = [seq for seq in seqs if seq > self._log.replayed_seq]
+            if pending:
+                raise WalError(
+                    f"entry {pending[0]} is still pending (the process ended when it went to the quarantine)",
+                    hint="Drop it once the replay has passed it: Qdrant is asked once more, and what it takes stays",
                 )
             await self._refuse_repeated(set(seqs))
             for seq in sorted(seqs, reverse=True):

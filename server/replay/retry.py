@@ -7,13 +7,14 @@ quarantine the origin counts, and the repetition is void.
 
 What of the log (rows) is overwritten by a retried entry (columns):
 
-                      points    filter    create    schema    drop    aliases
-    points            if named  yes       -         -         yes     yes
-    filter            yes       yes       -         -         yes     yes
-    create            -         -         -         -         yes     yes
-    schema            -         -         -         yes       yes     yes
-    drop              yes       yes       yes       yes       yes     yes
-    aliases           yes       yes       yes       yes       yes     yes
+                      points    filter    vector    create    schema    drop    aliases
+    points            if named  yes       yes       -         -         yes     yes
+    filter            yes       yes       yes       -         -         yes     yes
+    vector deleted    yes       yes       yes       -         yes       yes     yes
+    create            -         -         -         -         -         yes     yes
+    schema            -         -         yes       -         yes       yes     yes
+    drop              yes       yes       yes       yes       yes       yes     yes
+    aliases           yes       yes       yes       yes       yes       yes     yes
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class Reach(Enum):
 
     POINTS = "points"
     FILTER = "filter"
+    VECTOR_DELETED = "vector deleted"
     CREATE = "create"
     SCHEMA = "schema"
     DROP = "drop"
     ALIASES = "aliases"
 
 
-_DATA = frozenset((Reach.POINTS, Reach.FILTER))
+_DATA = frozenset((Reach.POINTS, Reach.FILTER, Reach.VECTOR_DELETED))
+_SCHEMA = frozenset((Reach.SCHEMA, Reach.VECTOR_DELETED))
 _EVERYTHING = frozenset((Reach.DROP, Reach.ALIASES))
 
 
@@ -55,7 +58,7 @@ def meets(one: Reach, other: Reach) -> bool:
     """Whether two operations on one collection may change the same thing; points are then compared by name."""
     if one in _EVERYTHING or other in _EVERYTHING:
         return True
-    return (one in _DATA and other in _DATA) or one is other is Reach.SCHEMA
+    return (one in _DATA and other in _DATA) or (one in _SCHEMA and other in _SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ def _reach_of(operation: Operation) -> Reach:
     if known is not None:
         return known
     request = operation.request
+    if isinstance(request, points_pb2.DeleteVectorNameRequest):
+        return Reach.VECTOR_DELETED
     schema = (
         points_pb2.CreateFieldIndexCollection,
         points_pb2.DeleteFieldIndexCollection,

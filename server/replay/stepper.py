@@ -31,6 +31,7 @@ from server.replay.looking_back import LookBack
 from server.replay.merge import fewer, merge
 from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
+from server.replay.suspicion import Suspicion
 from server.replay.unmarked import Unmarked, shares_a_record
 from server.rpc import Backend, Code, Metadata
 from server.telemetry import Span, Telemetry
@@ -102,10 +103,7 @@ class Stepper:
         # Not in quarantine on disk yet: the cursor is before them.
         self._refused: list[Refused] = []
         self._recalled = False
-        # How often in a row Qdrant failed inside at this entry (0: at a look).
-        self._doubts = 0
-        self._doubted_seq = 0
-        self._may_blame = True
+        self._suspicion = Suspicion(settings.doubtful_tries, settings.breaker_open_seconds)
         # Entries up to here failed as one: they go singly.
         self._singly_until = 0
         # Of the entries up to here Qdrant refuses one: fewer of them go as one.
@@ -195,7 +193,7 @@ class Stepper:
             # A retry that a crash cut short: what it repeats is still in quarantine, and that one counts.
             self._done([self._page[0]])
             return _ADVANCED
-        if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._quarantined:
+        if self._settings.quarantine_policy is QuarantinePolicy.HALT and self._is_past_a_refused_one:
             return Standing(Step.HALTED, "the quarantine is not empty: `understudy wal quarantine list`")
         if not self._is_up():
             return Standing(Step.DOWN)
@@ -278,13 +276,20 @@ class Stepper:
         parcels: Iterable[Parcel] = self._page
         if self._page[0].seq <= self._refused_until:
             parcels = fewer([parcel for parcel in self._page if parcel.seq <= self._refused_until])
-        if self._settings.quarantine_policy is QuarantinePolicy.CAUSAL and not self._causality.is_empty:
+        if self._examiner is not None:
+            # What others changed is not known of the entries behind these.
+            parcels = takewhile(lambda parcel: parcel.is_examined, parcels)
+        if self._quarantined:
             parcels = takewhile(self._is_free, parcels)
         return merge(parcels, limit_points=self._settings.merge_points, limit_bytes=self._settings.merge_bytes)
 
     def _is_free(self, parcel: Parcel) -> bool:
-        """Whether an entry follows nothing that is in quarantine."""
-        return all(self._causality.split(operation).follows is None for operation in parcel.operations)
+        """Whether an entry is not in quarantine, and follows nothing that is."""
+        if parcel.seq in self._quarantined:
+            return False
+        if self._settings.quarantine_policy is not QuarantinePolicy.CAUSAL:
+            return True
+        return all(self._causality.split(operation, parcel.seq).follows is None for operation in parcel.operations)
 
     async def _send_merged(self, run: list[Parcel], operation: Operation, permit: Permit) -> Standing:
         """One call for several entries. Refused, fewer go until one is alone; failed, they go singly."""
@@ -294,6 +299,7 @@ class Stepper:
             answer = await self._delivery.send(operation, run[-1].seq)
         if answer.outcome is Outcome.DONE:
             self._breaker.success(permit)
+            self._suspicion.done()
             self._done(run)
             return _ADVANCED
         if answer.outcome is Outcome.PERMANENT:
@@ -307,7 +313,8 @@ class Stepper:
         """Entries at the front are dealt with."""
         for _ in parcels:
             self._page.popleft()
-        self.failures = self._doubts = 0
+        self.failures = 0
+        self._suspicion.passed()
         self.replayed += len(parcels)
         self._unmarked.add(parcels)
 
@@ -332,16 +339,19 @@ class Stepper:
             seqs.add(item.seq)
         return causality, frozenset(seqs)
 
+    @property
+    def _is_past_a_refused_one(self) -> bool:
+        """Not so when a crash came between the quarantine and the cursor: the cursor passes the refused one first."""
+        return any(seq < self._page[0].seq for seq in self._quarantined)
+
     async def _deliver(self, parcel: Parcel) -> Delivered:
         if parcel.problem:
             return parcel.unreadable()
         if self._unmarked.bars([parcel]):
             # What was sent before must not be sent again after this one.
             await self._mark()
-        doubtful = Outcome.TRANSIENT
-        tries = self._doubts + 1 if parcel.seq == self._doubted_seq else 1
-        if self._may_blame and tries >= self._settings.doubtful_tries:
-            doubtful = Outcome.PERMANENT
+        to_blame = self._suspicion.would_blame(parcel.seq, self._clock.monotonic())
+        doubtful = Outcome.PERMANENT if to_blame else Outcome.TRANSIENT
         follows = self._settings.quarantine_policy is QuarantinePolicy.CAUSAL
         delivered = await self._delivery.deliver(
             parcel.operations, self._causality if follows else None, parcel.seq, doubtful=doubtful
@@ -359,13 +369,14 @@ class Stepper:
         else:
             self._breaker.abandon(permit)
         self._breaker_changed(before)
+        if parcel.seq in self._quarantined:
+            await self._judge_again(parcel, delivered)
         if delivered.left_over:
             self._quarantine(parcel, delivered)
         if any(blame.answer.doubtful for blame in delivered.blames):
-            # One entry may be blamed for the server's own failures; the next only after a success in between.
-            self._may_blame = False
+            self._suspicion.blamed()
         elif delivered.applied:
-            self._may_blame = True
+            self._suspicion.done()
         self._done([parcel])
         if delivered.blames:
             # The one to blame is found: those behind it may go as one again.
@@ -373,6 +384,13 @@ class Stepper:
         if delivered.applied and not shares_a_record(parcel):
             await self._mark()
         return _ADVANCED
+
+    async def _judge_again(self, parcel: Parcel, delivered: Delivered) -> None:
+        """A crash came between the quarantine and the cursor: what Qdrant says now is what counts."""
+        if not delivered.left_over:
+            await self._log.release_quarantined(parcel.seq)
+        if not delivered.left_over or parcel.seq == max(self._quarantined):
+            self._recalled = False
 
     def _not_now(self, what: str, seq: int, answer: Answer, permit: Permit) -> Standing:
         """It stays first: tell the breaker, count, say why."""
@@ -386,8 +404,7 @@ class Stepper:
                 self._telemetry.log.warning(Message.CREDENTIAL_MISSING, seq=seq)
             return Standing(Step.NO_CREDENTIAL, why)
         self.failures += 1
-        before_that = self._doubts if seq == self._doubted_seq else 0
-        self._doubts, self._doubted_seq = (before_that + 1 if answer.doubtful else 0), seq
+        self._suspicion.failed(seq, self._clock.monotonic(), inside=answer.doubtful)
         self._telemetry.metrics.sync_error("transient")
         if not self._is_up():
             # Known to be down by now: that explains the failure.
@@ -410,8 +427,8 @@ class Stepper:
             code, details = Code.FAILED_PRECONDITION, f"follows seq {delivered.after_seq}"
         record = parcel.left_over(delivered)
         self._refused.append(Refused(record, int(code), details))
-        for blame in delivered.blames:
-            self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)
+        # As after a restart: what only follows keeps its followers back, too.
+        unpack(record, self._kinds).taint(self._causality, code, details)
         self._quarantined |= {parcel.seq}
         self._telemetry.metrics.quarantine(len(self._quarantined))
         if refusal is not None:

@@ -25,7 +25,7 @@ from server.replica.applying import Applier
 from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
-from server.replica.resolving import Matching, Resolved, Resolver
+from server.replica.resolving import Matching, Plain, Resolved, Resolver, is_nothing
 from server.replica.store import Store, Transaction
 from server.replica.touched import Touched
 from server.rpc import METHODS, Code, Method
@@ -104,10 +104,10 @@ class Writes:
                         raise no_point(missing)
                 raise _RolledBack
         except _RolledBack:
-            return None if is_plain else resolved
+            return None if is_plain else _with_effect(resolved)
         except Refusal as refusal:
             if resolved:
-                raise Halted(refusal, _operations(resolved)) from refusal
+                raise Halted(refusal, _operations(_with_effect(resolved))) from refusal
             raise
 
     # --- apply -------------------------------------------------------------------------------------------------------
@@ -231,6 +231,11 @@ def _keeper(tx: Transaction, entry: control.LogEntry, replayed_seq: int) -> Keep
 
 def _missing_point(applier: Applier, method: str, part: Any) -> str:
     return applier.missing_point(part) if method in _NAMING and part.wait else ""
+
+
+def _with_effect(parts: list[Plain]) -> list[Plain]:
+    """The parts that change something, one at least: what names no points keeps replay from looking at the others'."""
+    return [part for part in parts if not is_nothing(*part)] or parts[:1]
 
 
 def _operations(plain: Iterable[tuple[str, Message]]) -> list[wal.Operation]:

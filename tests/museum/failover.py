@@ -6,6 +6,7 @@ from tests.museum.bug import Change, Exhibit, bug
 
 _FOUND = "tests/simulation/test_found.py"
 _CONFLICTS = "tests/replay/test_conflicts.py"
+_VERDICTS = "tests/replay/test_verdicts.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
 _FORMER = "tests/replica/test_former.py"
@@ -240,8 +241,8 @@ REPLAY = (
         "replay goes on past an entry that failed",
         "pending writes reach Qdrant in the order of the log",
         "replay/stepper.py",
-        "        self.failures += 1\n        before_that",
-        "        self._page.rotate(-1)\n        self.failures += 1\n        before_that",
+        "        self.failures += 1\n        self._suspicion.failed",
+        "        self._page.rotate(-1)\n        self.failures += 1\n        self._suspicion.failed",
         seed=True,
     ),
     _bug(
@@ -275,8 +276,18 @@ REPLAY = (
         "what follows a refused write is sent",
         "later entries that touch a quarantined point follow it",
         "replay/stepper.py",
+        "        unpack(record, self._kinds).taint(self._causality, code, details)\n",
+        "",
+    ),
+    _bug(
+        "what only follows a refused write keeps nothing back",
+        "later entries that touch a quarantined point follow it",
+        "replay/stepper.py",
+        "        unpack(record, self._kinds).taint(self._causality, code, details)\n",
+        "        for blame in delivered.blames:\n"
         "            self._causality.refuse(blame.operation, parcel.seq, whole_collection=blame.whole_collection)\n",
-        "            pass\n",
+        f"{_VERDICTS}::test_writes_by_an_alias_follow_a_switch_that_follows",
+        f"{_VERDICTS}::test_restarts_change_no_verdict",
     ),
     _bug(
         "entries that may not repeat share a cursor",
@@ -320,6 +331,14 @@ REPLAY = (
 )
 
 OTHERS = (
+    _bug(
+        "entries that nobody has looked at go along with those that were",
+        "nothing is dropped in silence",
+        "replay/stepper.py",
+        "            parcels = takewhile(lambda parcel: parcel.is_examined, parcels)\n",
+        "            pass\n",
+        f"{_CONFLICTS}::test_what_goes_as_one_was_looked_at_whole",
+    ),
     _bug(
         "what others wrote is overwritten before it is kept",
         "nothing is dropped in silence",

@@ -17,12 +17,14 @@ from server.replay.bisect import (
     deleted_by,
     halves,
     is_blind,
+    joined,
     key_of,
     keys_of,
     names_of,
     only,
     operations_of,
     without,
+    without_points,
 )
 from server.replay.causality import Causality
 
@@ -108,6 +110,37 @@ def test_each_step(kind: str) -> None:
     assert halves(batch(step(1))) is None
     assert without(whole, {3}) == batch(step(1, 2))
     assert only(whole, {2}) == batch(step(2))
+
+
+def singles(whole: Operation) -> list[Operation]:
+    """What cannot be divided any more, in order."""
+    parts = halves(whole)
+    return [whole] if parts is None else [each for part in parts for each in singles(part)]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parts_become_one_again(name: str) -> None:
+    assert joined(singles(operation(name, 1, 2, 3, 4, 5))) == [operation(name, 1, 2, 3, 4, 5)]
+    assert joined([operation(name, 1), operation(name, 4), operation(name, 1, 2)]) == [
+        operation(name, 1, 4),
+        operation(name, 1, 2),
+    ]
+    other = operation(name, 2)
+    other.request.collection_name = "d"  # type: ignore[attr-defined]
+    assert joined([operation(name, 1), other, operation(name, 3)]) == [operation(name, 1), other, operation(name, 3)]
+    assert keys_of(without_points(other)) == []
+    assert names_of(without_points(other)) == {"d"}
+
+
+def test_steps_become_one_batch_again_in_their_order() -> None:
+    steps = [STEPS["upsert"](1, 2), STEPS["set_payload"](3), STEPS["delete_points"](4)]
+    assert [keys_of(each) for each in joined(singles(batch(*steps)))] == [[1, 2, 3, 4]]
+    assert joined([batch(step) for step in steps]) == [batch(*steps)]
+    assert without_points(batch(*steps)) == batch()
+
+
+def test_what_names_no_points_stays_by_itself() -> None:
+    assert joined(FILTERED * 2) == FILTERED * 2
 
 
 FILTERED = [

@@ -42,7 +42,7 @@ CLAIMS = [
         points_pb2.UpdatePointVectors(
             collection_name="c", points=[points_pb2.PointVectors(id=common.PointId(uuid=UUID))]
         ),
-        Claim("c", frozenset({UUID.replace("-", "").lower()})),
+        Claim("c", frozenset({UUID.lower()})),
     ),
     (
         "UpdateBatch",
@@ -79,6 +79,18 @@ CLAIMS = [
 @pytest.mark.parametrize(("method", "request_message", "claim"), CLAIMS)
 def test_claim_of_points(method, request_message, claim) -> None:
     assert claim_of(METHODS[f"/qdrant.Points/{method}"], request_message) == claim
+
+
+@pytest.mark.parametrize("spelling", [UUID.lower(), UUID.replace("-", ""), "urn:uuid:" + UUID, "{" + UUID + "}"])
+async def test_writes_to_one_point_wait_however_its_uuid_is_spelled(spelling: str) -> None:
+    conflicts = Conflicts()
+    requests = [
+        points_pb2.UpsertPoints(collection_name="c", points=[points_pb2.PointStruct(id=common.PointId(uuid=each))])
+        for each in (UUID, spelling)
+    ]
+    first, second = (claim_of(METHODS["/qdrant.Points/Upsert"], request) for request in requests)
+    place, _ = conflicts.enter(first)
+    assert conflicts.enter(second)[1] == [place]
 
 
 def test_claim_of_collections() -> None:

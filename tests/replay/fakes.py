@@ -168,6 +168,12 @@ class MemoryLog:
             assert each.record.seq > self.replayed_seq
             self.kept[each.record.seq] = Item(each.record, each.code, each.details)
 
+    async def release_quarantined(self, seq: int) -> None:
+        """See ports.PendingLog."""
+        await asyncio.sleep(0)
+        self._check()
+        del self.kept[seq]
+
     def quarantined(self) -> list[Item]:
         """See ports.PendingLog."""
         return [self.kept[seq] for seq in sorted(self.kept)]

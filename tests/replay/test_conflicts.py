@@ -22,6 +22,7 @@ from server.replica import baseline_rows
 from server.replica import requests as r
 from server.rpc import Call, Code, Reply
 from tests.faults.backends import FlakyBackend, LostAnswer, Pass, Refused, says
+from tests.replica.local_store import where
 
 from .divided import Divided, Request, kept_payload
 from .fakes import create, delete, drop, point, sent, set_payload, upsert
@@ -166,6 +167,19 @@ async def test_only_the_points_concerned_of_a_batch(divided: Divided) -> None:
     await divided.drain(QUARANTINE)
     assert divided.at_qdrant()[2] == {"v": 2, "w": 3}
     assert divided.log.kept == {}
+
+
+async def test_a_part_of_a_batch_that_matches_nothing_hides_nobodys_change(divided: Divided) -> None:
+    divided.others(THEIRS)
+    batch = pb.UpdateBatchPoints(collection_name="c", wait=True)
+    batch.operations.add().upsert.points.append(point(1, v=2))
+    batch.operations.add().delete_points.points.CopyFrom(where("k", "nobody"))
+    prepared = divided.here.prepare(r.UPDATE_BATCH, batch)
+    seq = divided.offline((r.UPDATE_BATCH, batch), *prepared)
+    await divided.drain(REMOTE)
+    assert divided.at_qdrant() == divided.at_replica() == {1: {"v": 7}, 2: {"v": 1}, 3: {"v": 1}}
+    assert divided.outcomes() == [("not_written", 1, seq)]
+    assert divided.unknown() == 0
 
 
 async def test_what_others_won_does_not_come_back_by_way_of_the_quarantine(divided: Divided) -> None:
@@ -465,6 +479,32 @@ async def test_many_points_are_looked_at_with_one_call(divided: Divided) -> None
     asked = [len(sent(call).ids) for call in divided.calls.calls if call.method.endswith("/Get")]
     assert sum(asked) == 400
     assert len(asked) == 2
+
+
+async def test_what_goes_as_one_was_looked_at_whole(divided: Divided) -> None:
+    """As many points as are looked at together end within a run of entries that are sent together."""
+    size, many = 3, [*range(100, 148)]
+    divided.online(upsert(*(point(number, v=1) for number in many)))
+    divided.others(upsert(*(point(number, v=7) for number in many[7:])))
+    for at in range(0, len(many), size):
+        divided.offline(upsert(*(point(number, v=2) for number in many[at : at + size])))
+    await divided.drain(REMOTE, conflict_points=7, merge_points=20)
+    assert divided.at_qdrant() == divided.at_replica()
+    assert {number: divided.at_qdrant()[number]["v"] for number in many} == {
+        number: 2 if number < many[7] else 7 for number in many
+    }
+    assert {number for _, number, _ in divided.outcomes()} == {*many[7:]}
+
+
+async def test_entries_that_were_looked_at_together_go_together(divided: Divided) -> None:
+    for at in range(20):
+        divided.offline(upsert(*(point(100 + 3 * at + each) for each in range(3))))
+    await divided.drain(REMOTE, conflict_points=20, merge_points=20)
+    by_method = [[], []]  # type: list[list[int]]
+    for call in divided.calls.calls:
+        is_look = call.method.endswith("/Get")
+        by_method[is_look].append(len(sent(call).ids if is_look else sent(call).points))
+    assert by_method == [[18, 18, 18, 6], [18, 18, 18, 6]]
 
 
 async def test_a_point_is_looked_at_once_a_drain(divided: Divided) -> None:

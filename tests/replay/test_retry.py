@@ -15,13 +15,14 @@ from server.errors import WalError, WalFull
 from server.replay.bisect import Operation
 from server.replay.requeue import Requeue
 from server.replay.retry import Reach, meets, touched_by
-from server.rpc import WAL_KINDS
+from server.rpc import METHODS, WAL_KINDS, Code
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
-from server.wal.record import EntryState
+from server.wal.record import EntryState, NewRecord
+from tests.faults.backends import FlakyBackend, says
 
-from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, point, set_payload, upsert
+from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, entry, point, selector, set_payload, upsert
 from .test_with_the_log import append, opened, replayer
 
 SYNCED = EntryState.SYNCED
@@ -38,6 +39,15 @@ async def refused(log: Log, qdrant: MiniQdrant, *requests: tuple[str, Message]) 
         await append(log, request)
     assert await replayer(log, qdrant).drain_now()
     return [item.seq for item in log.quarantined()]
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+async def crash(_: int) -> None:
+    """Instead of a write of the cursor."""
+    raise Crash
 
 
 class AnySize:
@@ -60,8 +70,9 @@ def grown(qdrant: MiniQdrant) -> None:
 
 def test_the_table_is_symmetric_and_as_drawn() -> None:
     drawn = {frozenset(pair) for pair in itertools.combinations_with_replacement(Reach, 2) if meets(*pair)}
-    data = {Reach.POINTS, Reach.FILTER}
-    expected = {frozenset(pair) for pair in itertools.product(data, data)} | {frozenset({Reach.SCHEMA})}
+    data = {Reach.POINTS, Reach.FILTER, Reach.VECTOR_DELETED}
+    schema = {Reach.SCHEMA, Reach.VECTOR_DELETED}
+    expected = {frozenset(pair) for kind in (data, schema) for pair in itertools.product(kind, kind)}
     for strong in (Reach.DROP, Reach.ALIASES):
         expected |= {frozenset((strong, other)) for other in Reach}
     assert drawn == expected
@@ -93,7 +104,7 @@ def _alias() -> tuple[str, Message]:
         (_by_filter(), Reach.FILTER),
         (
             (POINTS + "DeleteVectorName", points_pb2.DeleteVectorNameRequest(collection_name="c", vector_name="v")),
-            Reach.FILTER,
+            Reach.VECTOR_DELETED,
         ),
         (create(), Reach.CREATE),
         (_index(), Reach.SCHEMA),
@@ -165,6 +176,18 @@ async def test_later_writes_are_named_and_not_overwritten(
             await requeue(log).retry([1], force=False)
         assert ([item.seq for item in log.quarantined()], log.last_seq) == ([1], 2)
         assert await requeue(log).retry([1], force=True) == {1: 3}
+
+
+async def test_a_vector_that_was_made_anew_is_not_deleted(tmp_path: Path) -> None:
+    removed = points_pb2.DeleteVectorNameRequest(collection_name="c", vector_name="v")
+    made = points_pb2.CreateVectorNameRequest(collection_name="c", vector_name="v")
+    unknown_method = FlakyBackend(MiniQdrant("c"), [says(Code.UNIMPLEMENTED)])
+    async with opened(tmp_path / "wal") as log:
+        await append(log, (POINTS + "DeleteVectorName", removed))
+        assert await replayer(log, unknown_method).drain_now()
+        await append(log, (POINTS + "CreateVectorName", made), state=SYNCED)
+        with pytest.raises(WalError, match="would be overwritten by the older ones: entries 2"):
+            await requeue(log).retry([1], force=False)
 
 
 async def test_an_alias_is_its_collection(tmp_path: Path) -> None:
@@ -295,6 +318,32 @@ async def test_a_repetition_is_passed_over_while_its_origin_counts(tmp_path: Pat
         assert log.quarantined() == []
 
 
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_what_is_kept_of_an_entry_is_no_larger_than_it_was(tmp_path: Path, is_batch: bool) -> None:
+    """The log takes entries up to a limit, and what is in quarantine must fit in again."""
+    qdrant = MiniQdrant("c")
+    count = 40
+    qdrant.refused = {number for number in range(count) if number % 4}
+    whole = upsert(*(point(number, v=1) for number in range(count)))
+    body = entry(whole)
+    if is_batch:
+        request = points_pb2.UpdateBatchPoints(collection_name="c")
+        request.operations.add().upsert.points.extend(whole[1].points)  # type: ignore[attr-defined]
+        request.operations.add().set_payload.points_selector.CopyFrom(selector(*range(count)))
+        body = entry((POINTS + "UpdateBatch", request), whole, set_payload(*range(count), w=1))
+    async with opened(tmp_path / "wal") as log:
+        await log.append(NewRecord(METHODS[body.method].wal_kind, EntryState.PENDING, body.SerializeToString()))
+        assert await replayer(log, qdrant).drain_now()
+        ((_, record),) = log.quarantined_entries()
+        assert len(record.body) < body.ByteSize()
+        qdrant.refused = set()
+        limits = WalLimits(entry_bytes=body.ByteSize())
+        assert await requeue(log, limits).retry(None, force=False) == {1: 2}
+        assert await replayer(log, qdrant).drain_now()
+        assert log.quarantined() == []
+    assert qdrant.points["c"] == {number: {"v": 1, "w": 1} if is_batch else {"v": 1} for number in range(count)}
+
+
 async def test_no_room_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path / "wal") as log:
         await refused(log, MiniQdrant("c"), upsert(point(1, BAD)))
@@ -333,6 +382,46 @@ async def test_a_halted_replay_goes_on_after_either_decision(tmp_path: Path, dec
             await hand.drop([1])
         assert await halted.drain_now()
         assert set(qdrant.points["c"]) == ({1, 2} if decision == "retry" else {2})
+
+
+# --- a crash between the quarantine and the cursor -------------------------------------------------------------------
+
+
+async def test_what_would_still_be_sent_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qdrant = MiniQdrant("c")
+    async with opened(tmp_path / "wal") as log:
+        await append(log, upsert(point(1, BAD)))
+        monkeypatch.setattr(log, "mark_replayed", crash)
+        with pytest.raises(Crash):
+            await replayer(log, qdrant).drain_now()
+    async with opened(tmp_path / "wal") as log:
+        assert (log.pending_count, [item.seq for item in log.quarantined()]) == (1, [1])
+        with pytest.raises(WalError, match="entry 1 is still pending"):
+            await requeue(log).drop([1])
+        assert [item.seq for item in log.quarantined()] == [1]
+        assert await replayer(log, qdrant).drain_now()
+        await requeue(log).drop([1])
+        grown(qdrant)
+        assert await replayer(log, qdrant).drain_now()
+    assert qdrant.points["c"] == {}
+
+
+async def test_what_qdrant_takes_after_a_crash_is_not_in_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qdrant = MiniQdrant("c")
+    async with opened(tmp_path / "wal") as log:
+        for request in (upsert(point(1, BAD, v=1)), upsert(point(1, v=2)), upsert(point(2))):
+            await append(log, request)
+        monkeypatch.setattr(log, "mark_replayed", crash)
+        with pytest.raises(Crash):
+            await replayer(log, qdrant).drain_now()
+    grown(qdrant)
+    async with opened(tmp_path / "wal") as log:
+        assert [item.seq for item in log.quarantined()] == [1, 2]
+        assert await replayer(log, qdrant).drain_now()
+        assert (log.quarantined(), log.pending_count) == ([], 0)
+    assert qdrant.points["c"] == {1: {"v": 2}, 2: {}}
 
 
 async def test_an_entry_that_cannot_be_read_is_not_retried(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import requests as r
-from server.replica.refusal import Refusal
+from server.replica.refusal import Halted, Refusal
 from server.rpc import Code
 from tests.replica.local_store import (
     CREATE,
@@ -448,6 +448,21 @@ def test_later_parts_see_what_earlier_parts_do(one: Local) -> None:
     answer = one.do(r.UPDATE_BATCH, batch)
     assert len(answer.result) == 4
     assert one.payloads() == {3: {"a": "y"}}
+
+
+def test_parts_that_change_nothing_are_left_out(one: Local) -> None:
+    """They would go as a filter, and what others changed is not looked for where a write has one."""
+    one.do(r.UPSERT, upsert(point(1, a="x")))
+    idle = _Op(delete_points=_Op.DeletePoints(points=where("a", "nobody")))
+    put = _Op(upsert=_Op.PointStructList(points=[point(1, a="y")]))
+    assert [method for method, _ in one.prepare(r.UPDATE_BATCH, _batch(idle, put, idle))] == [r.UPSERT]
+    assert [method for method, _ in one.prepare(r.UPDATE_BATCH, _batch(idle, idle))] == [r.SET_PAYLOAD]
+    bad = _Op(clear_payload=_Op.ClearPayload(points=ids(9)))
+    with pytest.raises(Halted) as halted:
+        one.prepare(r.UPDATE_BATCH, _batch(put, idle, bad))
+    assert [done.method for done in halted.value.done] == [r.UPSERT]
+    assert len(one.do(r.UPDATE_BATCH, _batch(idle, put, idle)).result) == 3
+    assert one.payloads() == {1: {"a": "y"}}
 
 
 def test_every_kind_of_part(one: Local) -> None:
