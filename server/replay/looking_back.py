@@ -1,8 +1,8 @@
 """The look at what Qdrant may have lost: the points that its last acknowledged entries touched, page by page.
 
 Promises: before a newer entry is sent, each point that Qdrant shows as it was before such an entry is sent again as it
-should be: with the effect of every entry that Qdrant acknowledged, and of none that is pending. Points that somebody
-else has changed, and points of entries in quarantine, are left alone. A look that is cut short begins anew, in another
+should be: with the effect of every entry that Qdrant acknowledged, and of none that is pending or in quarantine. Points
+that somebody else has changed are left alone. A look that is cut short begins anew, in another
 process too: what has been sent again is then found as it should be.
 
 Does not bring back collections or aliases, nor points that the replica knows nothing of.
@@ -22,10 +22,10 @@ from server import config
 from server.errors import ReplicaUnavailable
 from server.logs import Message
 from server.replay.bisect import Operation, keys_of
-from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivery
 from server.replay.grace import GraceWindow
 from server.replay.judge import Outcome
+from server.replay.withheld import Withheld
 from server.replica.pages import FormerControl
 from server.rpc import POINTS, UPSERT
 from server.telemetry import Telemetry
@@ -109,8 +109,13 @@ class LookBack:
         if not listed.ids:
             self._window.looked(self._window.losses, has_sent=False)
 
-    async def step(self, delivery: Delivery, causality: Causality) -> Answer:
-        """The next page; DONE when it is dealt with. Raises ReplicaUnavailable."""
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a look has begun that still counts."""
+        return self._look is not None and self._look.losses == self._window.losses
+
+    async def step(self, delivery: Delivery, withheld: Withheld) -> Answer:
+        """The next page; DONE when it is dealt with. `withheld` is in quarantine. Raises ReplicaUnavailable."""
         look = self._look
         if look is None or look.losses != self._window.losses:
             # What a look that was cut short has sent counts as sent all the same.
@@ -121,7 +126,7 @@ class LookBack:
         if not listed.ids:
             self._end(look)
             return Answer(Outcome.DONE)
-        answer = await self._look_at(look, listed, delivery, causality)
+        answer = await self._look_at(look, listed, delivery, withheld)
         if answer.outcome is Outcome.DONE:
             look.after, look.tries = listed.next_after, 0
         return answer
@@ -137,7 +142,7 @@ class LookBack:
         return _Look(losses, window, has_sent=has_sent)
 
     async def _look_at(
-        self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, causality: Causality
+        self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, withheld: Withheld
     ) -> Answer:
         reply = await delivery.points(listed.collection, map(common.PointId.FromString, listed.ids))
         if isinstance(reply, Answer):
@@ -150,9 +155,10 @@ class LookBack:
                 page=reply.body,
                 is_log_whole=self._is_log_whole(listed.collection),
                 is_unbroken=self._is_unbroken(),
+                refused=withheld.among(listed.ids, look.window.since_seq),
             )
         )
-        answer = await self._send(look, listed.collection, judged, delivery, causality)
+        answer = await self._send(look, listed.collection, judged, delivery)
         if answer.outcome is Outcome.DONE:
             look.seen += len(listed.ids)
             look.foreign += judged.foreign
@@ -178,11 +184,10 @@ class LookBack:
         collection: str,
         judged: control_pb.JudgeFormerResponse,
         delivery: Delivery,
-        causality: Causality,
     ) -> Answer:
         for operation, points in _operations(collection, judged):
             look.has_sent = True
-            delivered = await delivery.deliver([operation], causality, 0, doubtful=Outcome.TRANSIENT)
+            delivered = await delivery.deliver([operation], None, 0, doubtful=Outcome.TRANSIENT)
             if delivered.answer.outcome is not Outcome.DONE:
                 return delivered.answer
             if delivered.blames:

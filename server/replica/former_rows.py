@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from server.replica import FORGOTTEN_AT_ONCE, catalogue
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
 _NOTE = """
-INSERT INTO former (seq, synced, cid, key, known, payload, vectors)
-SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors
+INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, retry_of)
+SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7
 FROM (SELECT 1) LEFT JOIN points p ON p.cid = ?3 AND p.key = ?4 LEFT JOIN vectors v ON v.pid = p.pid
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The entry that changes points. `retry_of`: the entry of the quarantine that it repeats, 0 = none."""
+
+    seq: int
+    synced: bool
+    retry_of: int = 0
 
 
 class FormerRows:
@@ -28,17 +38,20 @@ class FormerRows:
     def __init__(self, limit_points: int) -> None:
         self._limit_points = limit_points
 
-    def note(self, tx: Transaction, collection: Collection, keys: Sequence[Key], seq: int, *, synced: bool) -> None:
-        """Keep what these points are now, before entry `seq` changes them."""
+    def note(
+        self, tx: Transaction, collection: Collection, keys: Sequence[Key], cause: Cause, *, is_whole: bool
+    ) -> None:
+        """Keep what these points are now, before an entry changes them; `is_whole`: whatever they are."""
         connection = tx.connection()
         first, last = _bounds(connection)
         excess = (last - first + 1 if last else 0) + len(keys) - self._limit_points
         if excess > 0:
-            if not synced or len(keys) > self._limit_points:
+            if not cause.synced or len(keys) > self._limit_points:
                 return
             connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
         is_known = int(catalogue.is_whole(collection))
-        connection.executemany(_NOTE, ((seq, int(synced), collection.cid, key, is_known) for key in keys))
+        begin, end = (cause.seq, int(cause.synced), collection.cid), (is_known, int(is_whole), cause.retry_of)
+        connection.executemany(_NOTE, ((*begin, key, *end) for key in keys))
 
 
 def _bounds(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -203,7 +203,14 @@ class Writes:
         row = _row(entry.entry.method)
         request = r.parse(row.request, entry.entry.request)
         applier = Applier(
-            tx, self._matching, self._touched, entry.seq, synced=entry.synced, keeper=keeper, former=former
+            tx,
+            self._matching,
+            self._touched,
+            entry.seq,
+            synced=entry.synced,
+            retry_of=entry.entry.retry_of,
+            keeper=keeper,
+            former=former,
         )
         missing = ""
         if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):

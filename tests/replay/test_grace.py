@@ -197,7 +197,10 @@ class FormerStates:
         self.asked.append(request)
         there = {point.id.num for point in pb.GetResponse.FromString(request.page).result}
         response = control.JudgeFormerResponse()
+        refused = {body for each in request.refused for body in each.ids or request.ids}
         for body in request.ids:
+            if body in refused:
+                continue
             number = type(pid(1)).FromString(body).num
             wanted = self.wanted[number]
             if wanted is None and number in there:

@@ -333,20 +333,30 @@ class ListFormerResponse(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., next_after: _Optional[int] = ...) -> None: ...
 
 class JudgeFormerRequest(_message.Message):
-    __slots__ = ("window", "collection", "ids", "page", "is_log_whole", "is_unbroken")
+    __slots__ = ("window", "collection", "ids", "page", "is_log_whole", "is_unbroken", "refused")
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     IS_LOG_WHOLE_FIELD_NUMBER: _ClassVar[int]
     IS_UNBROKEN_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     window: FormerWindow
     collection: str
     ids: _containers.RepeatedScalarFieldContainer[bytes]
     page: bytes
     is_log_whole: bool
     is_unbroken: bool
-    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ..., is_log_whole: _Optional[bool] = ..., is_unbroken: _Optional[bool] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedEntry]
+    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ..., is_log_whole: _Optional[bool] = ..., is_unbroken: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[RefusedEntry, _Mapping]]] = ...) -> None: ...
+
+class RefusedEntry(_message.Message):
+    __slots__ = ("seq", "ids")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    ids: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, seq: _Optional[int] = ..., ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JudgeFormerResponse(_message.Message):
     __slots__ = ("put", "remove", "foreign")

@@ -1,0 +1,185 @@
+"""What Qdrant lost, judged by the replica's own store, beside entries that Qdrant does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from generated.qdrant import collections_pb2 as collections
+from generated.qdrant import points_pb2 as pb
+from generated.understudy.replica.v1 import replica_pb2 as control
+from server import config
+from server.health.breaker import Breaker
+from server.replay import Replayer
+from server.replay.grace import GraceWindow
+from server.replay.looking_back import LookBack
+from server.replica.former_desk import FormerDesk
+from server.replica.writes import Writes
+from server.rpc import WAL_KINDS, Call, Code, Reply
+from server.telemetry import Telemetry
+from tests.faults.clock import ManualClock
+from tests.replica import matching
+
+from .divided import Divided
+from .fakes import COLLECTIONS, POINTS, point, set_payload, upsert
+from .test_replayer import Lines
+
+Request = tuple[str, Message]
+
+
+class Looked(Divided):
+    """The replica keeps what points were; Qdrant refuses methods in `refused`; each drain begins with a look."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.refused: set[str] = set()
+        here = self.here
+        here.writes = Writes(
+            here.store, matching.scan, here.touched, ManualClock(), resolved_points=20, former_points=100
+        )
+        plain = here.writes.apply
+        here.writes.apply = lambda entries, seq=0, **_: plain(entries, seq, keeps_former=True)  # type: ignore[method-assign]
+        self.desk = FormerDesk(here.store)
+        self.telemetry = Telemetry.silent()
+        self.lines = self.telemetry.log = Lines()  # type: ignore[assignment]
+        self.window = GraceWindow(60.0, lambda: self.log.replayed_seq, ManualClock())
+        self.look_back = LookBack(
+            self.window,
+            self,
+            self,
+            caught_up=self.caught_up,
+            is_log_whole=lambda _: True,
+            settings=config.Replay(),
+            telemetry=self.telemetry,
+        )
+        self.looking = Replayer(
+            self.log,
+            self,
+            Breaker(),
+            config.Replay(),
+            ManualClock(),
+            self.telemetry,
+            lambda: None,
+            WAL_KINDS,
+            look_back=self.look_back,
+        )
+        self.looking.upstream_up = True
+
+    async def handle(self, call: Call) -> Reply:
+        """See rpc.Backend."""
+        if call.method in self.refused:
+            return Reply(code=Code.INVALID_ARGUMENT, details="Bad request: not here")
+        return await self.qdrant.handle(call)
+
+    async def list_former(self, request: control.ListFormerRequest) -> control.ListFormerResponse:
+        """See FormerControl."""
+        return self.desk.list_points(request)
+
+    async def judge_former(self, request: control.JudgeFormerRequest) -> control.JudgeFormerResponse:
+        """See FormerControl."""
+        return self.desk.judge(request)
+
+    async def caught_up(self, seq: int) -> None:
+        """The replica is never behind here."""
+
+    @property
+    def last_seq(self) -> int:
+        """See LogPosition."""
+        return len(self.log.records)
+
+    @property
+    def replayed_seq(self) -> int:
+        """See LogPosition."""
+        return self.log.replayed_seq
+
+    async def look(self, *refused: str) -> None:
+        """A connection was lost and is there again."""
+        self.refused = {POINTS + name for name in refused}
+        self.window.connection_lost()
+        assert await self.looking.drain_now()
+
+
+@pytest.fixture
+def looked(tmp_path: Path) -> Iterator[Looked]:
+    made = Looked(tmp_path)
+    yield made
+    made.close()
+
+
+def alias(name: str, collection: str) -> Request:
+    request = collections.ChangeAliases()
+    action = request.actions.add().create_alias
+    action.alias_name, action.collection_name = name, collection
+    return COLLECTIONS + "UpdateAliases", request
+
+
+def delete_where_v_is_there() -> Request:
+    request = pb.DeletePoints(collection_name="c", wait=True)
+    request.points.filter.must_not.add().is_empty.key = "v"
+    return POINTS + "Delete", request
+
+
+@pytest.mark.parametrize("name", ["c", "a"])
+async def test_what_is_in_quarantine_is_not_sent_whatever_name_it_was_written_by(looked: Looked, name: str) -> None:
+    looked.online(alias("a", "c"))
+    looked.online(upsert(point(1, v=1)))
+    looked.offline(upsert(point(1, v=2), collection=name))
+    await looked.look("Upsert")
+    (seq,) = looked.log.kept
+    await looked.look()
+    assert (list(looked.log.kept), looked.at_qdrant()) == ([seq], {1: {"v": 1}})
+
+
+@pytest.mark.parametrize("completeness", [control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE])
+async def test_a_filter_in_quarantine_is_not_carried_out_point_by_point(looked: Looked, completeness: Any) -> None:
+    looked.online(upsert(*(point(number, v=1) for number in range(1, 31))))
+    looked.here.set_completeness(completeness)
+    looked.offline(delete_where_v_is_there())
+    await looked.look("Delete")
+    assert looked.at_replica() == {}
+    await looked.look()
+    assert len(looked.log.kept) == 1
+    assert len(looked.at_qdrant()) == 30
+
+
+async def test_what_qdrant_took_of_an_entry_is_still_looked_after(looked: Looked) -> None:
+    """Two points of one entry: one is in quarantine, the other was acknowledged and is lost."""
+    looked.online(upsert(point(1, v=1), point(2, v=1)))
+    looked.offline(upsert(point(1, (1.0, 2.0), v=2), point(2, (1.0, 2.0), v=2)))
+
+    async def choosy(call: Call) -> Reply:
+        request = pb.UpsertPoints.FromString(call.body)
+        if call.method == POINTS + "Upsert" and any(each.id.num == 1 for each in request.points):
+            return Reply(code=Code.INVALID_ARGUMENT, details="Bad request: not here")
+        return await looked.qdrant.handle(call)
+
+    looked.handle = choosy  # type: ignore[method-assign]
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 1}, 2: {"v": 2}}
+    del looked.handle
+    looked.others(upsert(point(2, v=1)))
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 1}, 2: {"v": 2}}
+    assert looked.look_back.restored == 1
+
+
+async def test_a_later_write_of_the_whole_point_is_looked_after(looked: Looked) -> None:
+    looked.online(upsert(point(1, v=1)))
+    looked.offline(upsert(point(1, v=2)))
+    await looked.look("Upsert")
+    looked.refused.clear()
+    looked.online(upsert(point(1, v=3)))
+    looked.others(upsert(point(1, v=1)))
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 3}}
+    # A change of a part of it, behind another one that was refused: nobody knows what that would be.
+    looked.offline(set_payload(1, w=4))
+    await looked.look("SetPayload")
+    looked.online(set_payload(1, x=5))
+    looked.others(upsert(point(1, v=3)))
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 3}}
