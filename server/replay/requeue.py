@@ -8,13 +8,15 @@ is lost, nothing overtakes. What later writes would be overwritten is refused by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
+from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 from server.errors import WalError, WalFull
 from server.replay.parcel import unpack
 from server.replay.retry import Held, Overwritten, Plan, named, plan, repetition
+from server.replay.withheld import Withheld
 from server.wal.encoder import frame_bytes_of
 from server.wal.limits import WalLimits
 from server.wal.log import Log
@@ -91,8 +93,12 @@ class Requeue:
                     )
                 return await self._repeat(planned)
 
-    async def drop(self, seqs: list[int]) -> None:
-        """Let entries go for good. What repeats one of them and is not replayed yet would still be sent: refused."""
+    async def drop(
+        self, seqs: list[int], give_up: Callable[[Sequence[RefusedEntry]], Awaitable[None]] | None = None
+    ) -> None:
+        """Let entries go for good; `give_up` is awaited before. What repeats one of them and is not replayed yet would
+        still be sent: refused.
+        """
         async with self._one_at_a_time, self._alone():
             present = {item.seq for item in self._log.quarantined()}
             missing = [seq for seq in seqs if seq not in present]
@@ -101,8 +107,19 @@ class Requeue:
                     f"entry {missing[0]} is not in quarantine", hint="`understudy wal quarantine list` shows what is"
                 )
             await self._refuse_repeated(set(seqs))
+            if give_up is not None:
+                await give_up(await asyncio.to_thread(self._withheld, set(seqs)))
             for seq in sorted(seqs, reverse=True):
                 await self._log.release_quarantined(seq)
+
+    def _withheld(self, seqs: set[int]) -> list[RefusedEntry]:
+        """What Qdrant lacks of entries in quarantine; of one whose file is damaged, all."""
+        withheld = Withheld()
+        for held in self._held():
+            if held.seq in seqs:
+                withheld.note(held.parcel)
+        entries = withheld.entries()
+        return entries + [RefusedEntry(seq=seq) for seq in sorted(seqs - {entry.seq for entry in entries})]
 
     async def _refuse_repeated(self, seqs: set[int]) -> None:
         after = self._log.replayed_seq

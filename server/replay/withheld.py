@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replay.bisect import Key, key_of, keys_of, names_only_points
+from server.replay.contested import id_of
 from server.replay.parcel import Parcel
 
 
@@ -25,6 +26,13 @@ class Withheld:
         names_all = bool(parcel.operations) and all(map(names_only_points, parcel.operations))
         keys = {key for operation in parcel.operations for key in keys_of(operation)}
         self._points[parcel.seq] = keys if names_all else None
+
+    def entries(self) -> list[control.RefusedEntry]:
+        """All of it."""
+        return [
+            control.RefusedEntry(seq=seq, ids=[id_of(key).SerializeToString() for key in keys or ()])
+            for seq, keys in self._points.items()
+        ]
 
     def among(self, ids: Iterable[bytes], since_seq: int) -> list[control.RefusedEntry]:
         """Entries after `since_seq` that Qdrant lacks for some of these points (serialized ids)."""

@@ -45,7 +45,10 @@ class Former:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a point from before one entry, see Former. `retry_of`: the entry of which it repeats a part."""
+    """What is kept of a point from before one entry, see Former. `retry_of`: the entry of which it repeats a part.
+
+    `is_given_up`: an operator dropped the entry.
+    """
 
     seq: int
     synced: bool
@@ -53,6 +56,7 @@ class Kept:
     record: Record | None
     is_whole: bool
     retry_of: int
+    is_given_up: bool = False
 
 
 def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[int], bool]) -> list[Former]:
@@ -61,16 +65,15 @@ def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[in
     What was repeated was not done before, and a repetition of what is still in quarantine was never sent.
     """
     repeated = {row.retry_of for row in rows}
-    return [
-        Former(
-            row.synced
-            or not (row.seq > replayed_seq or row.seq in repeated or is_refused(row.seq) or is_refused(row.retry_of)),
-            row.is_known,
-            row.record,
-            row.is_whole,
-        )
-        for row in rows
-    ]
+
+    def is_done(row: Kept) -> bool:
+        if row.synced:
+            return True
+        if row.seq > replayed_seq or row.seq in repeated or row.is_given_up:
+            return False
+        return not (is_refused(row.seq) or is_refused(row.retry_of))
+
+    return [Former(is_done(row), row.is_known, row.record, row.is_whole) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,13 +84,13 @@ class FormerDesk:
     ) -> dict[Key, list[Former]]:
         found: dict[Key, list[Kept]] = {}
         for batch in batches(keys):
-            columns = "key, seq, synced, known, payload, vectors, whole, retry_of"
+            columns = "key, seq, synced, known, payload, vectors, whole, retry_of, given_up"
             where = f"cid = ? AND key IN ({marks(len(batch))}) AND seq > ?"
             statement = f"SELECT {columns} FROM former WHERE {where} ORDER BY n"  # noqa: S608
             rows = self._store.connection().execute(statement, (cid, *batch, window.since_seq))
-            for key, seq, synced, known, payload, vectors, whole, retry_of in rows:
+            for key, seq, synced, known, payload, vectors, whole, retry_of, given_up in rows:
                 record = None if payload is None else Record(key, payload, vectors or b"")
-                kept = Kept(seq, bool(synced), bool(known), record, bool(whole), retry_of)
+                kept = Kept(seq, bool(synced), bool(known), record, bool(whole), retry_of, bool(given_up))
                 found.setdefault(key, []).append(kept)
         return {key: formers_of(rows, window.replayed_seq, partial(refused.has, key)) for key, rows in found.items()}
 

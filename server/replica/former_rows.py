@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.replica import FORGOTTEN_AT_ONCE, catalogue
+from server.replica.reads import batches, marks
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
@@ -67,6 +68,18 @@ def forget(tx: Transaction, through_seq: int) -> None:
         "DELETE FROM former WHERE n IN (SELECT n FROM former ORDER BY n LIMIT ?) AND seq <= ?",
         (FORGOTTEN_AT_ONCE, through_seq),
     )
+
+
+def give_up(tx: Transaction, seq: int, keys: Sequence[Key]) -> None:
+    """Qdrant will never have entry `seq`: of these points, of all when there are none."""
+    connection = tx.connection()
+    if not keys:
+        connection.execute("UPDATE former SET given_up = 1 WHERE seq = ?", (seq,))
+    for batch in batches(keys):
+        connection.execute(
+            f"UPDATE former SET given_up = 1 WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
+            (seq, *batch),
+        )
 
 
 def forget_all(tx: Transaction) -> None:

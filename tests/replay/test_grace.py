@@ -119,22 +119,6 @@ def test_a_loss_during_a_look_asks_for_another_one() -> None:
     assert not window.is_due
 
 
-def test_what_an_operator_dropped_is_not_looked_at() -> None:
-    window, position, clock = windowed()
-    position.seq = 9
-    window.observe()
-    window.connection_lost()
-    losses = window.losses
-    window.let_go()
-    assert (window.since_seq, window.forgets_through_seq) == (9, 9)
-    assert window.losses > losses, "a look under way begins anew"
-    position.seq = 12
-    window.observe()
-    clock.advance(1.0)
-    window.connection_lost()
-    assert window.since_seq == 9
-
-
 def test_a_few_numbers_are_kept_whatever_happens() -> None:
     window, position, clock = windowed()
     for _ in range(5000):

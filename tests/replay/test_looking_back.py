@@ -17,6 +17,8 @@ from server.health.breaker import Breaker
 from server.replay import Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
+from server.replay.parcel import unpack
+from server.replay.withheld import Withheld
 from server.replica.former_desk import FormerDesk
 from server.replica.writes import Writes
 from server.rpc import WAL_KINDS, Call, Code, Reply
@@ -96,6 +98,14 @@ class Looked(Divided):
         """See LogPosition."""
         return self.log.replayed_seq
 
+    async def drop(self, seq: int) -> None:
+        """What `understudy wal quarantine drop` does."""
+        parcel = unpack(self.log.kept.pop(seq).record, WAL_KINDS)
+        withheld = Withheld()
+        withheld.note(parcel)
+        self.here.writes.give_up(withheld.entries())
+        self.looking._stepper.look_again()
+
     async def look(self, *refused: str) -> None:
         """A connection was lost and is there again."""
         self.refused = {POINTS + name for name in refused}
@@ -165,6 +175,17 @@ async def test_what_qdrant_took_of_an_entry_is_still_looked_after(looked: Looked
     await looked.look()
     assert looked.at_qdrant() == {1: {"v": 1}, 2: {"v": 2}}
     assert looked.look_back.restored == 1
+
+
+async def test_a_dropped_entry_is_not_sent_and_the_look_at_others_goes_on(looked: Looked) -> None:
+    looked.online(upsert(point(1, v=1), point(2, v=1)))
+    looked.online(upsert(point(2, v=2)))
+    seq = looked.offline(upsert(point(1, v=2)))
+    await looked.look("Upsert")
+    await looked.drop(seq)
+    looked.others(upsert(point(2, v=1)))
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 1}, 2: {"v": 2}}
 
 
 async def test_a_later_write_of_the_whole_point_is_looked_after(looked: Looked) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def kept_before(seq: int, retry_of: int = 0, *, synced: bool = False) -> former.
         ([kept_before(3), kept_before(6, retry_of=3)], [], [False, True]),
         ([kept_before(3), kept_before(6, retry_of=3)], [6], [False, False]),
         ([kept_before(3), kept_before(6, retry_of=3)], [3], [False, False]),
+        # Dropped by an operator.
+        ([kept_before(3), replace(kept_before(5), is_given_up=True)], [], [True, False]),
     ],
 )
 def test_what_qdrant_has_done_of_what_the_log_is_past(
@@ -274,6 +277,22 @@ def test_only_what_qdrant_has_acknowledged_is_listed(kept: Kept) -> None:
     assert dict(found[1].payload) == payload({"a": 2})
 
 
+@pytest.mark.parametrize(("numbers", "restored"), [((), set()), ((1,), {2}), ((1, 2), set())])
+def test_what_is_given_up_is_never_wanted(kept: Kept, numbers: tuple[int, ...], restored: set[int]) -> None:
+    kept.apply(2, r.UPSERT, put(1, 2, a=1))
+    kept.apply(3, r.UPSERT, put(1, 2, a=2), synced=False)
+    window = control.FormerWindow(replayed_seq=3)
+    both = shown(1, a=1), shown(2, a=1)
+    assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == {1, 2}
+    given_up = [point_id(number).SerializeToString() for number in numbers]
+    kept.writes.give_up([control.RefusedEntry(seq=3, ids=given_up)])
+    assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == restored
+    # What Qdrant had before is looked after as ever.
+    found, _, foreign = kept.judged(ids=(1, 2), window=window)
+    assert (found.keys(), foreign) == ({1, 2}, 0)
+    assert dict(found[1].payload) == payload({"a": 1})
+
+
 def test_pages_pass_nothing_over(kept: Kept) -> None:
     kept.apply(2, CREATE, create("d"))
     for seq in range(3, 13):
@@ -334,7 +353,7 @@ def test_a_table_from_before_gets_the_columns(tmp_path: Path) -> None:
         kept.apply(1, CREATE, create())
         kept.apply(2, r.UPSERT, put(1, a=1))
         with made.store.transaction() as tx:
-            for column in ("whole", "retry_of"):
+            for column in ("whole", "retry_of", "given_up"):
                 tx.connection().execute(f"ALTER TABLE former DROP COLUMN {column}")
     with local(tmp_path) as made:
         kept = Kept(made)

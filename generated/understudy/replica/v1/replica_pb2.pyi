@@ -99,16 +99,18 @@ class Freshness(_message.Message):
     def __init__(self, completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("entries", "replayed_seq", "keeps_former", "forgets_through_seq")
+    __slots__ = ("entries", "replayed_seq", "keeps_former", "forgets_through_seq", "given_up")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_SEQ_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FORMER_FIELD_NUMBER: _ClassVar[int]
     FORGETS_THROUGH_SEQ_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
     replayed_seq: int
     keeps_former: bool
     forgets_through_seq: int
-    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ..., keeps_former: _Optional[bool] = ..., forgets_through_seq: _Optional[int] = ...) -> None: ...
+    given_up: _containers.RepeatedCompositeFieldContainer[RefusedEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ..., keeps_former: _Optional[bool] = ..., forgets_through_seq: _Optional[int] = ..., given_up: _Optional[_Iterable[_Union[RefusedEntry, _Mapping]]] = ...) -> None: ...
 
 class LogEntry(_message.Message):
     __slots__ = ("seq", "synced", "entry")
