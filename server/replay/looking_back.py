@@ -5,6 +5,8 @@ should be: with the effect of every entry that Qdrant acknowledged, and of none 
 that somebody else has changed are left alone. A look that is cut short begins anew, in another
 process too: what has been sent again is then found as it should be.
 
+While Qdrant wants a credential and none is known, the look waits; a credential that it refuses ends it.
+
 Does not bring back collections or aliases, nor points that the replica knows nothing of.
 """
 
@@ -146,6 +148,9 @@ class LookBack:
     ) -> Answer:
         reply = await delivery.points(listed.collection, map(common.PointId.FromString, listed.ids))
         if isinstance(reply, Answer):
+            if reply.outcome is Outcome.AUTH and not delivery.has_credential:
+                # After a start: the first client that comes with a key brings it.
+                return reply
             return self._not_seen(look, len(listed.ids), reply)
         judged = await self._control.judge_former(
             control_pb.JudgeFormerRequest(
@@ -207,9 +212,9 @@ class LookBack:
         self.restored += look.restored
         self._telemetry.metrics.restored(look.restored)
         counts = {"points": look.seen, "restored": look.restored, "changed_by_others": look.foreign}
-        if look.restored or look.unseen:
+        if look.restored:
             self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, **counts)
-        elif look.seen:
+        elif look.seen and not look.unseen:
             self._telemetry.log.info("Qdrant has what it acknowledged", **counts)
 
 
