@@ -7,14 +7,18 @@ process too: what has been sent again is then found as it should be.
 
 While Qdrant wants a credential and none is known, the look waits; a credential that it refuses ends it.
 
-Does not bring back collections or aliases, nor points that the replica knows nothing of.
+Points of collections with custom sharding go back under the shard keys of the write that the replica saw last.
+
+Does not bring back collections or aliases, nor points that the replica knows nothing of, nor those under shard
+keys that no write is known to have named.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Protocol
 
 from generated.qdrant import points_pb2
@@ -60,6 +64,7 @@ class _Look:
     restored: int = 0
     foreign: int = 0
     unseen: int = 0
+    refused: int = 0
     has_sent: bool = False
     tries: int = 0
 
@@ -199,10 +204,13 @@ class LookBack:
                 self._telemetry.log.warning(
                     "Qdrant refuses what it had acknowledged",
                     collection=collection,
+                    points=sum(len(keys_of(each)) for each in delivered.left_over),
                     code=delivered.blames[0].answer.code.name,
                     details=delivered.blames[0].answer.details,
                 )
-            look.restored += points - sum(len(keys_of(each)) for each in delivered.left_over)
+            refused = sum(len(keys_of(each)) for each in delivered.left_over)
+            look.refused += refused
+            look.restored += points - refused
         return Answer(Outcome.DONE)
 
     def _end(self, look: _Look) -> None:
@@ -213,21 +221,36 @@ class LookBack:
         self._telemetry.metrics.restored(look.restored)
         counts = {"points": look.seen, "restored": look.restored, "changed_by_others": look.foreign}
         if look.restored:
-            self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, **counts)
-        elif look.seen and not look.unseen:
+            self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, refused=look.refused, **counts)
+        elif look.seen and not look.unseen and not look.refused:
             self._telemetry.log.info("Qdrant has what it acknowledged", **counts)
 
 
 def _operations(collection: str, judged: control_pb.JudgeFormerResponse) -> list[tuple[Operation, int]]:
-    """What puts things right, and how many points each is about."""
+    """What puts things right, and how many points each is about: one write for each selector of shard keys."""
     found: list[tuple[Operation, int]] = []
-    if judged.put:
-        points = list(map(points_pb2.PointStruct.FromString, judged.put))
-        request = points_pb2.UpsertPoints(collection_name=collection, wait=True, points=points)
+    for under, bodies in _by_selector(judged.put, judged.put_under).items():
+        points = list(map(points_pb2.PointStruct.FromString, bodies))
+        request = points_pb2.UpsertPoints(
+            collection_name=collection, wait=True, points=points, shard_key_selector=_selector(under)
+        )
         found.append((Operation(UPSERT, request), len(points)))
-    if judged.remove:
-        ids = points_pb2.PointsIdsList(ids=map(common.PointId.FromString, judged.remove))
+    for under, bodies in _by_selector(judged.remove, judged.remove_under).items():
+        ids = points_pb2.PointsIdsList(ids=map(common.PointId.FromString, bodies))
         selector = points_pb2.PointsSelector(points=ids)
-        gone = points_pb2.DeletePoints(collection_name=collection, wait=True, points=selector)
-        found.append((Operation(_DELETE, gone), len(judged.remove)))
+        gone = points_pb2.DeletePoints(
+            collection_name=collection, wait=True, points=selector, shard_key_selector=_selector(under)
+        )
+        found.append((Operation(_DELETE, gone), len(bodies)))
     return found
+
+
+def _by_selector(bodies: Iterable[bytes], selectors: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for body, under in zip_longest(bodies, selectors, fillvalue=b""):
+        found.setdefault(under, []).append(body)
+    return found
+
+
+def _selector(body: bytes) -> points_pb2.ShardKeySelector | None:
+    return points_pb2.ShardKeySelector.FromString(body) if body else None

@@ -26,6 +26,7 @@ from server.replica.points import Key, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Record
 from server.replica.resolving import Matching, Resolver, already_exists
+from server.replica.sharding import selector_of
 from server.replica.store import Transaction
 from server.replica.touched import Touched
 from server.replica.vector_forms import canonical_map, fields_of, named
@@ -61,6 +62,7 @@ class Applier:
         self._keeper = keeper
         # False: what Qdrant did may depend on what it held.
         self._is_told = True
+        self._shard_keys = b""
 
     def apply(self, method: str, request: Message) -> None:
         """Do one operation. Raises Refusal."""
@@ -68,6 +70,7 @@ class Applier:
             for part_method, part in r.parts_of(request):
                 self.apply(part_method, part)
             return
+        self._shard_keys = selector_of(request)
         _APPLY[method](self, request)
 
     def missing_point(self, request: Any) -> str:
@@ -199,7 +202,7 @@ class Applier:
         if self._keeper is not None:
             self._keeper.keep(collection, keys)
         if self._former is not None:
-            self._former.note(self._tx, collection, keys, self._cause, is_whole=is_whole)
+            self._former.note(self._tx, collection, keys, self._cause, is_whole=is_whole, shard_keys=self._shard_keys)
 
     # --- collections -------------------------------------------------------------------------------------------------
 

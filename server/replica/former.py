@@ -34,13 +34,15 @@ class Finding(Enum):
 class Former:
     """What a point was before one entry, None = it was not there. `is_known` False: it may have been anything.
 
-    `is_whole`: after the entry it does not matter what the point was before.
+    `is_whole`: after the entry it does not matter what the point was before. `place`: the shard keys that it lies under
+    then, empty when that is not known.
     """
 
     is_acknowledged: bool
     is_known: bool
     record: Record | None
     is_whole: bool = False
+    place: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Kept:
     is_whole: bool
     retry_of: int
     is_given_up: bool = False
+    place: bytes = b""
 
 
 def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[int], bool]) -> list[Former]:
@@ -73,15 +76,16 @@ def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[in
             return False
         return not (is_refused(row.seq) or is_refused(row.retry_of))
 
-    return [Former(is_done(row), row.is_known, row.record, row.is_whole) for row in rows]
+    return [Former(is_done(row), row.is_known, row.record, row.is_whole, row.place) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The finding, and what the point should be."""
+    """The finding, what the point should be, and under which shard keys (empty: none were named)."""
 
     finding: Finding
     wanted: Record | None
+    place: bytes = b""
 
 
 def judge(
@@ -107,7 +111,8 @@ def judge(
     for former in states.before:
         was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole and is_unbroken
         if was_so and (is_log_whole or there is not None):
-            return Judged(Finding.LOST, wanted)
+            places = (former.place for former in reversed(formers) if former.is_acknowledged and former.place)
+            return Judged(Finding.LOST, wanted, next(places, b""))
     return Judged(Finding.FOREIGN, wanted)
 
 

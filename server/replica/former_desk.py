@@ -20,6 +20,7 @@ from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, id_of, key_of
 from server.replica.reads import batches, marks
 from server.replica.records import Record
+from server.replica.sharding import names_one_key
 from server.replica.store import Store
 from server.replica.vector_forms import UNNAMED
 
@@ -75,8 +76,10 @@ class FormerDesk:
                 response.foreign += 1
             elif judged.finding is Finding.LOST and judged.wanted is None:
                 response.remove.append(id_of(key).SerializeToString())
+                response.remove_under.append(judged.place)
             elif judged.finding is Finding.LOST and judged.wanted is not None:
                 response.put.append(_point_of(judged.wanted).SerializeToString())
+                response.put_under.append(judged.place)
         return response
 
     def _formers(
@@ -84,13 +87,14 @@ class FormerDesk:
     ) -> dict[Key, list[Former]]:
         found: dict[Key, list[Kept]] = {}
         for batch in batches(keys):
-            columns = "key, seq, synced, known, payload, vectors, whole, retry_of, given_up"
+            columns = "key, seq, synced, known, payload, vectors, whole, retry_of, given_up, shard_keys"
             where = f"cid = ? AND key IN ({marks(len(batch))}) AND seq > ?"
             statement = f"SELECT {columns} FROM former WHERE {where} ORDER BY n"  # noqa: S608
             rows = self._store.connection().execute(statement, (cid, *batch, window.since_seq))
-            for key, seq, synced, known, payload, vectors, whole, retry_of, given_up in rows:
+            for key, seq, synced, known, payload, vectors, whole, retry_of, given_up, under in rows:
                 record = None if payload is None else Record(key, payload, vectors or b"")
-                kept = Kept(seq, bool(synced), bool(known), record, bool(whole), retry_of, bool(given_up))
+                place = under if under and (whole or names_one_key(under)) else b""
+                kept = Kept(seq, bool(synced), bool(known), record, bool(whole), retry_of, bool(given_up), place)
                 found.setdefault(key, []).append(kept)
         return {key: formers_of(rows, window.replayed_seq, partial(refused.has, key)) for key, rows in found.items()}
 

@@ -18,8 +18,8 @@ from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
 _NOTE = """
-INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, retry_of)
-SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7
+INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, shard_keys, retry_of)
+SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7, ?8
 FROM (SELECT 1) LEFT JOIN points p ON p.cid = ?3 AND p.key = ?4 LEFT JOIN vectors v ON v.pid = p.pid
 """
 
@@ -40,9 +40,19 @@ class FormerRows:
         self._limit_points = limit_points
 
     def note(
-        self, tx: Transaction, collection: Collection, keys: Sequence[Key], cause: Cause, *, is_whole: bool
+        self,
+        tx: Transaction,
+        collection: Collection,
+        keys: Sequence[Key],
+        cause: Cause,
+        *,
+        is_whole: bool,
+        shard_keys: bytes,
     ) -> None:
-        """Keep what these points are now, before an entry changes them; `is_whole`: whatever they are."""
+        """Keep what these points are now, before an entry changes them; `is_whole`: whatever they are.
+
+        `shard_keys` is the selector of the write.
+        """
         connection = tx.connection()
         first, last = _bounds(connection)
         excess = (last - first + 1 if last else 0) + len(keys) - self._limit_points
@@ -51,7 +61,10 @@ class FormerRows:
                 return
             connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
         is_known = int(catalogue.is_whole(collection))
-        begin, end = (cause.seq, int(cause.synced), collection.cid), (is_known, int(is_whole), cause.retry_of)
+        begin, end = (
+            (cause.seq, int(cause.synced), collection.cid),
+            (is_known, int(is_whole), shard_keys, cause.retry_of),
+        )
         connection.executemany(_NOTE, ((*begin, key, *end) for key in keys))
 
 

@@ -63,7 +63,8 @@ _LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS former (
     n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
     known INTEGER NOT NULL, payload BLOB, vectors BLOB, whole INTEGER NOT NULL DEFAULT 0,
-    retry_of INTEGER NOT NULL DEFAULT 0, given_up INTEGER NOT NULL DEFAULT 0
+    retry_of INTEGER NOT NULL DEFAULT 0, given_up INTEGER NOT NULL DEFAULT 0,
+    shard_keys BLOB NOT NULL DEFAULT x''
 );
 CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
 -- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
@@ -87,6 +88,7 @@ _LATER_COLUMNS = (
     ("former", "whole", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "retry_of", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "given_up", "INTEGER NOT NULL DEFAULT 0"),
+    ("former", "shard_keys", "BLOB NOT NULL DEFAULT x''"),
 )
 
 

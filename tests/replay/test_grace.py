@@ -327,7 +327,7 @@ async def test_what_was_lost_is_there_before_anything_newer_is_sent() -> None:
     assert (bench.look_back.looks, bench.look_back.restored, bench.look_back.is_due) == (1, 4, False)
     assert all(sent(call).wait for call in qdrant.calls if call.method != POINTS + "Get")
     (told,) = [line for line in bench.lines.lines if "had lost" in line[1]]
-    assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0}
+    assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0, "refused": 0}
 
 
 async def test_a_start_with_nothing_kept_needs_no_look() -> None:

@@ -12,9 +12,11 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
+from generated.understudy.wal.v1.entry_pb2 import Entry
 from server import config
 from server.health.breaker import Breaker
 from server.replay import Replayer
+from server.replay.bisect import keys_of, operations_of
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
 from server.replay.parcel import unpack
@@ -27,7 +29,7 @@ from tests.faults.clock import ManualClock
 from tests.replica import matching
 
 from .divided import Divided
-from .fakes import COLLECTIONS, POINTS, point, set_payload, upsert
+from .fakes import COLLECTIONS, POINTS, create, delete, entry, point, set_payload, upsert
 from .test_replayer import Lines
 
 Request = tuple[str, Message]
@@ -175,6 +177,72 @@ async def test_what_qdrant_took_of_an_entry_is_still_looked_after(looked: Looked
     await looked.look()
     assert looked.at_qdrant() == {1: {"v": 1}, 2: {"v": 2}}
     assert looked.look_back.restored == 1
+
+
+def under(key: str, request: Request) -> Request:
+    request[1].shard_key_selector.shard_keys.add(keyword=key)  # type: ignore[attr-defined]
+    return request
+
+
+def sharded(looked: Looked) -> None:
+    """Collection `s` with custom sharding. The store that plays Qdrant does with keys what it would do without."""
+    method, made = create("s")
+    made.sharding_method = collections.ShardingMethod.Custom  # type: ignore[attr-defined]
+    looked.online((method, made))
+    store = looked.qdrant.local
+    plain = store.do
+
+    def do(method: str, request: Any) -> Any:
+        if isinstance(request, pb.UpsertPoints):
+            return plain(method, request)
+        seq = store.store.applied_seq + 1
+        store.writes.apply([control.LogEntry(seq=seq, entry=entry((method, request)))], replayed_seq=seq)
+        return pb.PointsOperationResponse()
+
+    store.do = do  # type: ignore[method-assign]
+
+
+async def test_points_go_back_under_their_shard_keys(looked: Looked) -> None:
+    sharded(looked)
+    for number, key in enumerate("xyx", start=1):
+        looked.online(under(key, upsert(point(number, v=1), collection="s")))
+        looked.online(under(key, upsert(point(number, v=2), collection="s")))
+    looked.online(under("y", upsert(point(4, v=1), collection="s")))
+    looked.online(under("y", delete(4, collection="s")))
+    looked.online(under("x", set_payload(1, collection="s", w=3)))
+    for number, key in enumerate("xyxy", start=1):
+        looked.others(under(key, upsert(point(number, v=1), collection="s")))
+    sent: list[tuple[str, str, list[int]]] = []
+
+    async def seen(call: Call) -> Reply:
+        reply = await looked.qdrant.handle(call)
+        if call.method != POINTS + "Get" and reply.is_ok:
+            operation = operations_of(Entry(method=call.method, request=call.body))[0]
+            request: Any = operation.request
+            sent.append((call.method, request.shard_key_selector.shard_keys[0].keyword, keys_of(operation)))
+        return reply
+
+    looked.handle = seen  # type: ignore[method-assign]
+    await looked.look()
+    assert sent == [
+        (POINTS + "Upsert", "x", [1, 3]),
+        (POINTS + "Upsert", "y", [2]),
+        (POINTS + "Delete", "y", [4]),
+    ]
+    assert looked.qdrant.local.payloads("s") == {1: {"v": 2, "w": 3}, 2: {"v": 2}, 3: {"v": 2}}
+
+
+async def test_points_whose_shard_key_is_not_known_are_told(looked: Looked) -> None:
+    sharded(looked)
+    looked.online(under("x", upsert(point(1, v=1), collection="s")))
+    looked.online(under("x", upsert(point(1, v=2), collection="s")))
+    looked.others(under("x", upsert(point(1, v=1), collection="s")))
+    with looked.here.store.transaction() as tx:  # as before the column
+        tx.connection().execute("UPDATE former SET shard_keys = x''")
+    await looked.look()
+    assert looked.look_back.restored == 0
+    told = [(text, fields.get("points")) for _, text, fields in looked.lines.lines if "acknowledged" in text]
+    assert told == [("Qdrant refuses what it had acknowledged", 1)]
 
 
 async def test_a_dropped_entry_is_not_sent_and_the_look_at_others_goes_on(looked: Looked) -> None:

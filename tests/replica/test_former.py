@@ -353,7 +353,7 @@ def test_a_table_from_before_gets_the_columns(tmp_path: Path) -> None:
         kept.apply(1, CREATE, create())
         kept.apply(2, r.UPSERT, put(1, a=1))
         with made.store.transaction() as tx:
-            for column in ("whole", "retry_of", "given_up"):
+            for column in ("whole", "retry_of", "given_up", "shard_keys"):
                 tx.connection().execute(f"ALTER TABLE former DROP COLUMN {column}")
     with local(tmp_path) as made:
         kept = Kept(made)

@@ -361,14 +361,18 @@ class RefusedEntry(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JudgeFormerResponse(_message.Message):
-    __slots__ = ("put", "remove", "foreign")
+    __slots__ = ("put", "remove", "foreign", "put_under", "remove_under")
     PUT_FIELD_NUMBER: _ClassVar[int]
     REMOVE_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    PUT_UNDER_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_UNDER_FIELD_NUMBER: _ClassVar[int]
     put: _containers.RepeatedScalarFieldContainer[bytes]
     remove: _containers.RepeatedScalarFieldContainer[bytes]
     foreign: int
-    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., remove: _Optional[_Iterable[bytes]] = ..., foreign: _Optional[int] = ...) -> None: ...
+    put_under: _containers.RepeatedScalarFieldContainer[bytes]
+    remove_under: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., remove: _Optional[_Iterable[bytes]] = ..., foreign: _Optional[int] = ..., put_under: _Optional[_Iterable[bytes]] = ..., remove_under: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class NoteVerifiedRequest(_message.Message):
     __slots__ = ("collection", "verified_unix_ns")
