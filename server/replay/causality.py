@@ -1,16 +1,17 @@
 """PURE. Which later writes depend on one that was refused.
 
-Promises: what follows a quarantined point or collection is found by name alone, so the answer is the same when it is
-worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when its
-collection does; a write to a collection as a whole does not follow single points. Names are compared as they were
-given: an alias and its collection are two names.
+Promises: what follows a quarantined point or collection is found by what its entry says, so the answer is the same when
+it is worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when
+its collection does; a write to a collection as a whole does not follow single points. A write by an alias is one to the
+collection that the alias stood for when it was logged, and follows what is refused of the alias, too. Where an entry
+does not say what its name stood for, the name counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.replay.bisect import Key, Operation, keys_of, names_of, only, without
+from server.replay.bisect import Key, Operation, keys_of, names_of, only, place_of, places_of, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,13 @@ class Causality:
             return
         keys = keys_of(operation)
         if keys:
-            for name in names_of(operation):
-                points = self._points.setdefault(name, {})
-                for key in keys:
-                    points.setdefault(key, seq)
+            points = self._points.setdefault(place_of(operation), {})
+            for key in keys:
+                points.setdefault(key, seq)
 
     def split(self, operation: Operation) -> Split:
         """What of an operation may go and what must follow."""
-        names = names_of(operation)
+        names = places_of(operation)
         whole = [self._collections[name] for name in names if name in self._collections]
         if whole:
             return Split(None, operation, min(whole))

@@ -168,7 +168,7 @@ class Requeue:
 
     async def _repeat(self, planned: Plan) -> dict[int, int]:
         """To the tail of the log, all of it durable; then out of the quarantine, last first."""
-        entries = [repetition(held, self._limits.entry_bytes) for held in planned.repeat]
+        entries = [repetition(held, self._limits.entry_bytes, self._collection_of) for held in planned.repeat]
         size = sum(map(frame_bytes_of, entries))
         if self._log.total_bytes + size > self._limits.total_bytes:
             raise WalFull(f"the log has no room for the {size} bytes to retry (wal.total_bytes); nothing was changed")

@@ -29,7 +29,7 @@ from tests.faults.clock import ManualClock
 from tests.replica import matching
 
 from .divided import Divided
-from .fakes import COLLECTIONS, POINTS, create, delete, entry, point, set_payload, upsert
+from .fakes import POINTS, alias, create, delete, entry, point, set_payload, upsert
 from .test_replayer import Lines
 
 Request = tuple[str, Message]
@@ -120,13 +120,6 @@ def looked(tmp_path: Path) -> Iterator[Looked]:
     made = Looked(tmp_path)
     yield made
     made.close()
-
-
-def alias(name: str, collection: str) -> Request:
-    request = collections.ChangeAliases()
-    action = request.actions.add().create_alias
-    action.alias_name, action.collection_name = name, collection
-    return COLLECTIONS + "UpdateAliases", request
 
 
 def delete_where_v_is_there() -> Request:
