@@ -82,7 +82,8 @@ def give_up(store: Path, entries: Sequence[RefusedEntry]) -> None:
     try:
         with opened.durable_transaction() as tx:
             for entry in entries:
-                former_rows.give_up(tx, entry.seq, [key_of(PointId.FromString(body)) for body in entry.ids])
+                keys = [key_of(PointId.FromString(body)) for body in entry.ids]
+                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
     finally:
         opened.close()
 

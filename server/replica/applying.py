@@ -131,7 +131,8 @@ class Applier:
 
     def _delete(self, request: pb.DeletePoints) -> None:
         collection, keys = self._selected(request, request.points)
-        self._keep(collection, keys, is_whole=request.points.WhichOneof("points_selector_one_of") == "points")
+        names_them = request.points.WhichOneof("points_selector_one_of") == "points"
+        self._keep(collection, keys, is_whole=names_them)
         self._tx.remove(collection.cid, keys)
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:

@@ -35,7 +35,7 @@ class Former:
     """What a point was before one entry, None = it was not there. `is_known` False: it may have been anything.
 
     `is_whole`: after the entry it does not matter what the point was before. `place`: the shard keys that it lies under
-    then, empty when that is not known.
+    then, empty when that is not known. `is_doubtful`: nobody can tell whether Qdrant did the entry for this point.
     """
 
     is_acknowledged: bool
@@ -43,13 +43,14 @@ class Former:
     record: Record | None
     is_whole: bool = False
     place: bytes = b""
+    is_doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is kept of a point from before one entry, see Former. `retry_of`: the entry of which it repeats a part.
 
-    `is_given_up`: an operator dropped the entry.
+    `is_given_up`: an operator dropped the entry, `is_doubtful`: of which Qdrant may have done a part.
     """
 
     seq: int
@@ -60,10 +61,17 @@ class Kept:
     retry_of: int
     is_given_up: bool = False
     place: bytes = b""
+    is_doubtful: bool = False
 
 
-def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[int], bool]) -> list[Former]:
-    """What is kept of one point, in order, with what Qdrant has done. `is_refused`: an entry is in quarantine for it.
+def formers_of(
+    rows: Sequence[Kept],
+    replayed_seq: int,
+    is_refused: Callable[[int], bool],
+    is_doubtful: Callable[[int], bool] = lambda seq: False,
+) -> list[Former]:
+    """What is kept of one point, in order, with what Qdrant has done. `is_refused`: an entry is in quarantine for it,
+    `is_doubtful`: and perhaps not for this very point.
 
     What was repeated was not done before, and a repetition of what is still in quarantine was never sent.
     """
@@ -76,7 +84,17 @@ def formers_of(rows: Sequence[Kept], replayed_seq: int, is_refused: Callable[[in
             return False
         return not (is_refused(row.seq) or is_refused(row.retry_of))
 
-    return [Former(is_done(row), row.is_known, row.record, row.is_whole, row.place) for row in rows]
+    return [
+        Former(
+            is_done(row),
+            row.is_known,
+            row.record,
+            row.is_whole,
+            row.place,
+            not row.synced and (row.is_doubtful or is_doubtful(row.seq)),
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +148,9 @@ def _at_qdrant(formers: Sequence[Former], here: Record | None) -> _States:
     lacks: Former | None = None
     is_lost_track = False
     for former in formers:
+        if former.is_doubtful:
+            is_lost_track = True
+            continue
         if not former.is_acknowledged:
             lacks = lacks or former
             continue

@@ -5,7 +5,7 @@ Promises: lists every point that a row is about and each judgement is of one sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -16,6 +16,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import requests as r
 from server.replica.former import Finding, Former, Kept, formers_of, judge
+from server.replica.former_rows import IN_PART, IN_WHOLE
 from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, id_of, key_of
 from server.replica.reads import batches, marks
@@ -94,25 +95,38 @@ class FormerDesk:
             for key, seq, synced, known, payload, vectors, whole, retry_of, given_up, under in rows:
                 record = None if payload is None else Record(key, payload, vectors or b"")
                 place = under if under and (whole or names_one_key(under)) else b""
-                kept = Kept(seq, bool(synced), bool(known), record, bool(whole), retry_of, bool(given_up), place)
+                kept = Kept(
+                    seq,
+                    bool(synced),
+                    bool(known),
+                    record,
+                    bool(whole),
+                    retry_of,
+                    given_up == IN_WHOLE,
+                    place,
+                    given_up == IN_PART,
+                )
                 found.setdefault(key, []).append(kept)
-        return {key: formers_of(rows, window.replayed_seq, partial(refused.has, key)) for key, rows in found.items()}
+        return {
+            key: formers_of(rows, window.replayed_seq, partial(refused.has, key), refused.in_part.__contains__)
+            for key, rows in found.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """What is in quarantine: points by entry, None = all that the entry touched."""
+    """What is in quarantine: points by entry, None = all that it touched; entries of which only a part may be."""
 
     points: dict[int, frozenset[Key] | None]
+    in_part: frozenset[int]
 
     @classmethod
-    def of(cls, entries: Iterable[control.RefusedEntry]) -> _Refused:
-        return cls(
-            {
-                entry.seq: frozenset(key_of(r.parse(common.PointId, body)) for body in entry.ids) if entry.ids else None
-                for entry in entries
-            }
-        )
+    def of(cls, entries: Sequence[control.RefusedEntry]) -> _Refused:
+        points = {
+            entry.seq: frozenset(key_of(r.parse(common.PointId, body)) for body in entry.ids) if entry.ids else None
+            for entry in entries
+        }
+        return cls(points, frozenset(entry.seq for entry in entries if entry.in_part))
 
     def has(self, key: Key, seq: int) -> bool:
         if seq not in self.points:

@@ -17,6 +17,9 @@ from server.replica.reads import batches, marks
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
+# How an entry is given up.
+IN_WHOLE, IN_PART = 1, 2
+
 _NOTE = """
 INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, shard_keys, retry_of)
 SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7, ?8
@@ -83,15 +86,15 @@ def forget(tx: Transaction, through_seq: int) -> None:
     )
 
 
-def give_up(tx: Transaction, seq: int, keys: Sequence[Key]) -> None:
-    """Qdrant will never have entry `seq`: of these points, of all when there are none."""
-    connection = tx.connection()
+def give_up(tx: Transaction, seq: int, keys: Sequence[Key], *, in_part: bool) -> None:
+    """Qdrant will never have entry `seq`: of these points, of all when there are none. `in_part`: of some it may."""
+    connection, how = tx.connection(), IN_PART if in_part else IN_WHOLE
     if not keys:
-        connection.execute("UPDATE former SET given_up = 1 WHERE seq = ?", (seq,))
+        connection.execute("UPDATE former SET given_up = ? WHERE seq = ?", (how, seq))
     for batch in batches(keys):
         connection.execute(
-            f"UPDATE former SET given_up = 1 WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
-            (seq, *batch),
+            f"UPDATE former SET given_up = ? WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
+            (how, seq, *batch),
         )
 
 

@@ -152,7 +152,8 @@ class Writes:
         """Note, on the medium, that Qdrant will never have what an operator took out of the quarantine."""
         with self._store.durable_transaction() as tx:
             for entry in entries:
-                former_rows.give_up(tx, entry.seq, [key_of(r.parse(common.PointId, body)) for body in entry.ids])
+                keys = [key_of(r.parse(common.PointId, body)) for body in entry.ids]
+                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
 
     def apply_direct(self, method: str, body: bytes) -> bytes:
         """A write without a log: prepared and applied under the next number. Raises Refusal."""

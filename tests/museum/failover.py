@@ -403,7 +403,7 @@ GRACE = (
         "a deletion leaves no trace of what was there",
         "what Qdrant acknowledged and lost is sent again",
         "replica/applying.py",
-        '        self._keep(collection, keys, is_whole=request.points.WhichOneof("points_selector_one_of") == "points")\n',
+        "        self._keep(collection, keys, is_whole=names_them)\n",
         "",
         _FORMER,
     ),

@@ -23,7 +23,7 @@ from server.replay.parcel import unpack
 from server.replay.withheld import Withheld
 from server.replica.former_desk import FormerDesk
 from server.replica.writes import Writes
-from server.rpc import WAL_KINDS, Call, Code, Reply
+from server.rpc import UPDATE_BATCH, WAL_KINDS, Call, Code, Reply
 from server.telemetry import Telemetry
 from tests.faults.clock import ManualClock
 from tests.replica import matching
@@ -149,6 +149,33 @@ async def test_a_filter_in_quarantine_is_not_carried_out_point_by_point(looked: 
     await looked.look()
     assert len(looked.log.kept) == 1
     assert len(looked.at_qdrant()) == 30
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+async def test_what_qdrant_may_have_taken_of_an_entry_is_left_alone(looked: Looked, dropped: bool) -> None:
+    """Point 1 was A, then B, then A again by a batch of which Qdrant refuses another part, a filter."""
+    looked.here.set_completeness(control.COMPLETENESS_STALE)
+    looked.online(upsert(point(1, v=1)))
+    looked.online(upsert(point(1, v=2)))
+    batch = pb.UpdateBatchPoints(collection_name="c", wait=True)
+    batch.operations.add().upsert.points.append(point(1, v=1))
+    batch.operations.add().delete_points.points.filter.must.add().is_empty.key = "v"
+    seq = looked.offline((UPDATE_BATCH, batch))
+
+    async def choosy(call: Call) -> Reply:
+        if call.method == UPDATE_BATCH:
+            steps = pb.UpdateBatchPoints.FromString(call.body).operations
+            if any(step.WhichOneof("operation") == "delete_points" for step in steps):
+                return Reply(code=Code.INVALID_ARGUMENT, details="Bad request: not here")
+        return await looked.qdrant.handle(call)
+
+    looked.handle = choosy  # type: ignore[method-assign]
+    await looked.look()
+    assert (list(looked.log.kept), looked.at_qdrant()) == ([seq], {1: {"v": 1}})
+    if dropped:
+        await looked.drop(seq)
+    await looked.look()
+    assert looked.at_qdrant() == {1: {"v": 1}}
 
 
 async def test_what_qdrant_took_of_an_entry_is_still_looked_after(looked: Looked) -> None:

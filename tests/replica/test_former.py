@@ -111,6 +111,13 @@ def test_what_was_refused_is_not_wanted_whatever_came_later() -> None:
     assert judge(D, A, [refused, later, whole, Former(True, True, D)], frozenset()).finding is Finding.LOST
 
 
+def test_what_may_have_been_done_is_left_alone() -> None:
+    doubtful, whole = Former(False, True, B, is_doubtful=True), Former(True, True, C, is_whole=True)
+    for there in (None, A, B, C):
+        assert judge(there, C, [Former(True, True, A), doubtful], frozenset()).finding is Finding.FOREIGN
+    assert judge(A, D, [Former(True, True, A), doubtful, whole], frozenset()).finding is Finding.LOST
+
+
 def kept_before(seq: int, retry_of: int = 0, *, synced: bool = False) -> former.Kept:
     return former.Kept(seq, synced, True, A, False, retry_of)
 

@@ -361,7 +361,8 @@ class Replica:
                 if row.number == number and row.seq > request.window.since_seq
             ]
             refused = {each.seq for each in request.refused if not each.ids or raw in each.ids}
-            formers = formers_of(rows, request.window.replayed_seq, refused.__contains__)
+            in_part = {each.seq for each in request.refused if each.in_part}
+            formers = formers_of(rows, request.window.replayed_seq, refused.__contains__, in_part.__contains__)
             here = _record(number, state.points.get(number))
             judged = judge(
                 there.get(number),

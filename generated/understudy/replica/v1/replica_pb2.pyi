@@ -353,12 +353,14 @@ class JudgeFormerRequest(_message.Message):
     def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ..., is_log_whole: _Optional[bool] = ..., is_unbroken: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[RefusedEntry, _Mapping]]] = ...) -> None: ...
 
 class RefusedEntry(_message.Message):
-    __slots__ = ("seq", "ids")
+    __slots__ = ("seq", "ids", "in_part")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
+    IN_PART_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ids: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, seq: _Optional[int] = ..., ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    in_part: bool
+    def __init__(self, seq: _Optional[int] = ..., ids: _Optional[_Iterable[bytes]] = ..., in_part: _Optional[bool] = ...) -> None: ...
 
 class JudgeFormerResponse(_message.Message):
     __slots__ = ("put", "remove", "foreign", "put_under", "remove_under")
