@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +42,6 @@ from server.repairs import Repairs, marker_on
 from server.replay import Examiner, Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
-from server.replica import FORGOTTEN_AT_ONCE
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
@@ -383,18 +382,16 @@ class Understudy:
 
     def _offer(self, control: Control) -> None:
         """What `understudy wal` commands may ask of this process."""
-        log_desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version, self._let_go)
+        log_desk = running_desk(self._parts, self._replayer, self._machine.disk, self._version, self._give_up)
         for desk in (log_desk, ConflictDesk(self._kept)):
             for name, operation in desk.operations.items():
                 control.offer(name, operation)
             for name, rows in desk.row_operations.items():
                 control.offer_rows(name, rows)
 
-    async def _let_go(self) -> None:
+    async def _give_up(self, entries: Sequence[control_pb.RefusedEntry]) -> None:
         """An operator drops entries: what they did to the replica must not be taken for what Qdrant lost."""
-        self._window.let_go()
-        for _ in range(0, self.settings.replica.former_points + 1, FORGOTTEN_AT_ONCE):
-            await self._parts.mirror.forget()
+        await self._parts.mirror.give_up(entries, self.settings.replay.call_timeout_seconds)
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

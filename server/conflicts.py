@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
-from generated.qdrant import points_pb2
+from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from server.rpc import Method, Scope
 
@@ -118,8 +118,15 @@ class Conflicts:
         """The collection that a name stands for, be it an alias or the collection itself."""
         return self._aliases.get(name, name)
 
+    def behind(self, name: str) -> str:
+        """The collection behind an alias, "" when the name is none."""
+        return self._aliases.get(name, "")
+
     def note(self, row: Method, request: Message) -> None:
         """Learn from an applied write which names are aliases now."""
+        if isinstance(request, collections_pb2.DeleteCollection):
+            gone = request.collection_name
+            self._aliases = {alias: name for alias, name in self._aliases.items() if name != gone}
         if row.scope is not Scope.ALIASES:
             return
         for action in request.actions:  # type: ignore[attr-defined]

@@ -5,11 +5,12 @@ Promises: arguments and answers are JSON; the same keys whether a server runs or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 from server.clock import Clock
 from server.conflicts import EVERYTHING
 from server.entry_rows import Filter, contents, described, exported, refused, refused_whole
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 _DAY_SECONDS = 86_400.0
 
 Document: TypeAlias = dict[str, Any]
+GiveUp: TypeAlias = Callable[[Sequence[RefusedEntry]], Awaitable[None]]
 
 
 class LogDesk:
     """The operations, by name. `applied_seq` is how far the replica is.
 
-    `let_go` is awaited before entries are dropped: what they did to the replica must not be taken for what Qdrant lost.
+    `give_up` is awaited before entries are dropped: what they did to the replica must not be taken for what Qdrant has
+    lost.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class LogDesk:
         requeue: Requeue,
         *,
         applied_seq: Callable[[], int],
-        let_go: Callable[[], Awaitable[None]],
+        give_up: GiveUp,
         retention_days: float,
         version: str = "",
     ) -> None:
@@ -54,7 +57,7 @@ class LogDesk:
         self._clock = clock
         self._requeue = requeue
         self._applied_seq = applied_seq
-        self._let_go = let_go
+        self._give_up = give_up
         self._retention_days = retention_days
         self._version = version
 
@@ -169,14 +172,11 @@ class LogDesk:
     async def drop(self, asked: Document) -> Document:
         """{seqs} → {dropped: [seq]}."""
         seqs = _numbers(asked["seqs"]) or []
-        await self._let_go()
-        await self._requeue.drop(seqs)
+        await self._requeue.drop(seqs, self._give_up)
         return {"dropped": seqs}
 
 
-def running_desk(
-    parts: Parts, replayer: Replayer | None, disk: Disk, version: str, let_go: Callable[[], Awaitable[None]]
-) -> LogDesk:
+def running_desk(parts: Parts, replayer: Replayer | None, disk: Disk, version: str, give_up: GiveUp) -> LogDesk:
     """The desk of a running server."""
     # Here, not above: it brings the replay, which commands on a log at rest do without.
     from server.replay.requeue import Requeue
@@ -202,7 +202,7 @@ def running_desk(
         parts.clock,
         requeue,
         applied_seq=lambda: parts.mirror.applied_seq,
-        let_go=let_go,
+        give_up=give_up,
         retention_days=parts.settings.vectorstore.fallback.wal_retention_days,
         version=version,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
@@ -163,6 +163,17 @@ class Mirror:
             await self._control.apply(self._apply_request([]))
         except ReplicaUnavailable as error:
             self._telemetry.log.info("the replica is away, it forgets later", error=str(error))
+
+    async def give_up(self, entries: Sequence[control_pb.RefusedEntry], timeout_seconds: float) -> None:
+        """Qdrant will never have these: the replica notes it on the medium. Raises ReplicaUnavailable."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.caught_up(max((entry.seq for entry in entries), default=0))
+        except TimeoutError as error:
+            raise ReplicaUnavailable("the replica is behind the log") from error
+        request = self._apply_request([])
+        request.given_up.extend(entries)
+        await self._control.apply(request)
 
     async def caught_up(self, seq: int) -> None:
         """Wait until the replica holds every entry up to `seq`."""

@@ -400,6 +400,7 @@ class Router:
         return scrubbed
 
     def _record(self, call: Call, row: Method, entry: entry_pb2.Entry, state: EntryState) -> NewRecord:
+        entry.real_collection = self._conflicts.behind(entry.collection)
         return NewRecord(
             kind=row.wal_kind,
             state=state,

@@ -11,9 +11,9 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server import errors
 from server.cli.options import keys_of, version
@@ -25,6 +25,9 @@ from server.wal import inspect
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
+
+if TYPE_CHECKING:
+    from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 
 CONNECT_SECONDS = 5.0
 
@@ -55,7 +58,7 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
             clock,
             Requeue(log, limits, WAL_KINDS),
             applied_seq=lambda: applied_seq(fallback.local_path),
-            let_go=lambda: asyncio.to_thread(forget_former, fallback.local_path),
+            give_up=lambda entries: asyncio.to_thread(give_up, fallback.local_path, entries),
             retention_days=fallback.wal_retention_days,
             version=version(),
         )
@@ -66,17 +69,21 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
     )
 
 
-def forget_former(store: Path) -> None:
-    """No look is at what Qdrant may have lost so far, see `server.replica.former_rows`."""
+def give_up(store: Path, entries: Sequence[RefusedEntry]) -> None:
+    """What these did to the replica is not to be taken for what Qdrant lost, see `server.replica.former_rows`."""
+    from generated.qdrant.qdrant_common_pb2 import PointId
     from server.replica import former_rows
+    from server.replica.points import key_of
     from server.replica.store import Store
 
     if not store.is_dir():
         return
     opened = Store(store, SystemClock())
     try:
-        with opened.transaction() as tx:
-            former_rows.forget_all(tx)
+        with opened.durable_transaction() as tx:
+            for entry in entries:
+                keys = [key_of(PointId.FromString(body)) for body in entry.ids]
+                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
     finally:
         opened.close()
 

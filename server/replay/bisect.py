@@ -7,7 +7,7 @@ request. A request that names no points (a filter, a collection operation) has n
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
@@ -24,10 +24,14 @@ Key: TypeAlias = int | str
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One plain write with its request parsed. Requests are never changed in place."""
+    """One plain write with its request parsed. Requests are never changed in place.
+
+    `behind`: the collection that its name stood for when it was logged, "" when the name was no alias.
+    """
 
     method: str
     request: Message
+    behind: str = ""
 
     @property
     def body(self) -> bytes:
@@ -42,10 +46,10 @@ def operations_of(entry: entry_pb2.Entry) -> list[Operation]:
     or is never logged.
     """
     parts = [(part.method, part.request) for part in entry.resolved] or [(entry.method, entry.request)]
-    return [_parsed(method, body) for method, body in parts]
+    return [_parsed(method, body, entry.real_collection) for method, body in parts]
 
 
-def _parsed(method: str, body: bytes) -> Operation:
+def _parsed(method: str, body: bytes, behind: str) -> Operation:
     row = METHODS[method]
     if not row.wal_kind:
         raise KeyError(method)
@@ -55,7 +59,7 @@ def _parsed(method: str, body: bytes) -> Operation:
         request.wait = True
     if "timeout" in fields:
         request.ClearField("timeout")
-    return Operation(method, request)
+    return Operation(method, request, behind)
 
 
 def key_of(point_id: common.PointId) -> Key:
@@ -93,6 +97,18 @@ def names_of(operation: Operation) -> set[str]:
         if kind is not None:
             names |= {value for _, value in getattr(action, kind).ListFields()}
     return names
+
+
+def place_of(operation: Operation) -> str:
+    """The one collection whose points an operation touches, by the name that is no alias where that is known."""
+    request: Any = operation.request
+    name: str = request.collection_name
+    return operation.behind or name
+
+
+def places_of(operation: Operation) -> set[str]:
+    """The collections that an operation names, and the one behind its alias."""
+    return names_of(operation) | ({operation.behind} if operation.behind else set())
 
 
 def halves(operation: Operation) -> tuple[Operation, Operation] | None:
@@ -170,8 +186,8 @@ def _filtered(operation: Operation, keep: Callable[[Key], bool], *, keep_unnamed
             items = list(_items_in(getattr(step, kind))) if kind else []
             if not _keeps(items, keep, keep_unnamed):
                 del copy.operations[index]
-        return Operation(operation.method, copy) if len(copy.operations) else None
-    return Operation(operation.method, copy) if _keeps(list(_items_in(copy)), keep, keep_unnamed) else None
+        return replace(operation, request=copy) if len(copy.operations) else None
+    return replace(operation, request=copy) if _keeps(list(_items_in(copy)), keep, keep_unnamed) else None
 
 
 def _keeps(found: list[Any], keep: Callable[[Key], bool], keep_unnamed: bool) -> bool:
@@ -240,7 +256,7 @@ def _divide(operation: Operation, items_of: Callable[[Any], Any]) -> tuple[Opera
             del items[middle:]
         else:
             del items[:middle]
-        parts.append(Operation(operation.method, copy))
+        parts.append(replace(operation, request=copy))
     return parts[0], parts[1]
 
 

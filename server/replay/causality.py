@@ -1,17 +1,18 @@
 """PURE. Which later writes depend on one that was refused.
 
-Promises: what follows a quarantined point or collection is found by name alone, so the answer is the same when it is
-worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when its
-collection does; a write to a collection as a whole does not follow single points. Names are compared as they were
-given: an alias and its collection are two names. An entry follows neither itself nor what came after it: after a crash
-such entries may be in quarantine before their turn.
+Promises: what follows a quarantined point or collection is found by what its entry says, so the answer is the same when
+it is worked out again from the quarantine after a restart. A write that names no points (a filter) follows only when
+its collection does; a write to a collection as a whole does not follow single points. A write by an alias is one to the
+collection that the alias stood for when it was logged, and follows what is refused of the alias, too. Where an entry
+does not say what its name stood for, the name counts. An entry follows neither itself nor what came after it: after a
+crash such entries may be in quarantine before their turn.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.replay.bisect import Key, Operation, keys_of, names_of, only, without
+from server.replay.bisect import Key, Operation, keys_of, names_of, only, place_of, places_of, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,13 @@ class Causality:
             return
         keys = keys_of(operation)
         if keys:
-            for name in names_of(operation):
-                points = self._points.setdefault(name, {})
-                for key in keys:
-                    points.setdefault(key, seq)
+            points = self._points.setdefault(place_of(operation), {})
+            for key in keys:
+                points.setdefault(key, seq)
 
     def split(self, operation: Operation, seq: int = 0) -> Split:
         """What of an operation may go and what must follow, as a part of entry `seq`; 0 = as what comes last."""
-        names = names_of(operation)
+        names = places_of(operation)
         whole = [self._collections[name] for name in names if name in self._collections]
         counts = [refused for refused in whole if not seq or refused < seq]
         if counts:

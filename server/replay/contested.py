@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replay.bisect import Key, Operation, keys_of, names_of, names_only_points, only, without
+from server.replay.bisect import Key, Operation, keys_of, names_of, names_only_points, only, place_of, without
 from server.replay.causality import Causality
 from server.replay.parcel import Parcel
 from server.rpc import METHODS, Scope
@@ -74,9 +74,20 @@ def is_by_points(parcel: Parcel) -> bool:
     )
 
 
-def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[str, dict[Key, int]]:
-    """By collection, the points that entries change, each with the first to do so; no followers of refused ones."""
-    touches: dict[str, dict[Key, int]] = {}
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A collection, and the name that Qdrant is asked by: an alias may stand for another collection there by now."""
+
+    collection: str
+    name: str
+
+
+def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[Site, dict[Key, int]]:
+    """The points that entries change, each with the first to do so, by where and by what name that one wrote; no
+    followers of refused ones.
+    """
+    touches: dict[Site, dict[Key, int]] = {}
+    seen: set[tuple[str, Key]] = set()
     for parcel in parcels:
         if parcel.problem or not is_by_points(parcel):
             continue
@@ -84,9 +95,11 @@ def touches_of(parcels: Iterable[Parcel], causality: Causality | None) -> dict[s
             free = causality.split(operation, parcel.seq).free if causality is not None else operation
             if free is not None:
                 (name,) = names_of(free)
-                points = touches.setdefault(name, {})
+                site = Site(place_of(free), name)
                 for key in keys_of(free):
-                    points.setdefault(key, parcel.seq)
+                    if (site.collection, key) not in seen:
+                        seen.add((site.collection, key))
+                        touches.setdefault(site, {})[key] = parcel.seq
     return touches
 
 
@@ -102,9 +115,9 @@ def contest(parcel: Parcel, fates: Fates) -> Contest:
     moot: set[Key] = set()
     if not parcel.problem and is_by_points(parcel):
         for operation in parcel.operations:
-            (name,) = names_of(operation)
+            collection = place_of(operation)
             for key in keys_of(operation):
-                fate = fates.get((name, key), UNCONTESTED)
+                fate = fates.get((collection, key), UNCONTESTED)
                 if fate.keeps_out(parcel.seq):
                     (moot if fate.kind == control.FATE_MOOT else lost).add(key)
                 elif fate.holds(parcel.seq):

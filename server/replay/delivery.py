@@ -104,6 +104,11 @@ class Delivery:
         self.sent_seq = 0
         self._done: tuple[int, set[_Part]] = (0, set())
 
+    @property
+    def has_credential(self) -> bool:
+        """Whether any credential is known; right or wrong, and needed or not."""
+        return self._credential() is not None
+
     async def deliver(
         self, operations: Iterable[Operation], causality: Causality | None, seq: int, *, doubtful: Outcome
     ) -> Delivered:

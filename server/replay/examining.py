@@ -27,12 +27,13 @@ from server.clock import Clock
 from server.config import ConflictPolicy
 from server.errors import ReplicaRefused, ReplicaUnavailable
 from server.logs import Message
-from server.replay.bisect import Key, key_of
+from server.replay.bisect import Key, key_of, place_of
 from server.replay.causality import Causality
 from server.replay.contested import (
     UNCONTESTED,
     Contest,
     Fate,
+    Site,
     contest,
     id_of,
     is_by_points,
@@ -145,12 +146,12 @@ class Examiner:
             self.forget()
         by_filter = sum(1 for parcel in stretch if not parcel.problem and not is_by_points(parcel))
         self._telemetry.metrics.conflict("unknown", by_filter)
-        for collection, seqs in touches_of(stretch, causality).items():
+        for site, seqs in touches_of(stretch, causality).items():
             # A write that came since may be the first one that is pending again: what was there before it is to be
             # noted as judged, too, or our own work would be taken for others' after a crash.
-            new = {key: seq for key, seq in seqs.items() if self._looked_until.get((collection, key), 0) < seq}
+            new = {key: seq for key, seq in seqs.items() if self._looked_until.get((site.collection, key), 0) < seq}
             for chunk in _chunks(new, self._settings.conflict_points):
-                failure = await self._look(collection, chunk, stretch)
+                failure = await self._look(site, chunk, stretch)
                 if failure is not None:
                     return failure
         found = [contest(parcel, self._fates) for parcel in stretch]
@@ -159,24 +160,24 @@ class Examiner:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    async def _look(self, collection: str, seqs: dict[Key, int], stretch: Sequence[Parcel]) -> Answer | None:
+    async def _look(self, site: Site, seqs: dict[Key, int], stretch: Sequence[Parcel]) -> Answer | None:
         """Learn the fate of these points; an Answer when Qdrant cannot be asked now."""
-        page = await self._page(collection, list(seqs))
+        page = await self._page(site.name, list(seqs))
         if isinstance(page, Answer):
             if is_too_large(page.code, page.details) and len(seqs) > 1:
                 halves = _chunks(seqs, (len(seqs) + 1) // 2)
-                return next(filter(None, [await self._look(collection, half, stretch) for half in halves]), None)
+                return next(filter(None, [await self._look(site, half, stretch) for half in halves]), None)
             if not self._is_final(page):
                 return page
-            self._unknown(collection, len(seqs), f"{page.code.name} {page.details}")
+            self._unknown(site.name, len(seqs), f"{page.code.name} {page.details}")
             return None
         self._doubts = 0
-        look = _Look(collection, seqs, page)
+        look = _Look(site.collection, seqs, page)
         try:
             await self._judge(look, stretch)
         except (ReplicaUnavailable, ReplicaRefused) as error:
             # It had its time to come back. Not to send what was acknowledged would be worse than not to know.
-            self._unknown(collection, len(seqs), str(error))
+            self._unknown(site.name, len(seqs), str(error))
         return None
 
     def _is_final(self, answer: Answer) -> bool:
@@ -268,7 +269,7 @@ class Examiner:
         for each in found:
             for key, operations in each.lost.items():
                 outcome = conflict_pb2.CONFLICT_OUTCOME_NOT_WRITTEN
-                row = self._row(each.parcel, outcome, each.parcel.entry.collection, key)
+                row = self._row(each.parcel, outcome, place_of(operations[0]), key)
                 row.left_out.extend(entry_pb2.Operation(method=one.method, request=one.body) for one in operations)
                 rows.append(row)
         if rows:

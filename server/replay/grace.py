@@ -84,13 +84,6 @@ class GraceWindow:
         self.is_due = True
         self.losses += 1
 
-    def let_go(self) -> None:
-        """No look is at anything that Qdrant has dealt with so far; one under way begins anew."""
-        seq = self._replayed_seq()
-        self._samples = deque([_Sample(self._clock.monotonic(), seq)])
-        self._since_seq = seq
-        self.losses += 1
-
     def looked(self, losses: int, *, has_sent: bool) -> None:
         """A look that began after `losses` losses is over. `has_sent`: Qdrant got points, and may lose them too."""
         if has_sent:

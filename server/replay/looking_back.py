@@ -1,18 +1,24 @@
 """The look at what Qdrant may have lost: the points that its last acknowledged entries touched, page by page.
 
 Promises: before a newer entry is sent, each point that Qdrant shows as it was before such an entry is sent again as it
-should be: with the effect of every entry that Qdrant acknowledged, and of none that is pending. Points that somebody
-else has changed, and points of entries in quarantine, are left alone. A look that is cut short begins anew, in another
+should be: with the effect of every entry that Qdrant acknowledged, and of none that is pending or in quarantine. Points
+that somebody else has changed are left alone. A look that is cut short begins anew, in another
 process too: what has been sent again is then found as it should be.
 
-Does not bring back collections or aliases, nor points that the replica knows nothing of.
+While Qdrant wants a credential and none is known, the look waits; a credential that it refuses ends it.
+
+Points of collections with custom sharding go back under the shard keys of the write that the replica saw last.
+
+Does not bring back collections or aliases, nor points that the replica knows nothing of, nor those under shard
+keys that no write is known to have named.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Protocol
 
 from generated.qdrant import points_pb2
@@ -22,10 +28,10 @@ from server import config
 from server.errors import ReplicaUnavailable
 from server.logs import Message
 from server.replay.bisect import Operation, keys_of
-from server.replay.causality import Causality
 from server.replay.delivery import Answer, Delivery
 from server.replay.grace import GraceWindow
 from server.replay.judge import Outcome
+from server.replay.withheld import Withheld
 from server.replica.pages import FormerControl
 from server.rpc import POINTS, UPSERT
 from server.telemetry import Telemetry
@@ -58,6 +64,7 @@ class _Look:
     restored: int = 0
     foreign: int = 0
     unseen: int = 0
+    refused: int = 0
     has_sent: bool = False
     tries: int = 0
 
@@ -109,8 +116,13 @@ class LookBack:
         if not listed.ids:
             self._window.looked(self._window.losses, has_sent=False)
 
-    async def step(self, delivery: Delivery, causality: Causality) -> Answer:
-        """The next page; DONE when it is dealt with. Raises ReplicaUnavailable."""
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a look has begun that still counts."""
+        return self._look is not None and self._look.losses == self._window.losses
+
+    async def step(self, delivery: Delivery, withheld: Withheld) -> Answer:
+        """The next page; DONE when it is dealt with. `withheld` is in quarantine. Raises ReplicaUnavailable."""
         look = self._look
         if look is None or look.losses != self._window.losses:
             # What a look that was cut short has sent counts as sent all the same.
@@ -121,7 +133,7 @@ class LookBack:
         if not listed.ids:
             self._end(look)
             return Answer(Outcome.DONE)
-        answer = await self._look_at(look, listed, delivery, causality)
+        answer = await self._look_at(look, listed, delivery, withheld)
         if answer.outcome is Outcome.DONE:
             look.after, look.tries = listed.next_after, 0
         return answer
@@ -137,10 +149,13 @@ class LookBack:
         return _Look(losses, window, has_sent=has_sent)
 
     async def _look_at(
-        self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, causality: Causality
+        self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, withheld: Withheld
     ) -> Answer:
         reply = await delivery.points(listed.collection, map(common.PointId.FromString, listed.ids))
         if isinstance(reply, Answer):
+            if reply.outcome is Outcome.AUTH and not delivery.has_credential:
+                # After a start: the first client that comes with a key brings it.
+                return reply
             return self._not_seen(look, len(listed.ids), reply)
         judged = await self._control.judge_former(
             control_pb.JudgeFormerRequest(
@@ -150,9 +165,10 @@ class LookBack:
                 page=reply.body,
                 is_log_whole=self._is_log_whole(listed.collection),
                 is_unbroken=self._is_unbroken(),
+                refused=withheld.among(listed.ids, look.window.since_seq),
             )
         )
-        answer = await self._send(look, listed.collection, judged, delivery, causality)
+        answer = await self._send(look, listed.collection, judged, delivery)
         if answer.outcome is Outcome.DONE:
             look.seen += len(listed.ids)
             look.foreign += judged.foreign
@@ -178,21 +194,23 @@ class LookBack:
         collection: str,
         judged: control_pb.JudgeFormerResponse,
         delivery: Delivery,
-        causality: Causality,
     ) -> Answer:
         for operation, points in _operations(collection, judged):
             look.has_sent = True
-            delivered = await delivery.deliver([operation], causality, 0, doubtful=Outcome.TRANSIENT)
+            delivered = await delivery.deliver([operation], None, 0, doubtful=Outcome.TRANSIENT)
             if delivered.answer.outcome is not Outcome.DONE:
                 return delivered.answer
             if delivered.blames:
                 self._telemetry.log.warning(
                     "Qdrant refuses what it had acknowledged",
                     collection=collection,
+                    points=sum(len(keys_of(each)) for each in delivered.left_over),
                     code=delivered.blames[0].answer.code.name,
                     details=delivered.blames[0].answer.details,
                 )
-            look.restored += points - sum(len(keys_of(each)) for each in delivered.left_over)
+            refused = sum(len(keys_of(each)) for each in delivered.left_over)
+            look.refused += refused
+            look.restored += points - refused
         return Answer(Outcome.DONE)
 
     def _end(self, look: _Look) -> None:
@@ -202,22 +220,37 @@ class LookBack:
         self.restored += look.restored
         self._telemetry.metrics.restored(look.restored)
         counts = {"points": look.seen, "restored": look.restored, "changed_by_others": look.foreign}
-        if look.restored or look.unseen:
-            self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, **counts)
-        elif look.seen:
+        if look.restored:
+            self._telemetry.log.warning(Message.RESTORED, unseen=look.unseen, refused=look.refused, **counts)
+        elif look.seen and not look.unseen and not look.refused:
             self._telemetry.log.info("Qdrant has what it acknowledged", **counts)
 
 
 def _operations(collection: str, judged: control_pb.JudgeFormerResponse) -> list[tuple[Operation, int]]:
-    """What puts things right, and how many points each is about."""
+    """What puts things right, and how many points each is about: one write for each selector of shard keys."""
     found: list[tuple[Operation, int]] = []
-    if judged.put:
-        points = list(map(points_pb2.PointStruct.FromString, judged.put))
-        request = points_pb2.UpsertPoints(collection_name=collection, wait=True, points=points)
+    for under, bodies in _by_selector(judged.put, judged.put_under).items():
+        points = list(map(points_pb2.PointStruct.FromString, bodies))
+        request = points_pb2.UpsertPoints(
+            collection_name=collection, wait=True, points=points, shard_key_selector=_selector(under)
+        )
         found.append((Operation(UPSERT, request), len(points)))
-    if judged.remove:
-        ids = points_pb2.PointsIdsList(ids=map(common.PointId.FromString, judged.remove))
+    for under, bodies in _by_selector(judged.remove, judged.remove_under).items():
+        ids = points_pb2.PointsIdsList(ids=map(common.PointId.FromString, bodies))
         selector = points_pb2.PointsSelector(points=ids)
-        gone = points_pb2.DeletePoints(collection_name=collection, wait=True, points=selector)
-        found.append((Operation(_DELETE, gone), len(judged.remove)))
+        gone = points_pb2.DeletePoints(
+            collection_name=collection, wait=True, points=selector, shard_key_selector=_selector(under)
+        )
+        found.append((Operation(_DELETE, gone), len(bodies)))
     return found
+
+
+def _by_selector(bodies: Iterable[bytes], selectors: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for body, under in zip_longest(bodies, selectors, fillvalue=b""):
+        found.setdefault(under, []).append(body)
+    return found
+
+
+def _selector(body: bytes) -> points_pb2.ShardKeySelector | None:
+    return points_pb2.ShardKeySelector.FromString(body) if body else None

@@ -8,13 +8,15 @@ is lost, nothing overtakes. What later writes would be overwritten is refused by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
+from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 from server.errors import WalError, WalFull
 from server.replay.parcel import unpack
 from server.replay.retry import Held, Overwritten, Plan, named, plan, repetition
+from server.replay.withheld import Withheld
 from server.wal.encoder import frame_bytes_of
 from server.wal.limits import WalLimits
 from server.wal.log import Log
@@ -91,9 +93,11 @@ class Requeue:
                     )
                 return await self._repeat(planned)
 
-    async def drop(self, seqs: list[int]) -> None:
-        """Let entries go for good. Refused where one of them would still be sent: by what repeats it, or because a
-        crash came before the cursor had passed it.
+    async def drop(
+        self, seqs: list[int], give_up: Callable[[Sequence[RefusedEntry]], Awaitable[None]] | None = None
+    ) -> None:
+        """Let entries go for good; `give_up` is awaited before. Refused where one of them would still be sent: by what
+        repeats it, or because a crash came before the cursor had passed it.
         """
         async with self._one_at_a_time, self._alone():
             present = {item.seq for item in self._log.quarantined()}
@@ -109,8 +113,19 @@ class Requeue:
                     hint="Drop it once the replay has passed it: Qdrant is asked once more, and what it takes stays",
                 )
             await self._refuse_repeated(set(seqs))
+            if give_up is not None:
+                await give_up(await asyncio.to_thread(self._withheld, set(seqs)))
             for seq in sorted(seqs, reverse=True):
                 await self._log.release_quarantined(seq)
+
+    def _withheld(self, seqs: set[int]) -> list[RefusedEntry]:
+        """What Qdrant lacks of entries in quarantine; of one whose file is damaged, all."""
+        withheld = Withheld()
+        for held in self._held():
+            if held.seq in seqs:
+                withheld.note(held.parcel)
+        entries = withheld.entries()
+        return entries + [RefusedEntry(seq=seq) for seq in sorted(seqs - {entry.seq for entry in entries})]
 
     async def _refuse_repeated(self, seqs: set[int]) -> None:
         after = self._log.replayed_seq
@@ -159,7 +174,7 @@ class Requeue:
 
     async def _repeat(self, planned: Plan) -> dict[int, int]:
         """To the tail of the log, all of it durable; then out of the quarantine, last first."""
-        entries = [repetition(held, self._limits.entry_bytes) for held in planned.repeat]
+        entries = [repetition(held, self._limits.entry_bytes, self._collection_of) for held in planned.repeat]
         size = sum(map(frame_bytes_of, entries))
         if self._log.total_bytes + size > self._limits.total_bytes:
             raise WalFull(f"the log has no room for the {size} bytes to retry (wal.total_bytes); nothing was changed")

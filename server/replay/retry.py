@@ -27,7 +27,7 @@ from enum import Enum
 from generated.qdrant import points_pb2
 from generated.understudy.wal.v1 import entry_pb2
 from server.errors import WalError
-from server.replay.bisect import Key, Operation, keys_of, names_of, names_only_points
+from server.replay.bisect import Key, Operation, keys_of, names_only_points, places_of
 from server.replay.causality import Causality
 from server.replay.judge import ALIASES, CREATE, DELETE
 from server.replay.parcel import Parcel, unpack
@@ -78,7 +78,7 @@ class Touched:
 
 def touched_by(operation: Operation, collection_of: Callable[[str], str]) -> Touched:
     """The reach of one operation; `collection_of` turns an alias into the collection that it stands for."""
-    names = names_of(operation)
+    names = places_of(operation)
     reach = _reach_of(operation)
     return Touched(
         reach,
@@ -255,11 +255,15 @@ def _digest(parcel: Parcel) -> bytes:
     return hashlib.sha256(entry.SerializeToString(deterministic=True)).digest()
 
 
-def repetition(held: Held, entry_bytes: int) -> NewRecord:
-    """The entry as it goes back to the log. It says what it repeats if it still fits then."""
+def repetition(held: Held, entry_bytes: int, collection_of: Callable[[str], str]) -> NewRecord:
+    """The entry as it goes back to the log: its name is for what it stands for now. It says what it repeats if it still
+    fits then.
+    """
     record = held.parcel.record
     entry = entry_pb2.Entry()
     entry.CopyFrom(held.parcel.entry)
+    real = collection_of(entry.collection)
+    entry.real_collection = real if real != entry.collection else ""
     entry.retry_of = held.seq
     if entry.ByteSize() > entry_bytes:
         entry.ClearField("retry_of")

@@ -33,6 +33,7 @@ from server.replay.parcel import Parcel, unpack
 from server.replay.ports import PendingLog
 from server.replay.suspicion import Suspicion
 from server.replay.unmarked import Unmarked, shares_a_record
+from server.replay.withheld import Withheld
 from server.rpc import Backend, Code, Metadata
 from server.telemetry import Span, Telemetry
 from server.wal.quarantine import Refused
@@ -100,6 +101,7 @@ class Stepper:
         self._unmarked = Unmarked()
         self._causality = Causality()
         self._quarantined: frozenset[int] = frozenset()
+        self._withheld = Withheld()
         # Not in quarantine on disk yet: the cursor is before them.
         self._refused: list[Refused] = []
         self._recalled = False
@@ -221,7 +223,8 @@ class Stepper:
         self._delivery.forget()
         await self._mark()
         self._page.clear()
-        if not self._recalled:
+        if not self._recalled or not look_back.is_under_way:
+            # What was refused since the last look counts, too.
             await self._recall()
         if not self._is_up():
             return Standing(Step.DOWN)
@@ -229,7 +232,7 @@ class Stepper:
         if permit is None:
             return Standing(Step.RESTING, "the circuit breaker is open")
         try:
-            answer = await look_back.step(self._delivery, self._causality)
+            answer = await look_back.step(self._delivery, self._withheld)
         except ReplicaUnavailable as error:
             self._breaker.abandon(permit)
             self.failures += 1
@@ -327,17 +330,19 @@ class Stepper:
     async def _recall(self) -> None:
         """What is in quarantine now decides who follows; operators may have changed it since the last sync."""
         await self._mark()
-        self._causality, self._quarantined = await asyncio.to_thread(self._causality_of_quarantine)
+        self._causality, self._quarantined, self._withheld = await asyncio.to_thread(self._causality_of_quarantine)
         self._recalled = True
         self._telemetry.metrics.quarantine(len(self._quarantined))
 
-    def _causality_of_quarantine(self) -> tuple[Causality, frozenset[int]]:
-        causality = Causality()
+    def _causality_of_quarantine(self) -> tuple[Causality, frozenset[int], Withheld]:
+        causality, withheld = Causality(), Withheld()
         seqs = set()
         for item, record in self._log.quarantined_entries():
-            unpack(record, self._kinds).taint(causality, Code(item.code), item.details)
+            parcel = unpack(record, self._kinds)
+            parcel.taint(causality, Code(item.code), item.details)
+            withheld.note(parcel)
             seqs.add(item.seq)
-        return causality, frozenset(seqs)
+        return causality, frozenset(seqs), withheld
 
     @property
     def _is_past_a_refused_one(self) -> bool:

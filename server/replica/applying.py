@@ -20,12 +20,13 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import catalogue, checks, payload_edits
 from server.replica import requests as r
 from server.replica.baseline_rows import Keeper
-from server.replica.former_rows import FormerRows
+from server.replica.former_rows import Cause, FormerRows
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Record
 from server.replica.resolving import Matching, Resolver, already_exists
+from server.replica.sharding import selector_of
 from server.replica.store import Transaction
 from server.replica.touched import Touched
 from server.replica.vector_forms import canonical_map, fields_of, named
@@ -47,6 +48,7 @@ class Applier:
         seq: int,
         *,
         synced: bool,
+        retry_of: int = 0,
         keeper: Keeper | None = None,
         former: FormerRows | None = None,
     ) -> None:
@@ -56,7 +58,11 @@ class Applier:
         self._touched = touched
         self._seq = seq
         self._synced = synced
+        self._cause = Cause(seq, synced, retry_of)
         self._keeper = keeper
+        # False: what Qdrant did may depend on what it held.
+        self._is_told = True
+        self._shard_keys = b""
 
     def apply(self, method: str, request: Message) -> None:
         """Do one operation. Raises Refusal."""
@@ -64,6 +70,7 @@ class Applier:
             for part_method, part in r.parts_of(request):
                 self.apply(part_method, part)
             return
+        self._shard_keys = selector_of(request)
         _APPLY[method](self, request)
 
     def missing_point(self, request: Any) -> str:
@@ -90,7 +97,7 @@ class Applier:
             body = pb.PointStruct()
             payload_edits.overwrite(body.payload, point.payload)
             records[key] = Record(key, body.SerializeToString(deterministic=True), vectors)
-        self._put(collection, records.values())
+        self._put(collection, records.values(), is_whole=self._is_told)
 
     def _upsert_conditional(self, request: pb.UpsertPoints) -> None:
         collection = catalogue.find(self._tx, request.collection_name)
@@ -99,8 +106,10 @@ class Applier:
             self._touched.points(collection.cid, keys_of(point.id for point in request.points), self._seq)
         judged = replace(collection, completeness=control.COMPLETENESS_COMPLETE)
         resolver = Resolver(_Whole(self._tx, judged), self._matching, len(request.points))
+        self._is_told = not self._synced
         for method, plain in resolver.resolve(r.UPSERT, request) or []:
             self.apply(method, plain)
+        self._is_told = True
 
     def _update_vectors(self, request: pb.UpdatePointVectors) -> None:
         collection = catalogue.find(self._tx, request.collection_name)
@@ -122,7 +131,8 @@ class Applier:
 
     def _delete(self, request: pb.DeletePoints) -> None:
         collection, keys = self._selected(request, request.points)
-        self._keep(collection, keys)
+        names_them = request.points.WhichOneof("points_selector_one_of") == "points"
+        self._keep(collection, keys, is_whole=names_them)
         self._tx.remove(collection.cid, keys)
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:
@@ -181,19 +191,19 @@ class Applier:
         self._touched.points(collection.cid, keys, self._seq)
         return collection, keys
 
-    def _put(self, collection: Collection, records: Iterable[Record]) -> None:
+    def _put(self, collection: Collection, records: Iterable[Record], *, is_whole: bool = False) -> None:
         kept = list(records)
         keys = [record.key for record in kept]
         self._touched.points(collection.cid, keys, self._seq)
-        self._keep(collection, keys)
+        self._keep(collection, keys, is_whole=is_whole)
         self._tx.put(collection.cid, kept)
 
-    def _keep(self, collection: Collection, keys: Sequence[Key]) -> None:
-        """What is about to be changed, for those who want to know what it was."""
+    def _keep(self, collection: Collection, keys: Sequence[Key], *, is_whole: bool) -> None:
+        """What is about to be changed, for those who want to know what it was. `is_whole`: whatever it was."""
         if self._keeper is not None:
             self._keeper.keep(collection, keys)
         if self._former is not None:
-            self._former.note(self._tx, collection, keys, self._seq, synced=self._synced)
+            self._former.note(self._tx, collection, keys, self._cause, is_whole=is_whole, shard_keys=self._shard_keys)
 
     # --- collections -------------------------------------------------------------------------------------------------
 

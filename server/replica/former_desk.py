@@ -5,7 +5,9 @@ Promises: lists every point that a row is about and each judgement is of one sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 
@@ -13,11 +15,13 @@ from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import requests as r
-from server.replica.former import Finding, Former, judge
+from server.replica.former import Finding, Former, Kept, formers_of, judge
+from server.replica.former_rows import IN_PART, IN_WHOLE
 from server.replica.imports import record_of, rounded_vectors
 from server.replica.points import Key, id_of, key_of
 from server.replica.reads import batches, marks
 from server.replica.records import Record
+from server.replica.sharding import names_one_key
 from server.replica.store import Store
 from server.replica.vector_forms import UNNAMED
 
@@ -58,7 +62,7 @@ class FormerDesk:
                 return response
             keys = [key_of(r.parse(common.PointId, body)) for body in request.ids]
             here = self._store.fetch(collection.cid, keys)
-            formers = self._formers(collection.cid, keys, request.window)
+            formers = self._formers(collection.cid, keys, request.window, _Refused.of(request.refused))
         rounded = rounded_vectors(collection)
         for key in keys:
             judged = judge(
@@ -73,21 +77,62 @@ class FormerDesk:
                 response.foreign += 1
             elif judged.finding is Finding.LOST and judged.wanted is None:
                 response.remove.append(id_of(key).SerializeToString())
+                response.remove_under.append(judged.place)
             elif judged.finding is Finding.LOST and judged.wanted is not None:
                 response.put.append(_point_of(judged.wanted).SerializeToString())
+                response.put_under.append(judged.place)
         return response
 
-    def _formers(self, cid: int, keys: Iterable[Key], window: control.FormerWindow) -> dict[Key, list[Former]]:
-        found: dict[Key, list[Former]] = {}
+    def _formers(
+        self, cid: int, keys: Iterable[Key], window: control.FormerWindow, refused: _Refused
+    ) -> dict[Key, list[Former]]:
+        found: dict[Key, list[Kept]] = {}
         for batch in batches(keys):
-            columns = "key, synced OR seq <= ?, known, payload, vectors"
+            columns = "key, seq, synced, known, payload, vectors, whole, retry_of, given_up, shard_keys"
             where = f"cid = ? AND key IN ({marks(len(batch))}) AND seq > ?"
             statement = f"SELECT {columns} FROM former WHERE {where} ORDER BY n"  # noqa: S608
-            values = (window.replayed_seq, cid, *batch, window.since_seq)
-            for key, is_acknowledged, known, payload, vectors in self._store.connection().execute(statement, values):
+            rows = self._store.connection().execute(statement, (cid, *batch, window.since_seq))
+            for key, seq, synced, known, payload, vectors, whole, retry_of, given_up, under in rows:
                 record = None if payload is None else Record(key, payload, vectors or b"")
-                found.setdefault(key, []).append(Former(bool(is_acknowledged), bool(known), record))
-        return found
+                place = under if under and (whole or names_one_key(under)) else b""
+                kept = Kept(
+                    seq,
+                    bool(synced),
+                    bool(known),
+                    record,
+                    bool(whole),
+                    retry_of,
+                    given_up == IN_WHOLE,
+                    place,
+                    given_up == IN_PART,
+                )
+                found.setdefault(key, []).append(kept)
+        return {
+            key: formers_of(rows, window.replayed_seq, partial(refused.has, key), refused.in_part.__contains__)
+            for key, rows in found.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """What is in quarantine: points by entry, None = all that it touched; entries of which only a part may be."""
+
+    points: dict[int, frozenset[Key] | None]
+    in_part: frozenset[int]
+
+    @classmethod
+    def of(cls, entries: Sequence[control.RefusedEntry]) -> _Refused:
+        points = {
+            entry.seq: frozenset(key_of(r.parse(common.PointId, body)) for body in entry.ids) if entry.ids else None
+            for entry in entries
+        }
+        return cls(points, frozenset(entry.seq for entry in entries if entry.in_part))
+
+    def has(self, key: Key, seq: int) -> bool:
+        if seq not in self.points:
+            return False
+        keys = self.points[seq]
+        return keys is None or key in keys
 
 
 def _point_of(record: Record) -> pb.PointStruct:

@@ -10,16 +10,30 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from server.replica import FORGOTTEN_AT_ONCE, catalogue
+from server.replica.reads import batches, marks
 from server.replica.records import Collection, Key
 from server.replica.store import Transaction
 
+# How an entry is given up.
+IN_WHOLE, IN_PART = 1, 2
+
 _NOTE = """
-INSERT INTO former (seq, synced, cid, key, known, payload, vectors)
-SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors
+INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, shard_keys, retry_of)
+SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7, ?8
 FROM (SELECT 1) LEFT JOIN points p ON p.cid = ?3 AND p.key = ?4 LEFT JOIN vectors v ON v.pid = p.pid
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The entry that changes points. `retry_of`: the entry of the quarantine that it repeats, 0 = none."""
+
+    seq: int
+    synced: bool
+    retry_of: int = 0
 
 
 class FormerRows:
@@ -28,17 +42,33 @@ class FormerRows:
     def __init__(self, limit_points: int) -> None:
         self._limit_points = limit_points
 
-    def note(self, tx: Transaction, collection: Collection, keys: Sequence[Key], seq: int, *, synced: bool) -> None:
-        """Keep what these points are now, before entry `seq` changes them."""
+    def note(
+        self,
+        tx: Transaction,
+        collection: Collection,
+        keys: Sequence[Key],
+        cause: Cause,
+        *,
+        is_whole: bool,
+        shard_keys: bytes,
+    ) -> None:
+        """Keep what these points are now, before an entry changes them; `is_whole`: whatever they are.
+
+        `shard_keys` is the selector of the write.
+        """
         connection = tx.connection()
         first, last = _bounds(connection)
         excess = (last - first + 1 if last else 0) + len(keys) - self._limit_points
         if excess > 0:
-            if not synced or len(keys) > self._limit_points:
+            if not cause.synced or len(keys) > self._limit_points:
                 return
             connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
         is_known = int(catalogue.is_whole(collection))
-        connection.executemany(_NOTE, ((seq, int(synced), collection.cid, key, is_known) for key in keys))
+        begin, end = (
+            (cause.seq, int(cause.synced), collection.cid),
+            (is_known, int(is_whole), shard_keys, cause.retry_of),
+        )
+        connection.executemany(_NOTE, ((*begin, key, *end) for key in keys))
 
 
 def _bounds(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -54,6 +84,18 @@ def forget(tx: Transaction, through_seq: int) -> None:
         "DELETE FROM former WHERE n IN (SELECT n FROM former ORDER BY n LIMIT ?) AND seq <= ?",
         (FORGOTTEN_AT_ONCE, through_seq),
     )
+
+
+def give_up(tx: Transaction, seq: int, keys: Sequence[Key], *, in_part: bool) -> None:
+    """Qdrant will never have entry `seq`: of these points, of all when there are none. `in_part`: of some it may."""
+    connection, how = tx.connection(), IN_PART if in_part else IN_WHOLE
+    if not keys:
+        connection.execute("UPDATE former SET given_up = ? WHERE seq = ?", (how, seq))
+    for batch in batches(keys):
+        connection.execute(
+            f"UPDATE former SET given_up = ? WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
+            (how, seq, *batch),
+        )
 
 
 def forget_all(tx: Transaction) -> None:

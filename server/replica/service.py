@@ -238,14 +238,18 @@ class Service:
 
     async def _apply(self, body: bytes) -> Message:
         request = r.parse(control.ApplyRequest, body)
-        return await self._write(
-            lambda: self._writes.apply(
+
+        def apply() -> control.ApplyResponse:
+            if request.given_up:
+                self._writes.give_up(request.given_up)
+            return self._writes.apply(
                 request.entries,
                 request.replayed_seq,
                 keeps_former=request.keeps_former,
                 forgets_through_seq=request.forgets_through_seq,
             )
-        )
+
+        return await self._write(apply)
 
     async def _list_former(self, body: bytes) -> Message:
         request = r.parse(control.ListFormerRequest, body)

@@ -79,6 +79,20 @@ def check_write(reads: Reads, request: Any) -> None:
         raise wrong_input("Shard key not specified")
 
 
+def selector_of(request: Any) -> bytes:
+    """The serialized selector of a write to points, empty when it names no shard keys."""
+    if _FIELD not in request.DESCRIPTOR.fields_by_name or not request.HasField(_FIELD):
+        return b""
+    selector: points.ShardKeySelector = request.shard_key_selector
+    return selector.SerializeToString(deterministic=True)
+
+
+def names_one_key(selector: bytes) -> bool:
+    """Whether a point that was written by this serialized selector can lie under one key only."""
+    named = points.ShardKeySelector.FromString(selector)
+    return len(named.shard_keys) == 1 and not named.HasField("fallback")
+
+
 def _is_plain_upsert(request: Any) -> bool:
     return (
         isinstance(request, points.UpsertPoints)

@@ -62,7 +62,9 @@ _LATER_TABLES = """
 -- What points were before late entries, see `former_rows`.
 CREATE TABLE IF NOT EXISTS former (
     n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
-    known INTEGER NOT NULL, payload BLOB, vectors BLOB
+    known INTEGER NOT NULL, payload BLOB, vectors BLOB, whole INTEGER NOT NULL DEFAULT 0,
+    retry_of INTEGER NOT NULL DEFAULT 0, given_up INTEGER NOT NULL DEFAULT 0,
+    shard_keys BLOB NOT NULL DEFAULT x''
 );
 CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
 -- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
@@ -81,6 +83,13 @@ CREATE TABLE IF NOT EXISTS baselines (
 );
 CREATE INDEX IF NOT EXISTS baselines_by_last ON baselines (last_seq);
 """
+# Table, column and what it is declared as: for a table that is there already.
+_LATER_COLUMNS = (
+    ("former", "whole", "INTEGER NOT NULL DEFAULT 0"),
+    ("former", "retry_of", "INTEGER NOT NULL DEFAULT 0"),
+    ("former", "given_up", "INTEGER NOT NULL DEFAULT 0"),
+    ("former", "shard_keys", "BLOB NOT NULL DEFAULT x''"),
+)
 
 
 class Transaction(Reads):
@@ -303,6 +312,7 @@ class Store(Reads):
                     hint="Use the version that wrote it, or an empty directory",
                 )
             connection.executescript(f"BEGIN; {_LATER_TABLES} COMMIT;")
+            _add_later_columns(connection)
         except BaseException:
             connection.close()
             raise
@@ -420,3 +430,10 @@ class Store(Reads):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._writer.close()
             os.close(self._lock_fd)
+
+
+def _add_later_columns(connection: sqlite3.Connection) -> None:
+    for table, column, declared in _LATER_COLUMNS:
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column not in present:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declared}")

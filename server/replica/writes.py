@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
@@ -24,6 +25,7 @@ from server.replica import requests as r
 from server.replica.applying import Applier
 from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
+from server.replica.points import key_of
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Plain, Resolved, Resolver, is_nothing
 from server.replica.store import Store, Transaction
@@ -146,6 +148,13 @@ class Writes:
         response.applied_seq = applied_seq
         return response
 
+    def give_up(self, entries: Iterable[control.RefusedEntry]) -> None:
+        """Note, on the medium, that Qdrant will never have what an operator took out of the quarantine."""
+        with self._store.durable_transaction() as tx:
+            for entry in entries:
+                keys = [key_of(r.parse(common.PointId, body)) for body in entry.ids]
+                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
+
     def apply_direct(self, method: str, body: bytes) -> bytes:
         """A write without a log: prepared and applied under the next number. Raises Refusal."""
         halted: Halted | None = None
@@ -203,7 +212,14 @@ class Writes:
         row = _row(entry.entry.method)
         request = r.parse(row.request, entry.entry.request)
         applier = Applier(
-            tx, self._matching, self._touched, entry.seq, synced=entry.synced, keeper=keeper, former=former
+            tx,
+            self._matching,
+            self._touched,
+            entry.seq,
+            synced=entry.synced,
+            retry_of=entry.entry.retry_of,
+            keeper=keeper,
+            former=former,
         )
         missing = ""
         if not entry.synced and row.path in _NAMING and getattr(request, "wait", False):

@@ -11,6 +11,7 @@ _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
 _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
 _FORMER = "tests/replica/test_former.py"
 _WIRE = "tests/replica/test_wire.py"
+_LOOKING_BACK = "tests/replay/test_looking_back.py"
 _GRACE = "tests/replay/test_grace.py"
 _HISTORIES = "tests/simulation/test_histories.py::test_every_history_has_an_order"
 
@@ -429,9 +430,25 @@ GRACE = (
         "what is pending is sent with what was lost",
         "pending writes reach Qdrant in the order of the log",
         "replica/former.py",
-        "    wanted = here if pending is None else pending.record\n",
-        "    wanted = here\n",
+        "    return _States(before, lacks or Former(True, True, here))\n",
+        "    return _States(before, Former(True, True, here))\n",
         _FORMER,
+    ),
+    _bug(
+        "what is in quarantine is sent with what was lost",
+        "only what Qdrant has lost is sent again",
+        "replay/looking_back.py",
+        "                refused=withheld.among(listed.ids, look.window.since_seq),\n",
+        "",
+        f"{_LOOKING_BACK}::test_a_filter_in_quarantine_is_not_carried_out_point_by_point",
+    ),
+    _bug(
+        "an alias and its collection are two names",
+        "nothing acknowledged is lost",
+        "replay/bisect.py",
+        "    return operation.behind or name\n",
+        "    return name\n",
+        f"{_CONFLICTS}::test_an_alias_and_its_collection_are_one_place",
     ),
     _bug(
         "what somebody else wrote counts as lost",
@@ -445,8 +462,8 @@ GRACE = (
         "a deletion leaves no trace of what was there",
         "what Qdrant acknowledged and lost is sent again",
         "replica/applying.py",
-        "        self._keep(collection, keys)\n        self._tx.remove(collection.cid, keys)\n",
-        "        self._tx.remove(collection.cid, keys)\n",
+        "        self._keep(collection, keys, is_whole=names_them)\n",
+        "",
         _FORMER,
     ),
     _bug(

@@ -193,3 +193,9 @@ def test_aliases_are_learned_from_applied_writes() -> None:
         ),
     )
     assert conflicts._aliases == {"b": "c"}
+    assert (conflicts.behind("b"), conflicts.behind("c")) == ("c", "")
+    drop = METHODS["/qdrant.Collections/Delete"]
+    conflicts.note(drop, collections_pb2.DeleteCollection(collection_name="d"))
+    assert conflicts.behind("b") == "c"
+    conflicts.note(drop, collections_pb2.DeleteCollection(collection_name="c"))
+    assert conflicts.behind("b") == ""

@@ -13,6 +13,7 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2
 from server import config
 from server.config import ConflictPolicy
+from server.conflicts import Conflicts
 from server.health.breaker import Breaker
 from server.replay import Examiner, Replayer
 from server.replica.baselines import Baselines
@@ -93,6 +94,7 @@ class Divided:
         self.telemetry = Telemetry.silent()
         self.kept = ConflictLog(self.disk, directory, limit_bytes)
         self.mixed: list[str] = []
+        self.names = Conflicts()
         self.online(create())
 
     def close(self) -> None:
@@ -121,6 +123,8 @@ class Divided:
     ) -> int:
         body = entry(request, *resolved, maybe_applied=maybe_applied)
         body.retry_of = retry_of
+        body.real_collection = self.names.behind(body.collection)
+        self.names.note(METHODS[request[0]], request[1])
         seq = self.log.append(body)
         self.here.writes.apply([control.LogEntry(seq=seq, synced=synced, entry=body)], self.log.replayed_seq)
         return seq

@@ -79,6 +79,15 @@ def drop(collection: str = "c") -> tuple[str, Message]:
     return COLLECTIONS + "Delete", collections_pb2.DeleteCollection(collection_name=collection)
 
 
+def alias(name: str, collection: str) -> tuple[str, Message]:
+    """An alias, made or moved."""
+    request = collections_pb2.ChangeAliases()
+    request.actions.add().create_alias.CopyFrom(
+        collections_pb2.CreateAlias(alias_name=name, collection_name=collection)
+    )
+    return COLLECTIONS + "UpdateAliases", request
+
+
 def entry(request: tuple[str, Message], *resolved: tuple[str, Message], maybe_applied: bool = False) -> entry_pb2.Entry:
     """The entry of a request, with what it was resolved to."""
     return entry_pb2.Entry(

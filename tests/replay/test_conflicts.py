@@ -25,7 +25,7 @@ from tests.faults.backends import FlakyBackend, LostAnswer, Pass, Refused, says
 from tests.replica.local_store import where
 
 from .divided import Divided, Request, kept_payload
-from .fakes import create, delete, drop, point, sent, set_payload, upsert
+from .fakes import alias, create, delete, drop, point, sent, set_payload, upsert
 
 LOCAL, REMOTE, QUARANTINE = ConflictPolicy.LOCAL_WINS, ConflictPolicy.REMOTE_WINS, ConflictPolicy.QUARANTINE
 
@@ -99,6 +99,61 @@ async def test_quarantine(divided: Divided, name: str) -> None:
     assert item.code == Code.ABORTED
     assert "conflict: others changed point 1 " in item.details
     assert follower not in divided.log.kept
+
+
+@pytest.mark.parametrize("names", ["cc", "ca", "ac", "aa"])
+async def test_an_alias_and_its_collection_are_one_place(divided: Divided, names: str) -> None:
+    """What follows a write that waits in quarantine follows it by either name."""
+    divided.online(alias("a", "c"))
+    divided.others(upsert(point(1, v=7)))
+    first = divided.offline(upsert(point(1, v=2), collection=names[0]))
+    second = divided.offline(upsert(point(1, v=3), collection=names[1]))
+    divided.offline(upsert(point(2, v=4), collection=names[1]))
+    await divided.drain(QUARANTINE)
+    assert divided.at_qdrant() == {1: {"v": 7}, 2: {"v": 4}, 3: {"v": 1}}
+    assert list(divided.log.kept) == [first, second]
+    assert divided.log.kept[second].details == f"follows seq {first}"
+    assert divided.outcomes() == [("quarantined", 1, first)]
+    assert divided.unknown() == 0
+
+
+@pytest.mark.parametrize("names", ["cc", "ca", "ac", "aa"])
+async def test_others_win_by_whatever_name_it_was_written(divided: Divided, names: str) -> None:
+    divided.online(alias("a", "c"))
+    divided.others(upsert(point(1, v=7)))
+    seqs = [divided.offline(upsert(point(1, v=2 + at), collection=name)) for at, name in enumerate(names)]
+    await divided.drain(REMOTE)
+    assert divided.at_qdrant() == divided.at_replica() == {1: {"v": 7}, 2: {"v": 1}, 3: {"v": 1}}
+    assert divided.outcomes() == [("not_written", 1, seq) for seq in seqs]
+    assert {row.collection for row in divided.rows} == {"c"}
+
+
+async def test_an_alias_that_is_moved_meanwhile(divided: Divided) -> None:
+    """A write by an alias is judged by the collection that it was made to, not by the one that the alias means now."""
+    divided.online(alias("a", "c"))
+    divided.online(create("d"))
+    divided.online(upsert(point(1, v=10), collection="d"))
+    divided.others(upsert(point(1, v=70), collection="d"))
+    contested = divided.offline(upsert(point(1, v=11), collection="d"))
+    divided.offline(upsert(point(1, v=2), collection="a"))
+    divided.offline(alias("a", "d"))
+    behind = divided.offline(upsert(point(1, v=12), collection="a"))
+    await divided.drain(REMOTE)
+    assert divided.at_qdrant()[1] == {"v": 2}
+    assert divided.qdrant.local.payloads("d") == divided.here.payloads("d") == {1: {"v": 70}}
+    assert divided.outcomes() == [("not_written", 1, contested), ("not_written", 1, behind)]
+    assert divided.log.kept == {}
+
+
+async def test_an_alias_that_others_moved_is_seen(divided: Divided) -> None:
+    divided.online(alias("a", "c"))
+    divided.online(create("d"))
+    divided.others(upsert(point(1, v=70), collection="d"))
+    divided.others(alias("a", "d"))
+    seq = divided.offline(upsert(point(1, v=2), collection="a"))
+    await divided.drain(QUARANTINE)
+    assert divided.outcomes() == [("quarantined", 1, seq)]
+    assert divided.qdrant.local.payloads("d") == {1: {"v": 70}}
 
 
 async def test_a_payload_for_a_point_that_others_deleted(divided: Divided) -> None:

@@ -17,7 +17,7 @@ from server.health.breaker import Breaker
 from server.replay import Replayer
 from server.replay.grace import GraceWindow
 from server.replay.looking_back import LookBack
-from server.rpc import WAL_KINDS, Call, Code, Reply
+from server.rpc import WAL_KINDS, Call, Code, Metadata, Reply
 from server.telemetry import Telemetry
 from tests.faults.clock import ManualClock
 
@@ -119,22 +119,6 @@ def test_a_loss_during_a_look_asks_for_another_one() -> None:
     assert not window.is_due
 
 
-def test_what_an_operator_dropped_is_not_looked_at() -> None:
-    window, position, clock = windowed()
-    position.seq = 9
-    window.observe()
-    window.connection_lost()
-    losses = window.losses
-    window.let_go()
-    assert (window.since_seq, window.forgets_through_seq) == (9, 9)
-    assert window.losses > losses, "a look under way begins anew"
-    position.seq = 12
-    window.observe()
-    clock.advance(1.0)
-    window.connection_lost()
-    assert window.since_seq == 9
-
-
 def test_a_few_numbers_are_kept_whatever_happens() -> None:
     window, position, clock = windowed()
     for _ in range(5000):
@@ -197,7 +181,10 @@ class FormerStates:
         self.asked.append(request)
         there = {point.id.num for point in pb.GetResponse.FromString(request.page).result}
         response = control.JudgeFormerResponse()
+        refused = {body for each in request.refused for body in each.ids or request.ids}
         for body in request.ids:
+            if body in refused:
+                continue
             number = type(pid(1)).FromString(body).num
             wanted = self.wanted[number]
             if wanted is None and number in there:
@@ -220,6 +207,8 @@ class Readable(MiniQdrant):
         self.before(call)
         if self.refusals:
             return self.refusals.pop(0)
+        if self.key and dict(call.metadata).get("api-key") != self.key:
+            return await super().handle(call)
         self.calls.append(call)
         if call.method == POINTS + "Get":
             request = pb.GetPoints.FromString(call.body)
@@ -239,6 +228,7 @@ class Bench:
 
     def __init__(self, log: MemoryLog, former: FormerStates, upstream: Readable, **settings: Any) -> None:
         self.log, self.former, self.upstream = log, former, upstream
+        self.credential: Metadata | None = None
         self.settings = config.Replay(merge_points=1, grace_points=2, **settings)
         self.clock = ManualClock()
         telemetry = Telemetry.silent()
@@ -261,7 +251,7 @@ class Bench:
             self.settings,
             self.clock,
             telemetry,
-            lambda: None,
+            lambda: self.credential,
             WAL_KINDS,
             look_back=self.look_back,
             jitter=lambda: 1.0,
@@ -337,7 +327,7 @@ async def test_what_was_lost_is_there_before_anything_newer_is_sent() -> None:
     assert (bench.look_back.looks, bench.look_back.restored, bench.look_back.is_due) == (1, 4, False)
     assert all(sent(call).wait for call in qdrant.calls if call.method != POINTS + "Get")
     (told,) = [line for line in bench.lines.lines if "had lost" in line[1]]
-    assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0}
+    assert told[2] == {"points": 4, "restored": 4, "changed_by_others": 0, "unseen": 0, "refused": 0}
 
 
 async def test_a_start_with_nothing_kept_needs_no_look() -> None:
@@ -411,9 +401,33 @@ async def test_a_no_for_good_does_not_hold_up_the_rest(reply: Reply) -> None:
     qdrant = Readable("c")
     qdrant.refusals = [reply]
     bench = Bench(MemoryLog(upsert(point(7))), FormerStates({1: point(1), 2: point(2), 3: point(3)}), qdrant)
+    bench.credential = (("api-key", "k"),)
     await bench.drain()
     assert bench.sent() == [("Upsert", [3]), ("Upsert", [7])]
     assert [fields["points"] for _, text, fields in bench.lines.lines if text.startswith("cannot look")] == [2]
+
+
+async def test_a_look_waits_until_a_key_is_known() -> None:
+    """As after a start without `vectorstore.api_key`."""
+    qdrant = Readable("c")
+    qdrant.key = "k"
+    bench = Bench(MemoryLog(upsert(point(7))), FormerStates({1: point(1)}), qdrant)
+    bench.replayer.upstream_up = True
+    for _ in range(2):
+        assert not await bench.replayer.drain_now()
+        assert bench.look_back.is_due
+    bench.credential = (("api-key", "k"),)
+    assert await bench.replayer.drain_now()
+    assert bench.sent() == [("Upsert", [1]), ("Upsert", [7])]
+    assert not any(text.startswith("cannot look") for text in bench.lines.texts())
+
+
+async def test_what_could_not_be_looked_at_is_not_told_as_sent_again() -> None:
+    qdrant = Readable("c")
+    qdrant.refusals = [Reply(code=Code.UNIMPLEMENTED, details="no such method")]
+    bench = Bench(MemoryLog(), FormerStates({1: point(1)}), qdrant)
+    await bench.drain()
+    assert [text for text in bench.lines.texts() if "Qdrant" in text] == ["cannot look for what Qdrant may have lost"]
 
 
 async def test_not_now_is_asked_again_and_a_server_that_fails_inside_only_some_times() -> None:

@@ -19,7 +19,7 @@ from server.rpc import METHODS, WAL_KINDS, Code
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
-from server.wal.record import EntryState, NewRecord
+from server.wal.record import EntryState, NewRecord, Record
 from tests.faults.backends import FlakyBackend, says
 
 from .fakes import COLLECTIONS, POINTS, MiniQdrant, create, delete, drop, entry, point, selector, set_payload, upsert
@@ -197,6 +197,27 @@ async def test_an_alias_is_its_collection(tmp_path: Path) -> None:
         known = Requeue(log, WalLimits(), WAL_KINDS, collection_of=lambda name: {"a": "c"}.get(name, name))
         assert (await known.forecast([1])).objections
         assert not (await requeue(log).forecast([1])).objections
+
+
+async def test_a_retry_is_for_what_its_alias_stands_for_now(tmp_path: Path) -> None:
+    async with opened(tmp_path / "wal") as log:
+        qdrant = MiniQdrant("c", "d")
+        qdrant.aliases["a"] = "c"
+        body = entry(upsert(point(1, BAD), collection="a"))
+        body.real_collection = "c"
+        await log.append(NewRecord(METHODS[body.method].wal_kind, EntryState.PENDING, body.SerializeToString()))
+        assert await replayer(log, qdrant).drain_now()
+        # To the collection that it was for then, by name: it would be overwritten although the alias has moved on.
+        await append(log, upsert(point(1), collection="c"), state=SYNCED)
+        moved = Requeue(log, WalLimits(), WAL_KINDS, collection_of=lambda name: {"a": "d"}.get(name, name))
+        assert (await moved.forecast([1])).objections
+        assert await moved.retry([1], force=True) == {1: 3}
+        (record,) = await log.read_pending(10, 10**9)
+        assert (_entry_of(record).collection, _entry_of(record).real_collection) == ("a", "d")
+
+
+def _entry_of(record: Record) -> entry_pb2.Entry:
+    return entry_pb2.Entry.FromString(record.body)
 
 
 async def test_what_the_log_no_longer_holds_cannot_be_judged(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 from server import config
+from server.errors import WalError
 from server.health.breaker import Breaker
+from server.log_desk import LogDesk
 from server.replay import Replayer
+from server.replay.requeue import Requeue
 from server.rpc import METHODS, WAL_KINDS, Backend
 from server.telemetry import Telemetry
 from server.wal.files import RealDisk
@@ -18,7 +24,7 @@ from server.wal.record import EntryState, NewRecord
 from tests.faults.backends import FlakyBackend
 from tests.faults.clock import ManualClock
 
-from .fakes import MiniQdrant, create, delete, drop, entry, point, sent, set_payload, upsert
+from .fakes import MiniQdrant, create, delete, drop, entry, pid, point, sent, set_payload, upsert
 
 
 @asynccontextmanager
@@ -94,6 +100,29 @@ async def test_what_was_sent_but_not_marked_is_sent_again_and_changes_nothing(tm
         assert await replayer(log, qdrant).drain_now()
         assert log.quarantined() == []
     assert qdrant.points["c"] == {9: {"v": 3}}
+
+
+async def test_what_is_dropped_is_given_up_first_and_only_that(tmp_path: Path) -> None:
+    async with opened(tmp_path / "wal") as log:
+        for number in range(1, 4):
+            await append(log, upsert(point(number, (1.0, 2.0, 3.0) if number < 3 else (1.0, 2.0))))
+        assert await replayer(log, MiniQdrant("c")).drain_now()
+        assert [item.seq for item in log.quarantined()] == [1, 2]
+        given_up: list[tuple[int, list[bytes], int]] = []
+
+        async def give_up(entries: Sequence[RefusedEntry]) -> None:
+            given_up.extend((each.seq, list(each.ids), len(list(log.quarantined()))) for each in entries)
+
+        requeue = Requeue(log, WalLimits(), WAL_KINDS)
+        desk = LogDesk(
+            log, RealDisk(), ManualClock(), requeue, applied_seq=lambda: 3, give_up=give_up, retention_days=7
+        )
+        with pytest.raises(WalError, match="entry 999 is not in quarantine"):
+            await desk.drop({"seqs": [1, 999]})
+        assert given_up == []
+        await desk.drop({"seqs": [2]})
+        assert given_up == [(2, [pid(2).SerializeToString()], 2)]
+        assert [item.seq for item in log.quarantined()] == [1]
 
 
 async def test_many_pages(tmp_path: Path) -> None:

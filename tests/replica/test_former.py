@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
+from server.replica import former
 from server.replica import requests as r
 from server.replica.former import Finding, Former, judge
 from server.replica.former_desk import FormerDesk
@@ -93,6 +95,51 @@ def test_rounding_is_no_difference() -> None:
     assert judge(shown, None, formers, frozenset(("",))).finding is Finding.LOST
     assert judge(shown, None, formers, frozenset()).finding is Finding.FOREIGN
     assert judge(shown, was, [], frozenset(("",))).finding is Finding.SAME
+
+
+def test_what_was_refused_is_not_wanted_whatever_came_later() -> None:
+    # A became B, the next was refused, and then a part of it was changed: nobody knows what that made of B.
+    refused, later = Former(False, True, B), Former(True, True, C)
+    for there in (None, A, B, C, D):
+        assert judge(there, D, [Former(True, True, A), refused, later], frozenset()).finding is Finding.FOREIGN
+    # The whole point was written: what it was before does not matter, and the refused C was never there.
+    whole = Former(True, True, C, is_whole=True)
+    findings = [judge(there, D, [Former(True, True, A), refused, whole], frozenset()) for there in (A, B, C, D)]
+    assert [each.finding for each in findings] == [Finding.LOST, Finding.LOST, Finding.FOREIGN, Finding.SAME]
+    assert {each.wanted for each in findings} == {D}
+    # From there on it is known again.
+    assert judge(D, A, [refused, later, whole, Former(True, True, D)], frozenset()).finding is Finding.LOST
+
+
+def test_what_may_have_been_done_is_left_alone() -> None:
+    doubtful, whole = Former(False, True, B, is_doubtful=True), Former(True, True, C, is_whole=True)
+    for there in (None, A, B, C):
+        assert judge(there, C, [Former(True, True, A), doubtful], frozenset()).finding is Finding.FOREIGN
+    assert judge(A, D, [Former(True, True, A), doubtful, whole], frozenset()).finding is Finding.LOST
+
+
+def kept_before(seq: int, retry_of: int = 0, *, synced: bool = False) -> former.Kept:
+    return former.Kept(seq, synced, True, A, False, retry_of)
+
+
+@pytest.mark.parametrize(
+    ("rows", "refused", "done"),
+    [
+        ([kept_before(3), kept_before(5), kept_before(9)], [], [True, True, False]),
+        ([kept_before(3), kept_before(5), kept_before(9, synced=True)], [3], [False, True, True]),
+        # A retry that is pending, is at Qdrant, is in quarantine again, and one that a crash cut short.
+        ([kept_before(3), kept_before(9, retry_of=3)], [], [False, False]),
+        ([kept_before(3), kept_before(6, retry_of=3)], [], [False, True]),
+        ([kept_before(3), kept_before(6, retry_of=3)], [6], [False, False]),
+        ([kept_before(3), kept_before(6, retry_of=3)], [3], [False, False]),
+        # Dropped by an operator.
+        ([kept_before(3), replace(kept_before(5), is_given_up=True)], [], [True, False]),
+    ],
+)
+def test_what_qdrant_has_done_of_what_the_log_is_past(
+    rows: list[former.Kept], refused: list[int], done: list[bool]
+) -> None:
+    assert [each.is_acknowledged for each in former.formers_of(rows, 8, refused.__contains__)] == done
 
 
 # --- the store -------------------------------------------------------------------------------------------------------
@@ -237,6 +284,22 @@ def test_only_what_qdrant_has_acknowledged_is_listed(kept: Kept) -> None:
     assert dict(found[1].payload) == payload({"a": 2})
 
 
+@pytest.mark.parametrize(("numbers", "restored"), [((), set()), ((1,), {2}), ((1, 2), set())])
+def test_what_is_given_up_is_never_wanted(kept: Kept, numbers: tuple[int, ...], restored: set[int]) -> None:
+    kept.apply(2, r.UPSERT, put(1, 2, a=1))
+    kept.apply(3, r.UPSERT, put(1, 2, a=2), synced=False)
+    window = control.FormerWindow(replayed_seq=3)
+    both = shown(1, a=1), shown(2, a=1)
+    assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == {1, 2}
+    given_up = [point_id(number).SerializeToString() for number in numbers]
+    kept.writes.give_up([control.RefusedEntry(seq=3, ids=given_up)])
+    assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == restored
+    # What Qdrant had before is looked after as ever.
+    found, _, foreign = kept.judged(ids=(1, 2), window=window)
+    assert (found.keys(), foreign) == ({1, 2}, 0)
+    assert dict(found[1].payload) == payload({"a": 1})
+
+
 def test_pages_pass_nothing_over(kept: Kept) -> None:
     kept.apply(2, CREATE, create("d"))
     for seq in range(3, 13):
@@ -289,6 +352,22 @@ def test_rows_outlast_the_process_and_belong_to_their_log(tmp_path: Path) -> Non
         assert kept.listed(control.FormerWindow(replayed_seq=2)) == [("c", [1, 2])]
         made.imports.attach(control.AttachRequest(last_seq=2, log_id="another"))
         assert kept.listed(control.FormerWindow(replayed_seq=9)) == []
+
+
+def test_a_table_from_before_gets_the_columns(tmp_path: Path) -> None:
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        kept.apply(1, CREATE, create())
+        kept.apply(2, r.UPSERT, put(1, a=1))
+        with made.store.transaction() as tx:
+            for column in ("whole", "retry_of", "given_up", "shard_keys"):
+                tx.connection().execute(f"ALTER TABLE former DROP COLUMN {column}")
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        kept.apply(3, r.UPSERT, put(1, a=2))
+        assert kept.listed() == [("c", [1])]
+        found, _, _ = kept.judged(shown(1, a=1))
+        assert dict(found[1].payload) == payload({"a": 2})
 
 
 def test_a_store_from_before_gets_the_table(tmp_path: Path) -> None:

@@ -647,6 +647,18 @@ async def test_an_acknowledged_write_that_the_log_refuses_puts_its_collection_in
     assert rig.marker.exists()
 
 
+async def test_an_entry_says_what_its_alias_stood_for(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    await rig.router.handle(upsert())
+    rig.conflicts.know_aliases({"c": "behind-the-alias"})
+    await rig.router.handle(upsert())
+    rig.online()
+    await rig.router.handle(upsert())
+    entries = [entry for _, entry in await rig.entries()]
+    assert [each.collection for each in entries] == ["c"] * 3
+    assert [each.real_collection for each in entries] == ["", "behind-the-alias", "behind-the-alias"]
+
+
 async def test_a_doubt_about_an_alias_is_one_about_its_collection(make_rig: MakeRig) -> None:
     rig = make_rig(Settings.model_validate({"wal": {"entry_bytes": 5000}})).online()
     rig.conflicts.know_aliases({"c": "behind-the-alias"})

@@ -25,7 +25,7 @@ from generated.understudy.wal.v1 import entry_pb2
 from server import config
 from server.clock import Clock
 from server.errors import ReplicaUnavailable
-from server.replica.former import Finding, Former, judge
+from server.replica.former import Finding, Kept, formers_of, judge
 from server.replica.process import ReplicaControl
 from server.replica.records import Record
 from server.replica.touched import Touched
@@ -85,6 +85,8 @@ class Row:
     number: int
     is_known: bool
     payload: p.Payload | None
+    is_whole: bool
+    retry_of: int
 
 
 @dataclass
@@ -328,8 +330,18 @@ class Replica:
     ) -> tuple[Row, ...]:
         """Rows for what an entry changes; a SetPayload changes only what is here."""
         sets = isinstance(request, points_pb2.SetPayloadPoints)
+        is_whole = not sets and not p.is_conditional(request)
+        retry_of = entry.entry.retry_of
         return tuple(
-            Row(entry.seq, entry.synced, number, state.is_whole or number in before, before.get(number))
+            Row(
+                entry.seq,
+                entry.synced,
+                number,
+                state.is_whole or number in before,
+                before.get(number),
+                is_whole,
+                retry_of,
+            )
             for number in touched
             if not sets or number in before
         )
@@ -352,11 +364,14 @@ class Replica:
         state, response = self.database.now, control.JudgeFormerResponse()
         for raw in request.ids:
             number = common.PointId.FromString(raw).num
-            formers = [
-                Former(_is_acknowledged(row, request.window), row.is_known, _record(number, row.payload))
+            rows = [
+                Kept(row.seq, row.synced, row.is_known, _record(number, row.payload), row.is_whole, row.retry_of)
                 for row in state.former
                 if row.number == number and row.seq > request.window.since_seq
             ]
+            refused = {each.seq for each in request.refused if not each.ids or raw in each.ids}
+            in_part = {each.seq for each in request.refused if each.in_part}
+            formers = formers_of(rows, request.window.replayed_seq, refused.__contains__, in_part.__contains__)
             here = _record(number, state.points.get(number))
             judged = judge(
                 there.get(number),

@@ -99,16 +99,18 @@ class Freshness(_message.Message):
     def __init__(self, completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("entries", "replayed_seq", "keeps_former", "forgets_through_seq")
+    __slots__ = ("entries", "replayed_seq", "keeps_former", "forgets_through_seq", "given_up")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_SEQ_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FORMER_FIELD_NUMBER: _ClassVar[int]
     FORGETS_THROUGH_SEQ_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
     replayed_seq: int
     keeps_former: bool
     forgets_through_seq: int
-    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ..., keeps_former: _Optional[bool] = ..., forgets_through_seq: _Optional[int] = ...) -> None: ...
+    given_up: _containers.RepeatedCompositeFieldContainer[RefusedEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., replayed_seq: _Optional[int] = ..., keeps_former: _Optional[bool] = ..., forgets_through_seq: _Optional[int] = ..., given_up: _Optional[_Iterable[_Union[RefusedEntry, _Mapping]]] = ...) -> None: ...
 
 class LogEntry(_message.Message):
     __slots__ = ("seq", "synced", "entry")
@@ -341,30 +343,46 @@ class ListFormerResponse(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., next_after: _Optional[int] = ...) -> None: ...
 
 class JudgeFormerRequest(_message.Message):
-    __slots__ = ("window", "collection", "ids", "page", "is_log_whole", "is_unbroken")
+    __slots__ = ("window", "collection", "ids", "page", "is_log_whole", "is_unbroken", "refused")
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     IS_LOG_WHOLE_FIELD_NUMBER: _ClassVar[int]
     IS_UNBROKEN_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     window: FormerWindow
     collection: str
     ids: _containers.RepeatedScalarFieldContainer[bytes]
     page: bytes
     is_log_whole: bool
     is_unbroken: bool
-    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ..., is_log_whole: _Optional[bool] = ..., is_unbroken: _Optional[bool] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedEntry]
+    def __init__(self, window: _Optional[_Union[FormerWindow, _Mapping]] = ..., collection: _Optional[str] = ..., ids: _Optional[_Iterable[bytes]] = ..., page: _Optional[bytes] = ..., is_log_whole: _Optional[bool] = ..., is_unbroken: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[RefusedEntry, _Mapping]]] = ...) -> None: ...
+
+class RefusedEntry(_message.Message):
+    __slots__ = ("seq", "ids", "in_part")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    IN_PART_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    ids: _containers.RepeatedScalarFieldContainer[bytes]
+    in_part: bool
+    def __init__(self, seq: _Optional[int] = ..., ids: _Optional[_Iterable[bytes]] = ..., in_part: _Optional[bool] = ...) -> None: ...
 
 class JudgeFormerResponse(_message.Message):
-    __slots__ = ("put", "remove", "foreign")
+    __slots__ = ("put", "remove", "foreign", "put_under", "remove_under")
     PUT_FIELD_NUMBER: _ClassVar[int]
     REMOVE_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    PUT_UNDER_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_UNDER_FIELD_NUMBER: _ClassVar[int]
     put: _containers.RepeatedScalarFieldContainer[bytes]
     remove: _containers.RepeatedScalarFieldContainer[bytes]
     foreign: int
-    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., remove: _Optional[_Iterable[bytes]] = ..., foreign: _Optional[int] = ...) -> None: ...
+    put_under: _containers.RepeatedScalarFieldContainer[bytes]
+    remove_under: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., remove: _Optional[_Iterable[bytes]] = ..., foreign: _Optional[int] = ..., put_under: _Optional[_Iterable[bytes]] = ..., remove_under: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class NoteVerifiedRequest(_message.Message):
     __slots__ = ("collection", "verified_unix_ns")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dunderstudy/wal/v1/entry.proto\x12\x11understudy.wal.v1\"\xba\x01\n\x05\x45ntry\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12.\n\x08resolved\x18\x03 \x03(\x0b\x32\x1c.understudy.wal.v1.Operation\x12\x15\n\rmaybe_applied\x18\x04 \x01(\x08\x12\x12\n\ncollection\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x13\n\x0bpoint_count\x18\x07 \x01(\r\x12\x10\n\x08retry_of\x18\x08 \x01(\x04\",\n\tOperation\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dunderstudy/wal/v1/entry.proto\x12\x11understudy.wal.v1\"\xd3\x01\n\x05\x45ntry\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12.\n\x08resolved\x18\x03 \x03(\x0b\x32\x1c.understudy.wal.v1.Operation\x12\x15\n\rmaybe_applied\x18\x04 \x01(\x08\x12\x12\n\ncollection\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x13\n\x0bpoint_count\x18\x07 \x01(\r\x12\x10\n\x08retry_of\x18\x08 \x01(\x04\x12\x17\n\x0freal_collection\x18\t \x01(\t\",\n\tOperation\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'understudy.wal.v1.entry_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENTRY']._serialized_start=53
-  _globals['_ENTRY']._serialized_end=239
-  _globals['_OPERATION']._serialized_start=241
-  _globals['_OPERATION']._serialized_end=285
+  _globals['_ENTRY']._serialized_end=264
+  _globals['_OPERATION']._serialized_start=266
+  _globals['_OPERATION']._serialized_end=310
 # @@protoc_insertion_point(module_scope)
