@@ -240,6 +240,19 @@ async def test_what_qdrant_takes_after_the_crash_leaves_the_quarantine() -> None
     assert (log.kept, log.pending_count) == ({}, 0)
 
 
+async def test_what_qdrant_takes_of_an_entry_after_the_crash_keeps_nothing_back() -> None:
+    qdrant = MiniQdrant("c")
+    qdrant.refused = {1, 2}
+    log = CutLog(upsert(point(1, v=1), point(2, v=1)))
+    with suppress(Crash):
+        await life(log, qdrant).drain_now()
+    qdrant.refused = {1}
+    log.append(upsert(point(2, v=2)))
+    assert await lives(log, qdrant) == 1
+    assert qdrant.points["c"] == {2: {"v": 2}}
+    assert {seq: item.record.points for seq, item in log.kept.items()} == {1: 1}
+
+
 async def test_a_halted_replay_passes_what_it_halts_for() -> None:
     qdrant = MiniQdrant("c")
     log = CutLog(upsert(point(1, v=1)), upsert(point(2, (1.0,))), upsert(point(3, v=1)))
