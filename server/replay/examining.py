@@ -123,13 +123,13 @@ class Examiner:
         # A number for this life of the proxy, and the last entry of which Qdrant may have seen anything in it.
         self._looker = 1 + secrets.randbits(62)
         self._sent_seq = 0
+        self._is_outdated = False
         # Looks in a row at which Qdrant failed inside.
         self._doubts = 0
 
     def forget(self) -> None:
-        """A new drain: what others did before it is to be seen."""
-        self._fates.clear()
-        self._looked_until.clear()
+        """A new drain: what others did before it is to be seen. A look that is under way still ends with all it saw."""
+        self._is_outdated = True
 
     async def examine(
         self, page: Iterable[Parcel], causality: Causality | None, sent_seq: int
@@ -142,8 +142,10 @@ class Examiner:
         """
         self._sent_seq = sent_seq
         stretch = stretch_of(page, self._settings.conflict_points)
-        if len(self._looked_until) > _KNOWN_POINTS:
-            self.forget()
+        if self._is_outdated or len(self._looked_until) > _KNOWN_POINTS:
+            self._is_outdated = False
+            self._fates.clear()
+            self._looked_until.clear()
         by_filter = sum(1 for parcel in stretch if not parcel.problem and not is_by_points(parcel))
         self._telemetry.metrics.conflict("unknown", by_filter)
         for site, seqs in touches_of(stretch, causality).items():
