@@ -7,7 +7,7 @@ request. A request that names no points (a filter, a collection operation) has n
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
@@ -126,7 +126,7 @@ def without_points(operation: Operation) -> Operation:
     copy.CopyFrom(operation.request)
     for items in [copy.operations] if isinstance(copy, points_pb2.UpdateBatchPoints) else _items_of(copy):
         del items[:]
-    return Operation(operation.method, copy)
+    return replace(operation, request=copy)
 
 
 def _frame_bytes(part: Operation) -> bytes:
@@ -142,7 +142,7 @@ def _as_one(parts: list[Operation]) -> Operation:
     items = _all_of(copy)
     for part in parts[1:]:
         items.MergeFrom(_all_of(part.request))
-    return Operation(parts[0].method, copy)
+    return replace(parts[0], request=copy)
 
 
 def _all_of(request: Any) -> Any:
