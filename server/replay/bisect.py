@@ -142,7 +142,7 @@ def without_points(operation: Operation) -> Operation:
     copy.CopyFrom(operation.request)
     for items in [copy.operations] if isinstance(copy, points_pb2.UpdateBatchPoints) else _items_of(copy):
         del items[:]
-    return Operation(operation.method, copy)
+    return replace(operation, request=copy)
 
 
 def _frame_bytes(part: Operation) -> bytes:
@@ -158,7 +158,7 @@ def _as_one(parts: list[Operation]) -> Operation:
     items = _all_of(copy)
     for part in parts[1:]:
         items.MergeFrom(_all_of(part.request))
-    return Operation(parts[0].method, copy)
+    return replace(parts[0], request=copy)
 
 
 def _all_of(request: Any) -> Any:

@@ -58,9 +58,9 @@ class Causality:
         held = [self._points[name] for name in names if name in self._points]
         touched: dict[Key, int] = {}
         for key in keys_of(operation) if held else ():
-            for points in held:
-                if key in points and (not seq or points[key] < seq):
-                    touched[key] = points[key]
+            before = [points[key] for points in held if key in points and (not seq or points[key] < seq)]
+            if before:
+                touched[key] = min(before)
         if not touched:
             return Split(operation, None, 0)
         return Split(without(operation, touched), only(operation, touched), min(touched.values()))
