@@ -13,6 +13,7 @@ from tests.simulation import points as p
 from tests.simulation.history import Outcome, Seen
 from tests.simulation.linear import NEVER
 from tests.simulation.plan import Operation
+from tests.simulation.qdrant import NO_PROOF
 
 if TYPE_CHECKING:
     from tests.simulation.world import Serving, World
@@ -178,8 +179,8 @@ class Clients:
         elif seen.kind == "set" and reply.code is Code.NOT_FOUND:
             seen.outcome = Outcome.MISSING
         elif seen.source == "remote":
-            # Qdrant's own refusal: it passes, and nothing was done.
-            seen.outcome = Outcome.REFUSED
+            # Qdrant's own refusal: it passes. It may not say whether a write was done.
+            seen.outcome = Outcome.REFUSED if seen.is_look or reply.code not in NO_PROOF else Outcome.UNKNOWN
         else:
             seen.error = f"{reply.code.name} {reply.details}"
             if "catalogue" in reply.details:
