@@ -11,6 +11,7 @@ write, nor points that a filter of ours matches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,6 +173,7 @@ class Examiner:
             if not self._is_final(page):
                 return page
             self._unknown(site.name, len(seqs), f"{page.code.name} {page.details}")
+            await self._note_unseen(_Look(site.collection, seqs, b""))
             return None
         self._doubts = 0
         look = _Look(site.collection, seqs, page)
@@ -181,6 +183,20 @@ class Examiner:
             # It had its time to come back. Not to send what was acknowledged would be worse than not to know.
             self._unknown(site.name, len(seqs), str(error))
         return None
+
+    async def _note_unseen(self, look: _Look) -> None:
+        """The writes go to Qdrant: what it shows in another life of the proxy may be our own, and nobody's fault."""
+        # Without the note it may be taken for others' work then: see "Not known" in the decision on conflicts.
+        with contextlib.suppress(ReplicaUnavailable, ReplicaRefused):
+            await self._replica.settle_baselines(
+                control.SettleBaselinesRequest(
+                    collection=look.collection,
+                    touches=look.touches,
+                    fate=control.FATE_LOCAL,
+                    looker=self._looker,
+                    sent_seq=self._sent_seq,
+                )
+            )
 
     def _is_final(self, answer: Answer) -> bool:
         """Whether asking again would not help."""

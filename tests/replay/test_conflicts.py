@@ -382,6 +382,21 @@ async def test_our_own_work_is_known_although_nobody_could_look_before_it(
 
 
 @pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
+async def test_our_own_work_is_known_in_another_life_although_qdrant_showed_nothing_before_it(
+    divided: Divided, policy: ConflictPolicy
+) -> None:
+    """Qdrant fails inside at the look, and does the first write without an answer; then the process dies."""
+    divided.offline(upsert(point(1, v=2)))
+    divided.offline(upsert(point(1, v=3)))
+    divided.calls.script.extend((says(Code.INTERNAL, "panic"), LostAnswer()))
+    assert not await divided.replayer(policy, merge_points=1, doubtful_tries=1).drain_now()
+    assert divided.at_qdrant()[1] == {"v": 2}
+    await divided.drain(policy)
+    assert (divided.rows, divided.log.kept) == ([], {})
+    assert divided.at_qdrant()[1] == {"v": 3}
+
+
+@pytest.mark.parametrize("policy", [LOCAL, REMOTE, QUARANTINE])
 async def test_a_write_that_came_during_the_drain_is_known_as_our_own_after_a_crash(
     divided: Divided, policy: ConflictPolicy
 ) -> None:
