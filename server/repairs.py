@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -31,6 +31,7 @@ _MARKER_BYTES = 4096
 class MarkerFile(TypedDict):
     """What can be done to the marker's file."""
 
+    make_room: Callable[[Path], None]
     is_marked: Callable[[Path], bool]
     write_durably: Callable[[Path], None]
     remove_durably: Callable[[Path], None]
@@ -39,11 +40,33 @@ class MarkerFile(TypedDict):
 
 
 def marker_on(disk: Disk, boot: Callable[[], bytes]) -> MarkerFile:
-    """The marker on a disk. Its content names the boot of the machine since which it is there, if that is known."""
+    """The marker on a disk. Its content names the boot of the machine since which it is there, if that is known.
+
+    While there is no doubt the file lies beside its place under another name: a full disk has no room for a new one.
+    """
+
+    def spare_of(path: Path) -> Path:
+        return path.with_name(f"no-{path.name}")
+
+    def make_room(path: Path) -> None:
+        spare = spare_of(path)
+        facts = disk.facts(spare)
+        if facts is None or disk.read(spare, 0, facts.size) != boot():
+            publish(disk, spare, (boot(),))
+
+    def write(path: Path) -> None:
+        if disk.facts(spare_of(path)) is None:
+            publish(disk, path, (boot(),))
+        else:
+            disk.rename(spare_of(path), path)
+            disk.sync_directory(path.parent)
 
     def remove(path: Path) -> None:
-        disk.remove(path)
+        disk.rename(path, spare_of(path))
         disk.sync_directory(path.parent)
+        # What the old one says of the boot may be out of date: that makes the next doubt a larger one, and no more.
+        with suppress(OSError):
+            make_room(path)
 
     def write_of_no_boot(path: Path) -> None:
         """In place where the file is there: a full disk has no room for another one."""
@@ -54,8 +77,9 @@ def marker_on(disk: Disk, boot: Callable[[], bytes]) -> MarkerFile:
             disk.rewrite(path, 0, bytes(facts.size))
 
     return {
+        "make_room": make_room,
         "is_marked": lambda path: disk.facts(path) is not None,
-        "write_durably": lambda path: publish(disk, path, (boot(),)),
+        "write_durably": write,
         "remove_durably": remove,
         "is_of_this_boot": lambda path: bool(boot()) and disk.read(path, 0, _MARKER_BYTES) == boot(),
         "write_of_no_boot": write_of_no_boot,
@@ -78,6 +102,7 @@ class Repairs:
         copy_again: Callable[[str], None],
         connection_failed: Callable[[str], None],
         telemetry: Telemetry,
+        make_room: Callable[[Path], None] = lambda marker: None,
         is_of_this_boot: Callable[[Path], bool] = lambda marker: False,
         write_of_no_boot: Callable[[Path], None] = lambda marker: None,
     ) -> None:
@@ -93,6 +118,10 @@ class Repairs:
         self._telemetry = telemetry
         self._is_marked = is_marked
         self._problem = ""
+        try:
+            make_room(self._marker)
+        except OSError as error:
+            self._told("on a full disk nobody would know of a doubt", error)
         self.was_in_doubt = is_marked(self._marker)
         self._marked = self.was_in_doubt
         self._settled = not self.was_in_doubt

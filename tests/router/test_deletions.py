@@ -149,6 +149,36 @@ def test_that_the_log_lacks_a_write_is_noted_in_place(is_there: bool) -> None:
     assert not marker["is_of_this_boot"](path)
 
 
+def test_a_full_disk_takes_the_marker_again_and_again() -> None:
+    disk, path = CrashDisk(), Path("/store") / MARKER
+    disk.make_directory(path.parent)
+    marker = marker_on(disk, lambda: BOOT)
+    marker["make_room"](path)
+    assert not marker["is_marked"](path)
+
+    def full(operation: str, _path: Path) -> None:
+        if operation in ("create", "append"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.on_call = full
+    for _ in range(2):
+        marker["write_durably"](path)
+        assert marker["is_of_this_boot"](path)
+        assert all(marker_on(disk.after_power_cut(seed), lambda: BOOT)["is_marked"](path) for seed in range(20))
+        marker["remove_durably"](path)
+        assert not marker["is_marked"](path)
+
+
+def test_a_doubt_that_was_of_no_boot_leaves_room_for_one_of_this() -> None:
+    disk, path = CrashDisk(), Path("/store") / MARKER
+    disk.make_directory(path.parent)
+    marker = marker_on(disk, lambda: BOOT)
+    for change in (marker["write_durably"], marker["write_of_no_boot"], marker["remove_durably"]):
+        change(path)
+    marker["write_durably"](path)
+    assert marker["is_of_this_boot"](path)
+
+
 def _batch(*changes: Callable[[pb.PointsUpdateOperation], object]) -> pb.UpdateBatchPoints:
     request = pb.UpdateBatchPoints()
     for change in changes:
