@@ -6,6 +6,7 @@ The replica keeps no payload indexes; what Qdrant reads out of one it has to rea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
+from server.replica import tables
 from server.rpc import COLLECTIONS, POINTS
 from tests.differential.answers import said
 from tests.differential.calls import Call, Gap, Refused
@@ -148,3 +150,23 @@ def test_a_formula_knows_no_place_off_the_globe(both: Both) -> None:
         prefetch = [pb.PrefetchQuery(filter=only(number))]
         answer = both.ask("Query", pb.QueryPoints(query=pb.Query(formula=formula), prefetch=prefetch))
         assert isinstance(answer, Refused)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+LARGE = 1_700_000_000_000_000_000
+"""Nanoseconds of now: doubles are 256 apart there."""
+
+
+@pytest.mark.parametrize("by_columns", [False, True], ids=["walked", "columns"])
+def test_an_order_starts_where_it_says_among_large_integers(
+    both: Both, by_columns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_LEAST_POINTS", 0 if by_columns else 10_000)
+    values = [LARGE + 8 * number for number in range(100)]
+    both.upsert({number: {"n": value} for number, value in enumerate([*values, 2**63 - 1, -(2**63), 3])})
+    both.index("n", "Integer")
+    for direction, start in product((pb.Asc, pb.Desc), (*values[::9], LARGE + 255, 2**63 - 1, -(2**63), 3)):
+        order = pb.OrderBy(key="n", direction=direction, start_from=pb.StartFrom(integer=start))
+        page = both.ask("Scroll", pb.ScrollPoints(order_by=order, limit=10))
+        assert page.hits
