@@ -170,3 +170,39 @@ def test_an_order_starts_where_it_says_among_large_integers(
         order = pb.OrderBy(key="n", direction=direction, start_from=pb.StartFrom(integer=start))
         page = both.ask("Scroll", pb.ScrollPoints(order_by=order, limit=10))
         assert page.hits
+
+
+# --- sparse vectors of no likeness ------------------------------------------------------------------------------------
+
+SPARSE: Mapping[int, Mapping[int, float]] = {
+    0: {1: 1.0, 2: -1.0},
+    1: {1: 1.0, 2: 1.0},
+    2: {1: 0.0},
+    3: {3: 1.0},
+    4: {1: -1.0, 2: 1.0},
+    5: {2: 1e-30},
+    6: {1: -2.0},
+}
+SOUGHT: Sequence[Mapping[int, float]] = (
+    {1: 1.0, 2: 1.0}, {1: 0.0, 2: 0.0}, {2: 1e-30}, {1: 1.0}, {1: -1.0}, {77: 1.0}, {1: 0.0, 3: 2.0},
+)  # fmt: skip
+
+
+def test_a_sparse_vector_of_score_zero_is_found_under_a_filter_only(both: Both) -> None:
+    both.upsert({number: {"k": "x"} for number in SPARSE}, SPARSE)
+    filters = (None, only(*SPARSE), only(0, 2, 3))
+    zeros = dict.fromkeys(range(len(filters)), 0)
+    for sought in SOUGHT:
+        vector = pb.SparseVector(indices=sought, values=sought.values())
+        near = pb.Query(nearest=pb.VectorInput(sparse=vector))
+        for (which, query_filter), limit in product(enumerate(filters), (1, 2, 3, 100)):
+            wanted = pb.QueryPoints(query=near, using="s", filter=query_filter, limit=limit)
+            zeros[which] += sum(hit.score == 0 for hit in both.ask("Query", wanted).hits)
+            below = pb.PrefetchQuery(query=near, using="s", filter=query_filter, limit=100)
+            over = pb.Query(nearest=pb.VectorInput(dense=pb.DenseVector(data=[1.0, 0.5])))
+            both.ask("Query", pb.QueryPoints(query=over, using="d", prefetch=[below]))
+        old = pb.SearchPoints(
+            vector=sought.values(), sparse_indices=pb.SparseIndices(data=sought), vector_name="s", limit=100
+        )
+        both.ask("Search", old)
+    assert zeros[0] == 0 < min(zeros[1], zeros[2])
