@@ -318,7 +318,10 @@ def _match_test(match: common.Match, fields: Fields) -> ValueTest:
 
 
 def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> ValuesTest:
-    """A text index holds the words of all values of a point together; in a nested condition it is value by value."""
+    """A text index holds the words of all values of a point together; in a nested condition it is value by value.
+
+    A phrase lies within one value.
+    """
     params = index.params.text_index_params
     cut = tokens.tokenizer(params, of_query=False)
     wanted = tokens.tokenizer(params, of_query=True)(query)
@@ -327,7 +330,7 @@ def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> V
 
     def check(values: Values) -> bool:
         cut_up = [cut(str(text)) for text in index.held_of(values)]
-        if one_by_one:
+        if one_by_one or form == "phrase":
             return any(map(found, cut_up))
         return found([token for part in cut_up for token in part])
 

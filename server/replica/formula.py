@@ -13,10 +13,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import json_with_int_pb2 as json_pb2
 from generated.qdrant import points_pb2 as points
 from server.replica import paths, scalars
-from server.replica.fields import Fields
+from server.replica.fields import Fields, Index
 from server.replica.filters import Point, compile_condition
 from server.replica.paths import Payload
 from server.replica.ranking import by_score
@@ -160,12 +161,22 @@ class Compiler:
         return lambda row: choose(part(row) for part in parts)
 
     def _value(self, name: str) -> Callable[[Payload], json_pb2.Value | None]:
-        """The one value at a path, else the default; None when there is none."""
-        select = paths.selector(paths.parse_or_refuse(name))
+        """The one value at a path, else the default; None when there is none.
+
+        Where the path has an index, Qdrant reads that: what it does not hold is not there. Texts it reads in the
+        payload.
+        """
+        path = paths.parse_or_refuse(name)
+        select = paths.selector(path)
         default = self._defaults.get(name)
+        index = self._fields.index(path)
+        held_by = None if index is None or index.kind == collections.Text else index
+        is_open = held_by is None and path[-1] is paths.WILDCARD
 
         def value(payload: Payload) -> json_pb2.Value | None:
-            found = paths.flattened(select(payload))
+            found = select(payload) if is_open else paths.flattened(select(payload))
+            if held_by is not None:
+                found = _held(held_by, found)
             return found[0] if len(found) == 1 else default if not found else _several(found)
 
         return value
@@ -202,7 +213,7 @@ class Compiler:
 
         def evaluate(row: Row) -> float:
             found = value(row.payload)
-            place = None if found is None else scalars.place(found)
+            place = None if found is None else _place(found)
             if place is None:
                 raise _expected("geo point", name, "No geo point found in a payload nor defaults")
             return scalars.metres_between(origin, place)
@@ -267,9 +278,25 @@ class Compiler:
         return lambda row: math.exp(width * (x(row) - target(row)) ** 2)
 
 
+def _held(index: Index, values: Sequence[json_pb2.Value]) -> list[json_pb2.Value]:
+    """The values that an index holds of a point; one for exact values holds equal ones once."""
+    pairs = [(held, value) for value in values if (held := index.held(value)) is not None]
+    return list(dict(pairs).values()) if index.has_lookup else [value for _, value in pairs]
+
+
 def _several(found: Sequence[json_pb2.Value]) -> json_pb2.Value:
     """Several values are a list, which is neither number nor place nor time."""
     return json_pb2.Value(list_value=json_pb2.ListValue(values=found))
+
+
+def _place(value: json_pb2.Value) -> tuple[float, float] | None:
+    """A place on the globe; to Qdrant's parser an array of longitude and latitude is one too."""
+    place = scalars.place(value)
+    items = value.list_value.values
+    if place is None and len(items) == 2:
+        lon, lat = map(scalars.number, items)
+        place = (lon, lat) if lon is not None and lat is not None else None
+    return place if place is not None and abs(place[0]) <= 180 and abs(place[1]) <= 90 else None
 
 
 def _seconds(text: str) -> float | None:

@@ -25,6 +25,8 @@ from server.replica.session import Coded, Selection, Session
 OrderValue: TypeAlias = "int | float"
 Ordered: TypeAlias = tuple[Key, OrderValue]
 
+_EXACT = 2**53
+_I64_MOST = 2**63 - 1
 _INDEXING = "https://qdrant.tech/documentation/concepts/indexing/#payload-index"
 
 
@@ -75,13 +77,17 @@ def _candidates(
     lengths_here = lengths[coded.codes]
     several = np.flatnonzero(lengths_here > 1)
     single = np.flatnonzero(lengths_here == 1)
-    # A float has room for every value but very large integers, whose order among equals is settled afterwards.
+    # A float has room for every value but very large integers: those order as floats, and equal ones are looked at.
     firsts = np.fromiter((one[0] if one else 0 for one in held), dtype=np.float64, count=len(held))
     numbers = firsts[coded.codes[single]]
     if start is not None:
-        # The bound is rounded outwards; what it lets through wrongly is dropped by the caller.
-        near = numbers <= np.nextafter(start, np.inf) if falling else numbers >= np.nextafter(start, -np.inf)
-        single, numbers = single[near], numbers[near]
+        bound = float(start)
+        passes = numbers <= bound if falling else numbers >= bound
+        if abs(bound) >= _EXACT:
+            for row in np.flatnonzero(numbers == bound).tolist():
+                [value] = held[coded.codes[single[row]]]
+                passes[row] = value <= start if falling else value >= start
+        single, numbers = single[passes], numbers[passes]
     if len(single) > count:
         rank = -numbers if falling else numbers
         single = single[rank <= np.partition(rank, count - 1)[count - 1]]
@@ -99,7 +105,8 @@ def _start(start: points.StartFrom) -> OrderValue:
         case "float":
             return start.float
         case "integer":
-            return start.integer
+            # Qdrant turns it into a float, and that into what the index holds.
+            return min(int(float(start.integer)), _I64_MOST)
         case "timestamp":
             return timestamp_nanoseconds(start.timestamp) // 1000
         case "datetime":

@@ -47,11 +47,14 @@ class Nearest:
 
     space: Space
     vector: QueryVector
+    skips_zeros: bool = False
+    """Whether sparse vectors whose score is 0 are no results either."""
 
     def scores(self, block: Block) -> tuple[Floats, Mask]:
         """See Scorer."""
         if isinstance(self.vector, Sparse):
-            return block.overlap(self.vector)
+            scores, shares = block.overlap(self.vector)
+            return scores, shares & (scores != 0) if self.skips_zeros else shares
         return block.similarity(self.vector), None
 
     def shown(self, score: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 from generated.qdrant import points_pb2 as points
@@ -215,6 +215,9 @@ class Universal:
         self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
     ) -> list[Hit]:
         if isinstance(scorer, scoring.Nearest):
+            if selection.is_everything:
+                # Qdrant's sparse index has nothing to say of them; the few points of a filter it scores one by one.
+                scorer = replace(scorer, skips_zeros=True)
             found = proposed.nearest(self._session, scorer, selection, count)
         else:
             found = scoring.best(scorer, self._session.blocks(space, selection), count)

@@ -74,6 +74,8 @@ TEXTS = numbered(
         10: {"t": "Nights of Running skies"},
         # Vowel signs are marks, a virama and a zero-width joiner are none of a word; \x1c is no white space.
         11: {"t": "வீட்டில் हिन्दी में ไทย\u200dภาษา x\x1cy\u00a0z कि"},
+        12: {"t": ["night", "sky"]},
+        13: {"t": ["the sea", "of night sky over", "night"]},
     }
 )
 SNOWBALL = collections.StemmingAlgorithm(snowball=collections.SnowballParams(language="english"))
