@@ -17,8 +17,9 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding, strict
+from server.replica import catalogue, group_rounds, groups, legacy, listing, matrix, ordering, outputs, sharding, strict
 from server.replica.following import Following, SnapshotPassed
+from server.replica.group_rounds import Rounds
 from server.replica.indexing import Index
 from server.replica.memory import default_resident_bytes
 from server.replica.outputs import Wanted
@@ -90,26 +91,20 @@ class _Answer:
 
     def grouped(self, query: points.QueryPoints, request: Any, limit: int, size: int) -> points.GroupsResult:
         """Run one universal query and group its results."""
+        groups.check(request.group_by, limit, size)
         session = self.session(query.collection_name)
         parts = outputs.wanted(request)
-        wide = points.QueryPoints()
-        wide.CopyFrom(query)
-        _widen(wide, max(session.collection.points, 1))
-        every = max(session.collection.points, 1)
-        if query.query.WhichOneof("variant") == "order_by":
-            # A point comes once for each of its values; more than an answer may hold is refused.
-            every = self.settings.response_max_points + 1
-        hits = self.universal(session).run(wide, limit=every)
-        gathered = groups.gather(session, hits, request.group_by, limit, size)
+        universal = self.universal(session)
+        if group_rounds.wants_rounds(query):
+            gathered = Rounds(session, request.group_by, limit, size).gather(query, universal.run)
+        else:
+            every = max(session.collection.points, 1)
+            if query.query.WhichOneof("variant") == "order_by":
+                # A point comes once for each of its values; more than an answer may hold is refused.
+                every = self.settings.response_max_points + 1
+            gathered = groups.gather(session, universal.run(query, limit=every), request.group_by, limit, size)
         lookup = request.with_lookup if request.HasField("with_lookup") else None
         return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
-
-
-def _widen(node: points.QueryPoints | points.PrefetchQuery, limit: int) -> None:
-    """Grouping needs all candidates of prefetches, not the first few."""
-    for inner in node.prefetch:
-        inner.limit = limit
-        _widen(inner, limit)
 
 
 def _of_batch(parent: str, child: str) -> str:
