@@ -55,6 +55,8 @@ TAIL = """
   of the replica. How many points a payload index holds is counted where that is cheap, else as Qdrant told it last;
   numbers of segments and of indexed vectors are not kept.
 - Points carry no `shard_key`.
+- UpdateAliases of which one action is refused changes nothing. Qdrant keeps the actions before it, by its source, of
+  which the newest means to keep none either.
 - The limits of a collection's strict mode are enforced with the status and words of Qdrant 1.18, from its source and
   its own tests; they were not run against a server. Not enforced: the sizes of vectors and payloads in bytes, which
   only the server's files tell, and its rate and memory limits, which are about its load. `max_points_count` is judged

@@ -17,7 +17,19 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, group_rounds, groups, legacy, listing, matrix, ordering, outputs, sharding, strict
+from server.replica import (
+    catalogue,
+    group_rounds,
+    groups,
+    legacy,
+    listing,
+    matrix,
+    ordering,
+    outputs,
+    read_checks,
+    sharding,
+    strict,
+)
 from server.replica.following import Following, SnapshotPassed
 from server.replica.group_rounds import Rounds
 from server.replica.indexing import Index
@@ -159,17 +171,17 @@ def _search_groups(answer: _Answer, request: points.SearchPointGroups) -> Messag
     return points.SearchGroupsResponse(result=result)
 
 
-def _unless_none_is_wanted(answer: _Answer, request: Any, query: Callable[[Any], Any], target: Any) -> None:
-    """Legacy recommend and discover with limit 0: an empty answer, once the collection is known to be there."""
+def _recommended(answer: _Answer, request: points.RecommendPoints, target: Any) -> None:
+    """With limit 0, which only this call takes, an empty answer once the collection is known to be there."""
     if request.limit == 0:
         answer.session(request.collection_name)
         return
-    answer.query(query(request), target)
+    answer.query(legacy.recommend(request), target)
 
 
 def _recommend(answer: _Answer, request: points.RecommendPoints) -> Message:
     response = points.RecommendResponse()
-    _unless_none_is_wanted(answer, request, legacy.recommend, response.result)
+    _recommended(answer, request, response.result)
     return response
 
 
@@ -177,7 +189,7 @@ def _recommend_batch(answer: _Answer, request: points.RecommendBatchPoints) -> M
     response = points.RecommendBatchResponse()
     for one in request.recommend_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _unless_none_is_wanted(answer, one, legacy.recommend, response.result.add().result)
+        _recommended(answer, one, response.result.add().result)
     return response
 
 
@@ -188,7 +200,7 @@ def _recommend_groups(answer: _Answer, request: points.RecommendPointGroups) -> 
 
 def _discover(answer: _Answer, request: points.DiscoverPoints) -> Message:
     response = points.DiscoverResponse()
-    _unless_none_is_wanted(answer, request, legacy.discover, response.result)
+    answer.query(legacy.discover(request), response.result)
     return response
 
 
@@ -196,7 +208,7 @@ def _discover_batch(answer: _Answer, request: points.DiscoverBatchPoints) -> Mes
     response = points.DiscoverBatchResponse()
     for one in request.discover_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _unless_none_is_wanted(answer, one, legacy.discover, response.result.add().result)
+        answer.query(legacy.discover(one), response.result.add().result)
     return response
 
 
@@ -269,6 +281,7 @@ class Searcher:
         started = self._store.clock.monotonic()
         request_type, handler = found
         request = parse(request_type, body)
+        read_checks.check_read(request)
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():
