@@ -66,6 +66,9 @@ TAIL = """
   refused with UNAVAILABLE: they need the server's language tables.
 - A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
   engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
+- Groups of a search without prefetches and MMR are the best of all points. Qdrant gives up after ten rounds of as many
+  points as the groups can hold, and points whose field is neither a text nor a whole number come again in each: with
+  few and small groups asked for it may find fewer of them.
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in
