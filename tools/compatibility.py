@@ -55,6 +55,8 @@ TAIL = """
   of the replica. How many points a payload index holds is counted where that is cheap, else as Qdrant told it last;
   numbers of segments and of indexed vectors are not kept.
 - Points carry no `shard_key`.
+- UpdateAliases of which one action is refused changes nothing. Qdrant keeps the actions before it, by its source, of
+  which the newest means to keep none either.
 - The limits of a collection's strict mode are enforced with the status and words of Qdrant 1.18, from its source and
   its own tests; they were not run against a server. Not enforced: the sizes of vectors and payloads in bytes, which
   only the server's files tell, and its rate and memory limits, which are about its load. `max_points_count` is judged
@@ -64,6 +66,9 @@ TAIL = """
   refused with UNAVAILABLE: they need the server's language tables.
 - A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
   engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
+- Groups of a search without prefetches and MMR are the best of all points. Qdrant gives up after ten rounds of as many
+  points as the groups can hold, and points whose field is neither a text nor a whole number come again in each: with
+  few and small groups asked for it may find fewer of them.
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in

@@ -263,6 +263,7 @@ def schema_of(data_type: int, request_params: pb.PayloadIndexParams | None) -> b
 
 def _get(reads: Reads, body: bytes, started: Callable[[], float]) -> Message:
     request = parse(pb.GetCollectionInfoRequest, body)
+    checks.check_read_name(request.collection_name)
     return pb.GetCollectionInfoResponse(result=info_of(find(reads, request.collection_name)), time=started())
 
 
@@ -275,6 +276,7 @@ def _list(reads: Reads, body: bytes, started: Callable[[], float]) -> Message:
 
 def _exists(reads: Reads, body: bytes, started: Callable[[], float]) -> Message:
     name = parse(pb.CollectionExistsRequest, body).collection_name
+    checks.check_read_name(name)
     exists = reads.collection(name) is not None
     if not exists and not is_known(reads):
         raise catalogue_unknown(name)
@@ -289,7 +291,10 @@ def _list_aliases(reads: Reads, body: bytes, started: Callable[[], float]) -> Me
 
 def _list_collection_aliases(reads: Reads, body: bytes, started: Callable[[], float]) -> Message:
     name = parse(pb.ListCollectionAliasesRequest, body).collection_name
-    find(reads, name)
+    checks.check_read_name(name)
+    # Of a collection that is not there Qdrant knows no alias, and says so.
+    if reads.collection(name) is None and not is_known(reads):
+        raise catalogue_unknown(name)
     aliases = {alias: target for alias, target in reads.aliases().items() if target == name}
     return pb.ListAliasesResponse(aliases=_described(aliases), time=started())
 

@@ -14,6 +14,7 @@ from server.replica.vector_forms import fields_of
 
 _MOST_NAME_BYTES = 255
 _FORBIDDEN_IN_NAMES = '<>:"/\\|?*\0\x1f'
+_FORBIDDEN_IN_READS = "/\0"
 _MOST_DIMENSIONS = 65536
 
 # FieldType of a request → the params that may come with it.
@@ -33,6 +34,14 @@ def check_name(name: str) -> None:
     """Raises Refusal for a name that no collection and no alias can have."""
     if not 1 <= len(name.encode()) <= _MOST_NAME_BYTES:
         raise bad_body("collection_name", f'value "{name}" invalid, must be from 1 to 255 characters')
+
+
+def check_read_name(name: str) -> None:
+    """Raises Refusal for a name that nothing can be read by: an alias may have it all the same."""
+    check_name(name)
+    for character in _FORBIDDEN_IN_READS:
+        if character in name:
+            raise bad_body("collection_name", f'collection name cannot contain "{character}" char')
 
 
 def check_new_collection(request: pb.CreateCollection) -> None:

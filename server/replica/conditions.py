@@ -17,6 +17,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import paths, scalars, tokens
 from server.replica.fields import Fields, Index, Scalar
 from server.replica.paths import Path, Values
+from server.replica.refusal import invalid
 
 ValuesTest: TypeAlias = Callable[[Values], bool]
 """Of the values at the path of a condition."""
@@ -240,6 +241,8 @@ def _time_test(bounds: common.DatetimeRange) -> ValueTest:
 
 
 def _radius_test(circle: common.GeoRadius) -> ValueTest:
+    if not circle.HasField("center"):
+        raise invalid("Malformed GeoRadius type")
     center, radius = (circle.center.lon, circle.center.lat), circle.radius
 
     def check(value: json_pb2.Value) -> bool:
@@ -250,6 +253,8 @@ def _radius_test(circle: common.GeoRadius) -> ValueTest:
 
 
 def _box_test(box: common.GeoBoundingBox) -> ValueTest:
+    if not (box.HasField("top_left") and box.HasField("bottom_right")):
+        raise invalid("Malformed GeoBoundingBox type")
     left, right = box.top_left.lon, box.bottom_right.lon
     top, bottom = box.top_left.lat, box.bottom_right.lat
 

@@ -6,7 +6,7 @@ names; a point whose field holds something other than a text or an integer is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -36,36 +36,44 @@ class Group:
     keys: set[Key] = field(default_factory=set)
 
 
-def gather(session: Session, hits: Sequence[Hit], group_by: str, limit: int, size: int) -> list[Group]:
-    """The first `limit` groups of ranked hits, `size` hits in each."""
+def check(group_by: str, limit: int, size: int) -> None:
+    """What Qdrant refuses before it looks at the query."""
     if not group_by:
         raise bad_body("group_by", 'value "" invalid, must be at least 1 characters')
     for name, value in (("limit", limit), ("group_size", size)):
         if value == 0:
             raise bad_body(name, "value 0 invalid, must be 1 or larger")
-    select = paths.selector(paths.parse_or_refuse(group_by))
+
+
+def gather(session: Session, hits: Sequence[Hit], group_by: str, limit: int, size: int) -> list[Group]:
+    """The first `limit` groups of ranked hits, `size` hits in each."""
     groups: dict[tuple[type, GroupId], Group] = {}
+    for hit, record, ids in identified(session, hits, group_by):
+        for group_id in ids:
+            name_of = (type(group_id), group_id)
+            if name_of not in groups:
+                if len(groups) >= limit:
+                    continue
+                groups[name_of] = Group(group_id)
+            group = groups[name_of]
+            if len(group.hits) < size and hit.key not in group.keys:
+                group.keys.add(hit.key)
+                group.hits.append((hit, record))
+        if len(groups) >= limit and all(len(group.hits) >= size for group in groups.values()):
+            break
+    return list(groups.values())
+
+
+def identified(session: Session, hits: Sequence[Hit], group_by: str) -> Iterator[tuple[Hit, Record, list[GroupId]]]:
+    """Hits with their records and the groups that they are in, read a page at a time."""
+    select = paths.selector(paths.parse_or_refuse(group_by))
     for start in range(0, len(hits), _PAGE):
         page = hits[start : start + _PAGE]
         found = session.reads.fetch(session.collection.cid, [hit.key for hit in page])
         for hit in page:
             record = found.get(hit.key)
-            if record is None:
-                continue
-            payload = points.PointStruct.FromString(record.payload).payload
-            for group_id in _ids(select(payload)):
-                name_of = (type(group_id), group_id)
-                if name_of not in groups:
-                    if len(groups) >= limit:
-                        continue
-                    groups[name_of] = Group(group_id)
-                group = groups[name_of]
-                if len(group.hits) < size and hit.key not in group.keys:
-                    group.keys.add(hit.key)
-                    group.hits.append((hit, record))
-        if len(groups) >= limit and all(len(group.hits) >= size for group in groups.values()):
-            break
-    return list(groups.values())
+            if record is not None:
+                yield hit, record, _ids(select(points.PointStruct.FromString(record.payload).payload))
 
 
 def _ids(values: paths.Values) -> list[GroupId]:

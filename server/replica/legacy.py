@@ -63,6 +63,8 @@ def recommend(request: Recommended) -> points.QueryPoints:
 
 def discover(request: points.DiscoverPoints) -> points.QueryPoints:
     """Discover with a target, or by context alone."""
+    if request.limit == 0:
+        raise bad_body("limit", "value 0 invalid, must be 1 or larger")
     query = points.QueryPoints(collection_name=request.collection_name, using=request.using)
     _carry(request, query)
     pairs = [

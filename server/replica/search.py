@@ -17,8 +17,21 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2 as points
 from server import config
-from server.replica import catalogue, groups, legacy, listing, matrix, ordering, outputs, sharding, strict
+from server.replica import (
+    catalogue,
+    group_rounds,
+    groups,
+    legacy,
+    listing,
+    matrix,
+    ordering,
+    outputs,
+    read_checks,
+    sharding,
+    strict,
+)
 from server.replica.following import Following, SnapshotPassed
+from server.replica.group_rounds import Rounds
 from server.replica.indexing import Index
 from server.replica.memory import default_resident_bytes
 from server.replica.outputs import Wanted
@@ -90,26 +103,20 @@ class _Answer:
 
     def grouped(self, query: points.QueryPoints, request: Any, limit: int, size: int) -> points.GroupsResult:
         """Run one universal query and group its results."""
+        groups.check(request.group_by, limit, size)
         session = self.session(query.collection_name)
         parts = outputs.wanted(request)
-        wide = points.QueryPoints()
-        wide.CopyFrom(query)
-        _widen(wide, max(session.collection.points, 1))
-        every = max(session.collection.points, 1)
-        if query.query.WhichOneof("variant") == "order_by":
-            # A point comes once for each of its values; more than an answer may hold is refused.
-            every = self.settings.response_max_points + 1
-        hits = self.universal(session).run(wide, limit=every)
-        gathered = groups.gather(session, hits, request.group_by, limit, size)
+        universal = self.universal(session)
+        if group_rounds.wants_rounds(query):
+            gathered = Rounds(session, request.group_by, limit, size).gather(query, universal.run)
+        else:
+            every = max(session.collection.points, 1)
+            if query.query.WhichOneof("variant") == "order_by":
+                # A point comes once for each of its values; more than an answer may hold is refused.
+                every = self.settings.response_max_points + 1
+            gathered = groups.gather(session, universal.run(query, limit=every), request.group_by, limit, size)
         lookup = request.with_lookup if request.HasField("with_lookup") else None
         return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
-
-
-def _widen(node: points.QueryPoints | points.PrefetchQuery, limit: int) -> None:
-    """Grouping needs all candidates of prefetches, not the first few."""
-    for inner in node.prefetch:
-        inner.limit = limit
-        _widen(inner, limit)
 
 
 def _of_batch(parent: str, child: str) -> str:
@@ -164,17 +171,17 @@ def _search_groups(answer: _Answer, request: points.SearchPointGroups) -> Messag
     return points.SearchGroupsResponse(result=result)
 
 
-def _unless_none_is_wanted(answer: _Answer, request: Any, query: Callable[[Any], Any], target: Any) -> None:
-    """Legacy recommend and discover with limit 0: an empty answer, once the collection is known to be there."""
+def _recommended(answer: _Answer, request: points.RecommendPoints, target: Any) -> None:
+    """With limit 0, which only this call takes, an empty answer once the collection is known to be there."""
     if request.limit == 0:
         answer.session(request.collection_name)
         return
-    answer.query(query(request), target)
+    answer.query(legacy.recommend(request), target)
 
 
 def _recommend(answer: _Answer, request: points.RecommendPoints) -> Message:
     response = points.RecommendResponse()
-    _unless_none_is_wanted(answer, request, legacy.recommend, response.result)
+    _recommended(answer, request, response.result)
     return response
 
 
@@ -182,7 +189,7 @@ def _recommend_batch(answer: _Answer, request: points.RecommendBatchPoints) -> M
     response = points.RecommendBatchResponse()
     for one in request.recommend_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _unless_none_is_wanted(answer, one, legacy.recommend, response.result.add().result)
+        _recommended(answer, one, response.result.add().result)
     return response
 
 
@@ -193,7 +200,7 @@ def _recommend_groups(answer: _Answer, request: points.RecommendPointGroups) -> 
 
 def _discover(answer: _Answer, request: points.DiscoverPoints) -> Message:
     response = points.DiscoverResponse()
-    _unless_none_is_wanted(answer, request, legacy.discover, response.result)
+    answer.query(legacy.discover(request), response.result)
     return response
 
 
@@ -201,7 +208,7 @@ def _discover_batch(answer: _Answer, request: points.DiscoverBatchPoints) -> Mes
     response = points.DiscoverBatchResponse()
     for one in request.discover_points:
         one.collection_name = _of_batch(request.collection_name, one.collection_name)
-        _unless_none_is_wanted(answer, one, legacy.discover, response.result.add().result)
+        answer.query(legacy.discover(one), response.result.add().result)
     return response
 
 
@@ -274,6 +281,7 @@ class Searcher:
         started = self._store.clock.monotonic()
         request_type, handler = found
         request = parse(request_type, body)
+        read_checks.check_read(request)
         for _ in range(_SNAPSHOT_TRIES):
             try:
                 with self._store.snapshot():

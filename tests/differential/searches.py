@@ -255,7 +255,7 @@ class Searches:
                 Call(COLLECTIONS + "ListAliases", collections.ListAliasesRequest()),
                 Call(
                     COLLECTIONS + "ListCollectionAliases",
-                    collections.ListCollectionAliasesRequest(collection_name=COLLECTION),
+                    collections.ListCollectionAliasesRequest(collection_name=name),
                 ),
             )
         )

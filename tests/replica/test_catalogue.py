@@ -212,16 +212,26 @@ def test_update_of_what_is_missing(here: Local) -> None:
 
 
 def test_reads_of_what_is_missing(here: Local) -> None:
+    with pytest.raises(Refusal) as refused:
+        _ask(here, "Get", pb.GetCollectionInfoRequest(collection_name="c"))
+    assert (refused.value.code, refused.value.details) == (Code.NOT_FOUND, "Not found: Collection `c` doesn't exist!")
+    body = _ask(here, "ListCollectionAliases", pb.ListCollectionAliasesRequest(collection_name="c"))
+    assert not pb.ListAliasesResponse.FromString(body).aliases
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\0b"])
+def test_names_that_nothing_is_read_by(here: Local, name: str) -> None:
+    here.do(CREATE, create())
+    here.do(ALIASES, _change(_give("a/b")))
     for method, request in (
-        ("Get", pb.GetCollectionInfoRequest(collection_name="c")),
-        ("ListCollectionAliases", pb.ListCollectionAliasesRequest(collection_name="c")),
+        ("Get", pb.GetCollectionInfoRequest(collection_name=name)),
+        ("CollectionExists", pb.CollectionExistsRequest(collection_name=name)),
+        ("ListCollectionAliases", pb.ListCollectionAliasesRequest(collection_name=name)),
     ):
         with pytest.raises(Refusal) as refused:
             _ask(here, method, request)
-        assert (refused.value.code, refused.value.details) == (
-            Code.NOT_FOUND,
-            "Not found: Collection `c` doesn't exist!",
-        )
+        assert refused.value.code is Code.INVALID_ARGUMENT
+        assert refused.value.details.startswith("Validation error in body: [collection_name: collection name cannot")
 
 
 def test_the_last_real_info_is_told_with_the_counts_of_here(here: Local) -> None:
