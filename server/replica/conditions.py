@@ -142,6 +142,11 @@ def _index_test(condition: common.FieldCondition, fields: Fields, index: Index |
     match = condition.match
     form = match.WhichOneof("match_value") if condition.HasField("match") else None
     held = index.held_of
+    if index.kind == collections.Geo and (tests := _geo_tests(condition)):
+        return lambda values: any(
+            scalars.place_on_earth(value) is not None and any(test(value) for test in tests)
+            for value in paths.flattened(values)
+        )
     if index.has_range and (condition.HasField("range") or condition.HasField("datetime_range")):
         return _indexed_range(condition, index, held)
     if index.kind == collections.Integer and index.has_lookup:
@@ -196,6 +201,11 @@ def _value_tests(condition: common.FieldCondition, fields: Fields) -> list[Value
         tests.append(_range_test(condition.range))
     if condition.HasField("datetime_range"):
         tests.append(_time_test(condition.datetime_range))
+    return [*tests, *_geo_tests(condition)]
+
+
+def _geo_tests(condition: common.FieldCondition) -> list[ValueTest]:
+    tests: list[ValueTest] = []
     if condition.HasField("geo_radius"):
         tests.append(_radius_test(condition.geo_radius))
     if condition.HasField("geo_bounding_box"):
@@ -265,14 +275,20 @@ def _box_test(box: common.GeoBoundingBox) -> ValueTest:
 
 
 def _polygon_test(polygon: common.GeoPolygon) -> ValueTest:
-    exterior = [(point.lon, point.lat) for point in polygon.exterior.points]
-    interiors = [[(point.lon, point.lat) for point in ring.points] for ring in polygon.interiors]
+    exterior = _ring(polygon.exterior)
+    interiors = [_ring(line) for line in polygon.interiors]
 
     def check(value: json_pb2.Value) -> bool:
         place = scalars.place(value)
         return place is not None and scalars.is_inside(place, exterior, interiors)
 
     return check
+
+
+def _ring(line: common.GeoLineString) -> scalars.Ring:
+    """Closed, as releases of Qdrant that let open ones pass close them."""
+    ring = [(point.lon, point.lat) for point in line.points]
+    return ring if ring[:1] == ring[-1:] else [*ring, ring[0]]
 
 
 def _match_test(match: common.Match, fields: Fields) -> ValueTest:

@@ -81,8 +81,21 @@ def place(value: json_pb2.Value) -> tuple[float, float] | None:
     return (lon, lat) if lon is not None and lat is not None else None
 
 
+def is_on_earth(lon: float, lat: float) -> bool:
+    """Whether these are degrees of a place; a geo index holds no others."""
+    return -180 <= lon <= 180 and -90 <= lat <= 90
+
+
+def place_on_earth(value: json_pb2.Value) -> tuple[float, float] | None:
+    """The place of a value if there is such a place."""
+    found = place(value)
+    return found if found is not None and is_on_earth(*found) else None
+
+
 def metres_between(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Great-circle distance of two (lon, lat) by the haversine formula."""
+    """Great-circle distance of two (lon, lat) by the haversine formula; NaN when one of them is infinite or NaN."""
+    if not all(map(math.isfinite, (*first, *second))):
+        return math.nan
     lon1, lat1, lon2, lat2 = map(math.radians, (*first, *second))
     half = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
     return 2 * _EARTH_RADIUS_METRES * math.asin(min(1.0, math.sqrt(half)))

@@ -7,6 +7,7 @@ UUID in the index or in the payload, depending on its plan.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import qdrant_edge as edge
 from qdrant_client import models as m
 
 from generated.qdrant import collections_pb2 as collections
+from server.replica.refusal import Refusal
 from tests.replica import workload
 from tests.replica.edge_engine import Edge, Inexpressible
+from tests.replica.edge_engine import filter_of as engine_filter
 from tests.replica.filtering import fields_of, numbered, passing
 
 VECTORS = {"": m.VectorParams(size=1, distance=m.Distance.DOT)}
@@ -58,6 +61,85 @@ def test_agrees_with_the_engine(seed: int, indexes: dict[str, str], tmp_path: Pa
         assert sorted(passing(query, points, fields), key=str) == expected, query.model_dump_json(exclude_none=True)
     engine.close()
     assert compared > 60
+
+
+FAR = ((0, 0), (180, 0), (-180, 0), (200, 0), (0, 91), (-190, 5), (0, -90.5), (10, 10), (45, 89))
+PLACES = numbered(
+    {
+        **{number: {"a": {"lon": lon, "lat": lat}} for number, (lon, lat) in enumerate(FAR)},
+        20: {"a": [{"lon": 200, "lat": 0}, {"lon": 1, "lat": 1}]},
+        21: {"a": [{"lon": 200, "lat": 0}, {"lon": 10, "lat": 91}]},
+    }
+)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> m.GeoBoundingBox:
+    return m.GeoBoundingBox(top_left=m.GeoPoint(lon=left, lat=top), bottom_right=m.GeoPoint(lon=right, lat=bottom))
+
+
+@pytest.mark.parametrize("index", [None, "geo", "keyword"])
+def test_places_off_the_earth_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    """A geo index does not hold them."""
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(PLACES)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    corners = ((-179, -89), (179, -89), (179, 89), (-179, 89), (-179, -89))
+    ring = m.GeoLineString(points=[m.GeoPoint(lon=lon, lat=lat) for lon, lat in corners])
+    for shape in (
+        {"geo_radius": m.GeoRadius(center=m.GeoPoint(lon=0, lat=0), radius=3e7)},
+        {"geo_bounding_box": box(-179.9, 89.9, 179.9, -89.9)},
+        {"geo_bounding_box": box(170, 20, -170, -20)},
+        {"geo_polygon": m.GeoPolygon(exterior=ring)},
+    ):
+        conditions: list[Any] = [m.FieldCondition(key="a", **shape)]
+        for query in (m.Filter(must=conditions), m.Filter(must_not=conditions)):
+            found = sorted(passing(query, PLACES, fields_of("1.20.0", **indexes)), key=str)
+            assert found == engine.matching(query), query.model_dump_json(exclude_none=True)
+    engine.close()
+
+
+RING = ((0.0, 0.0), (4.0, 0.0), (4.0, 4.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("center", "exterior", "interior"),
+    [
+        ((0, 0), RING, RING),
+        ((0, 0), RING[:3], RING),
+        ((0, 0), (*RING[:3], (0, 1)), RING),
+        ((0, 0), (), RING),
+        ((0, 0), RING, RING[:3]),
+        ((0, 0), RING, (*RING[:3], (0, 1))),
+        ((181, 0), RING, RING),
+        ((0, -90.5), RING, RING),
+        ((float("inf"), 0), RING, RING),
+        ((0, 0), (RING[0], (181, 0), *RING[2:]), RING),
+    ],
+)
+def test_the_engine_refuses_the_same_shapes(
+    center: tuple[float, float], exterior: tuple[tuple[float, float], ...], interior: tuple[tuple[float, float], ...]
+) -> None:
+    def line(ring: tuple[tuple[float, float], ...]) -> m.GeoLineString:
+        return m.GeoLineString(points=[m.GeoPoint(lon=lon, lat=lat) for lon, lat in ring])
+
+    polygon = m.GeoPolygon(exterior=line(exterior), interiors=[line(interior)])
+    circle = m.GeoRadius(center=m.GeoPoint(lon=center[0], lat=center[1]), radius=5)
+    query = m.Filter(
+        must=[m.FieldCondition(key="a", geo_polygon=polygon), m.FieldCondition(key="a", geo_radius=circle)]
+    )
+
+    def is_refused(ask: Callable[[], object], refusal: type[Exception]) -> bool:
+        try:
+            ask()
+        except refusal:
+            return True
+        return False
+
+    assert is_refused(lambda: passing(query, [], fields_of("1.20.0")), Refusal) == is_refused(
+        lambda: engine_filter(query), ValueError
+    )
 
 
 TEXTS = numbered(
