@@ -6,6 +6,7 @@ the field changes (`is_null`, `except`, text). Does not validate: `filters.py` h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import paths, scalars, tokens
 from server.replica.fields import Fields, Index, Scalar
 from server.replica.paths import Path, Values
+
+_I64 = 2**63
 
 ValuesTest: TypeAlias = Callable[[Values], bool]
 """Of the values at the path of a condition."""
@@ -117,22 +120,37 @@ def _count(value: json_pb2.Value) -> int:
     return len(value.list_value.values) if _is_list(value) else 1
 
 
-def _within(bounds: common.ValuesCount | common.Range) -> Callable[[float], bool]:
-    """All bounds that are set hold. Qdrant orders NaN as the largest number."""
+def _as_it_is(bound: float) -> float:
+    return bound
+
+
+def _as_whole(bound: float) -> float:
+    """A bound for whole numbers of 64 bits: Rust makes of one beyond them the last of them, and of NaN a 0."""
+    return 0 if math.isnan(bound) else max(-_I64, min(bound, _I64 - 1))
+
+
+def _within(
+    bounds: common.ValuesCount | common.Range, as_held: Callable[[float], float] = _as_it_is
+) -> Callable[[float], bool]:
+    """All bounds that are set hold, each as an index holds numbers. Qdrant orders NaN as the largest number."""
     checks: list[Callable[[float], bool]] = []
     if bounds.HasField("lt"):
-        lt = bounds.lt
+        lt = _greatest_if_nan(as_held(bounds.lt))
         checks.append(lambda number: number < lt)
     if bounds.HasField("lte"):
-        lte = bounds.lte
+        lte = _greatest_if_nan(as_held(bounds.lte))
         checks.append(lambda number: number <= lte)
     if bounds.HasField("gt"):
-        gt = bounds.gt
+        gt = as_held(bounds.gt)
         checks.append(lambda number: number > gt)
     if bounds.HasField("gte"):
-        gte = bounds.gte
+        gte = as_held(bounds.gte)
         checks.append(lambda number: number >= gte)
     return lambda number: all(check(number) for check in checks)
+
+
+def _greatest_if_nan(bound: float) -> float:
+    return math.inf if math.isnan(bound) else bound
 
 
 def _index_test(condition: common.FieldCondition, fields: Fields, index: Index | None) -> ValuesTest | None:
@@ -175,7 +193,7 @@ def _indexed_range(
         times = condition.datetime_range
         names = [name for name in ("lt", "lte", "gt", "gte") if times.HasField(name)]
         bounds = common.Range(**{name: timestamp_nanoseconds(getattr(times, name)) // 1000 for name in names})
-    within = _within(bounds)
+    within = _within(bounds, _as_it_is if index.kind == collections.Float else _as_whole)
     if index.kind == collections.Datetime:
         return lambda values: any(isinstance(value, int) and within(value // 1000) for value in held(values))
     return lambda values: any(isinstance(value, int | float) and within(value) for value in held(values))

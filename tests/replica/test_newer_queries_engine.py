@@ -63,6 +63,33 @@ def test_idf_over_a_corpus(twins: tuple[Through, Edge], corpus: m.Filter | None)
     assert {hit.id: hit.score for hit in found} == scores(expected)
 
 
+@pytest.mark.parametrize("fusion", [m.Fusion.RRF, m.Fusion.DBSF])
+@pytest.mark.parametrize("is_ordered_first", [True, False])
+def test_fusion_keeps_the_value_of_an_order(
+    twins: tuple[Through, Edge], fusion: m.Fusion, is_ordered_first: bool
+) -> None:
+    """A point has it when the order is where it was found first."""
+    ours, theirs = twins
+    theirs.index("n", "integer")
+    ours.client.create_payload_index("c", "n", m.PayloadSchemaType.INTEGER)
+    near = [1.0, 0.0, 0.0, 0.0]
+    here = [m.Prefetch(query=m.OrderByQuery(order_by="n"), limit=30), m.Prefetch(query=near, using="d", limit=25)]
+    nearest = edge.Query.Nearest(near, using="d")
+    there = [
+        edge.Prefetch(limit=30, query=edge.OrderBy("n")),
+        edge.Prefetch(limit=25, query=nearest),
+    ]
+    if not is_ordered_first:
+        here.reverse()
+        there.reverse()
+    found = ours.client.query_points("c", prefetch=here, query=m.FusionQuery(fusion=fusion), limit=COUNT).points
+    kind = edge.Fusion.Dbsf() if fusion is m.Fusion.DBSF else edge.Fusion.Rrf(2)
+    expected = theirs.shard.query(edge.QueryRequest(COUNT, prefetches=there, query=kind))
+    values = {hit.id: hit.order_value for hit in expected}
+    assert {hit.id: hit.order_value for hit in found} == values
+    assert 5 < sum(value is not None for value in values.values()) < len(values)
+
+
 @pytest.mark.parametrize("names", [["zz"], ["d", "zz"], [""], ["d"], []], ids=str)
 def test_names_of_vectors_that_are_not_there(twins: tuple[Through, Edge], names: list[str]) -> None:
     """Refused by either as soon as there is a point to show, and not before."""
