@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from generated.qdrant import collections_pb2 as pb
 from generated.qdrant import points_pb2 as points
+from server.replica import number_ranges
 from server.replica.paths import parse_or_refuse
 from server.replica.refusal import bad_body, invalid, no_vector_name, wrong_input
 from server.replica.vector_forms import fields_of
@@ -51,10 +52,7 @@ def check_new_collection(request: pb.CreateCollection) -> None:
     for character in _FORBIDDEN_IN_NAMES:
         if character in name:
             raise bad_body("collection_name", f'collection name cannot contain "{character}" char')
-    for number in ("shard_number", "replication_factor", "write_consistency_factor", "timeout"):
-        if request.HasField(number) and getattr(request, number) == 0:
-            raise bad_body(number, "value 0 invalid, must be 1 or larger")
-    _check_hnsw(request.hnsw_config, "hnsw_config")
+    number_ranges.check(request)
     form = request.vectors_config.WhichOneof("config")
     if form == "params":
         check_vector_params(request.vectors_config.params, "vectors_config.config.params")
@@ -72,12 +70,6 @@ def check_vector_params(params: pb.VectorParams, place: str) -> None:
         raise invalid("UnknownDistance is not allowed")
     if params.distance not in pb.Distance.values():
         raise invalid(f"Malformed distance parameter, unexpected value: {params.distance}")
-    _check_hnsw(params.hnsw_config, f"{place}.hnsw_config")
-
-
-def _check_hnsw(hnsw: pb.HnswConfigDiff, place: str) -> None:
-    if hnsw.HasField("ef_construct") and hnsw.ef_construct < 4:
-        raise bad_body(f"{place}.ef_construct", f"value {hnsw.ef_construct} invalid, must be 4 or larger")
 
 
 def check_collection_update(request: pb.UpdateCollection, config: pb.CollectionConfig) -> None:

@@ -6,6 +6,7 @@ the field changes (`is_null`, `except`, text). Does not validate: `filters.py` h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -18,6 +19,8 @@ from server.replica import paths, scalars, tokens
 from server.replica.fields import Fields, Index, Scalar
 from server.replica.paths import Path, Values
 from server.replica.refusal import invalid
+
+_I64 = 2**63
 
 ValuesTest: TypeAlias = Callable[[Values], bool]
 """Of the values at the path of a condition."""
@@ -118,22 +121,37 @@ def _count(value: json_pb2.Value) -> int:
     return len(value.list_value.values) if _is_list(value) else 1
 
 
-def _within(bounds: common.ValuesCount | common.Range) -> Callable[[float], bool]:
-    """All bounds that are set hold. Qdrant orders NaN as the largest number."""
+def _as_it_is(bound: float) -> float:
+    return bound
+
+
+def _as_whole(bound: float) -> float:
+    """A bound for whole numbers of 64 bits: Rust makes of one beyond them the last of them, and of NaN a 0."""
+    return 0 if math.isnan(bound) else max(-_I64, min(bound, _I64 - 1))
+
+
+def _within(
+    bounds: common.ValuesCount | common.Range, as_held: Callable[[float], float] = _as_it_is
+) -> Callable[[float], bool]:
+    """All bounds that are set hold, each as an index holds numbers. Qdrant orders NaN as the largest number."""
     checks: list[Callable[[float], bool]] = []
     if bounds.HasField("lt"):
-        lt = bounds.lt
+        lt = _greatest_if_nan(as_held(bounds.lt))
         checks.append(lambda number: number < lt)
     if bounds.HasField("lte"):
-        lte = bounds.lte
+        lte = _greatest_if_nan(as_held(bounds.lte))
         checks.append(lambda number: number <= lte)
     if bounds.HasField("gt"):
-        gt = bounds.gt
+        gt = as_held(bounds.gt)
         checks.append(lambda number: number > gt)
     if bounds.HasField("gte"):
-        gte = bounds.gte
+        gte = as_held(bounds.gte)
         checks.append(lambda number: number >= gte)
     return lambda number: all(check(number) for check in checks)
+
+
+def _greatest_if_nan(bound: float) -> float:
+    return math.inf if math.isnan(bound) else bound
 
 
 def _index_test(condition: common.FieldCondition, fields: Fields, index: Index | None) -> ValuesTest | None:
@@ -143,6 +161,11 @@ def _index_test(condition: common.FieldCondition, fields: Fields, index: Index |
     match = condition.match
     form = match.WhichOneof("match_value") if condition.HasField("match") else None
     held = index.held_of
+    if index.kind == collections.Geo and (tests := _geo_tests(condition)):
+        return lambda values: any(
+            scalars.place_on_earth(value) is not None and any(test(value) for test in tests)
+            for value in paths.flattened(values)
+        )
     if index.has_range and (condition.HasField("range") or condition.HasField("datetime_range")):
         return _indexed_range(condition, index, held)
     if index.kind == collections.Integer and index.has_lookup:
@@ -171,7 +194,7 @@ def _indexed_range(
         times = condition.datetime_range
         names = [name for name in ("lt", "lte", "gt", "gte") if times.HasField(name)]
         bounds = common.Range(**{name: timestamp_nanoseconds(getattr(times, name)) // 1000 for name in names})
-    within = _within(bounds)
+    within = _within(bounds, _as_it_is if index.kind == collections.Float else _as_whole)
     if index.kind == collections.Datetime:
         return lambda values: any(isinstance(value, int) and within(value // 1000) for value in held(values))
     return lambda values: any(isinstance(value, int | float) and within(value) for value in held(values))
@@ -197,6 +220,11 @@ def _value_tests(condition: common.FieldCondition, fields: Fields) -> list[Value
         tests.append(_range_test(condition.range))
     if condition.HasField("datetime_range"):
         tests.append(_time_test(condition.datetime_range))
+    return [*tests, *_geo_tests(condition)]
+
+
+def _geo_tests(condition: common.FieldCondition) -> list[ValueTest]:
+    tests: list[ValueTest] = []
     if condition.HasField("geo_radius"):
         tests.append(_radius_test(condition.geo_radius))
     if condition.HasField("geo_bounding_box"):
@@ -270,14 +298,20 @@ def _box_test(box: common.GeoBoundingBox) -> ValueTest:
 
 
 def _polygon_test(polygon: common.GeoPolygon) -> ValueTest:
-    exterior = [(point.lon, point.lat) for point in polygon.exterior.points]
-    interiors = [[(point.lon, point.lat) for point in ring.points] for ring in polygon.interiors]
+    exterior = _ring(polygon.exterior)
+    interiors = [_ring(line) for line in polygon.interiors]
 
     def check(value: json_pb2.Value) -> bool:
         place = scalars.place(value)
         return place is not None and scalars.is_inside(place, exterior, interiors)
 
     return check
+
+
+def _ring(line: common.GeoLineString) -> scalars.Ring:
+    """Closed, as releases of Qdrant that let open ones pass close them."""
+    ring = [(point.lon, point.lat) for point in line.points]
+    return ring if ring[:1] == ring[-1:] else [*ring, ring[0]]
 
 
 def _match_test(match: common.Match, fields: Fields) -> ValueTest:

@@ -22,6 +22,7 @@ _I64 = 2**63
 _TOKENISES_SINCE = (1, 20)
 _COUNTS_MISSING_SINCE = (1, 20)
 _SEES_NULLS_SINCE = (1, 20)
+_CHECKS_SHAPES_SINCE = (1, 19)
 
 
 @lru_cache(maxsize=4096)
@@ -69,7 +70,7 @@ class Index:
             case collections.Datetime:
                 return scalars.time_of(value)
             case collections.Geo:
-                return None if scalars.place(value) is None else "place"
+                return None if scalars.place_on_earth(value) is None else "place"
             case _:
                 return None
 
@@ -135,6 +136,11 @@ class Fields:
     def counts_missing_as_zero(self) -> bool:
         """Whether a field that is not there has zero values (Qdrant 1.20) or fails every count (before)."""
         return self.version >= _COUNTS_MISSING_SINCE
+
+    @property
+    def checks_shapes(self) -> bool:
+        """Whether shapes of conditions have to be some (Qdrant 1.19) or open rings are closed (before)."""
+        return self.version >= _CHECKS_SHAPES_SINCE
 
     @property
     def tokenises_plain_text(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from generated.qdrant import points_pb2 as points
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import conditions, paths
+from server.replica import conditions, geometry, paths
 from server.replica.fields import Fields
 from server.replica.paths import Path, Payload, Values
 from server.replica.points import key_of
@@ -208,6 +208,7 @@ def _field(field: common.FieldCondition, fields: Fields, where: str) -> Node:
     if not _says_anything(field):
         place = f"{where}.condition_one_of.match"
         raise bad_body(place, "Validation error: At least one field condition must be specified [{}]")
+    geometry.check(field, f"{where}.condition_one_of", is_strict=fields.checks_shapes)
     path = paths.parse_or_refuse(field.key)
     return _on(field.key, conditions.field_test(field, path, fields), conditions.equal_to(field, path, fields))
 

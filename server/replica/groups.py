@@ -131,4 +131,5 @@ def _look_up(group_id: GroupId, session: Session, parts: outputs.Wanted, target:
         return
     found = session.reads.fetch(session.collection.cid, [key])
     if key in found:
+        session.demand(parts.names)
         outputs.fill(target.lookup, found[key], parts, session.fields.version)

@@ -36,6 +36,8 @@ def get(session: Session, request: points.GetPoints) -> points.GetResponse:
     parts = outputs.wanted(request)
     keys = keys_of(request.ids)
     found = session.reads.fetch(session.collection.cid, keys, payload=parts.payload, vectors=parts.vectors)
+    if found:
+        session.demand(parts.names)
     response = points.GetResponse()
     for key in keys:
         if key in found:
@@ -60,6 +62,8 @@ def scroll(session: Session, request: points.ScrollPoints, most_points: int) -> 
             )
         ordered = ordering.ordered(session, request.order_by, selection, min(limit, most_points + 1))
         _refuse_huge(len(ordered), most_points)
+        if ordered:
+            session.demand(parts.names)
         keys = [key for key, _ in ordered]
         found = session.reads.fetch(session.collection.cid, keys, payload=parts.payload, vectors=parts.vectors)
         for key, value in ordered:
@@ -74,6 +78,8 @@ def scroll(session: Session, request: points.ScrollPoints, most_points: int) -> 
     if len(page) > limit:
         response.next_page_offset.CopyFrom(id_of(page.pop().key))
     _refuse_huge(len(page), most_points)
+    if page:
+        session.demand(parts.names)
     for record in page:
         outputs.fill(response.result.add(), record, parts, session.fields.version)
     return response

@@ -40,7 +40,7 @@ def key_of(point_id: common.PointId) -> Key:
     if form == "num":
         return _NUMBER + point_id.num.to_bytes(_NUMBER_BYTES, "big")
     if form == "uuid":
-        return _UUID + _uuid_bytes(point_id.uuid)
+        return _UUID + uuid_bytes(point_id.uuid)
     raise BadPointId("Empty ID is not allowed")
 
 
@@ -64,7 +64,8 @@ def keys_of(ids: Iterable[common.PointId]) -> list[Key]:
     return list(dict.fromkeys(key_of(point_id) for point_id in ids))
 
 
-def _uuid_bytes(text: str) -> bytes:
+def uuid_bytes(text: str) -> bytes:
+    """The 16 bytes of a UUID. Raises BadPointId."""
     plain = text[1:-1] if text.startswith("{") and text.endswith("}") else text
     braced = plain is not text
     if _HYPHENATED.fullmatch(plain) and not (braced and plain[:4].lower() == "urn:"):

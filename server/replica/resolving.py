@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
-from server.replica import catalogue, checks, sharding, strict
+from server.replica import catalogue, checks, number_ranges, sharding, strict
 from server.replica import requests as r
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, id_of, key_of, keys_of, text_of
@@ -226,11 +226,13 @@ class Resolver:
         return None
 
     def _update(self, request: collections.UpdateCollection) -> Resolved:
+        number_ranges.check(request)
         collection = catalogue.find(self._reads, request.collection_name)
         checks.check_collection_update(request, catalogue.config_of(collection))
         return None
 
     def _drop(self, request: collections.DeleteCollection) -> Resolved:
+        number_ranges.check(request)
         name = request.collection_name
         collection = self._reads.collection(name)
         if collection is None or collection.name != name:
@@ -244,6 +246,7 @@ class Resolver:
         return None
 
     def _change_aliases(self, request: collections.ChangeAliases) -> Resolved:
+        number_ranges.check(request)
         aliases = self._reads.aliases()
         names = {collection.name for collection in self._reads.collections()}
         actions: list[collections.AliasOperations] = []

@@ -7,21 +7,41 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import pairwise
-from uuid import UUID
 
 from generated.qdrant import json_with_int_pb2 as json_pb2
+from server.replica.points import BadPointId, uuid_bytes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARTH_RADIUS_METRES = 6371008.8
 
-_TIME = re.compile(
-    r"\s*(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})"
-    r"(?:[Tt ](?P<hour>\d{1,2}):(?P<minute>\d{1,2})"
-    r"(?::(?P<second>\d{1,2})(?:\.(?P<fraction>\d+))?(?P<zone> ?[Zz]| UTC| ?[+-]\d{2}(?::?\d{2})?)?)?)?",
-    re.ASCII,
+# As Rust's chrono reads: white space is anything that Unicode calls so, it may stand before each number, and a number
+# takes all the digits that it can.
+_SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_W = f"{_SPACE}*+"
+_YEAR, _MONTH, _DAY = rf"{_W}(?P<year>[+-]\d++|\d{{1,4}}+)", rf"{_W}(?P<month>\d{{1,2}}+)", rf"{_W}(?P<day>\d{{1,2}}+)"
+_HOUR, _MINUTE = rf"{_W}(?P<hour>\d{{1,2}}+)", rf"{_W}(?P<minute>\d{{1,2}}+)"
+_SECOND = rf"{_W}(?P<second>\d{{1,2}}+)(?:\.(?P<fraction>\d++))?+"
+_SHIFT = rf"(?P<sign>[+\u2212-])(?P<hours>\d\d)(?::|{_SPACE})*+"
+_DATE = f"{_YEAR}-{_MONTH}-{_DAY}"
+_BETWEEN = f"(?:T|{_W})"
+_ZONED, _WITHOUT_ZONE, _LOOSE = (
+    re.compile(text, re.ASCII)
+    for text in (
+        # With a zone, of hours only or with minutes.
+        f"{_DATE}{_BETWEEN}{_HOUR}:{_MINUTE}:{_SECOND}{_W}(?:[Zz]|{_SHIFT}(?P<minutes>[0-5]\\d)?)",
+        # Without a zone.
+        f"{_DATE}(?:{_BETWEEN}{_HOUR}:{_MINUTE}(?::{_SECOND})?)?",
+        # More white space.
+        f"{_YEAR}{_W}-{_MONTH}{_W}-{_DAY}[Tt ]{_HOUR}{_W}:{_MINUTE}{_W}:{_SECOND}{_W}"
+        f"(?:[Zz]|[Uu][Tt][Cc]|{_SHIFT}(?P<minutes>[0-5]\\d)){_W}",
+    )
 )
+# So many days have 400 years, after which the calendar is the same again.
+_YEARS, _DAYS = 400, 146_097
+# From the year -262143 to 262142.
+_SECONDS_LEAST, _SECONDS_MOST = -8_334_601_228_800, 8_210_266_876_799
 
 
 def number(value: json_pb2.Value) -> float | None:
@@ -34,12 +54,13 @@ def number(value: json_pb2.Value) -> float | None:
 
 def nanoseconds(text: str) -> int | None:
     """A time as nanoseconds since 1970; no zone means UTC; None when it has no form that Qdrant accepts."""
-    match = _TIME.fullmatch(text)
+    match = _ZONED.fullmatch(text) or _WITHOUT_ZONE.fullmatch(text) or _LOOSE.fullmatch(text)
     if match is None:
         return None
     try:
+        rounds, year = divmod(int(match["year"]), _YEARS)
         moment = datetime(
-            int(match["year"]),
+            year + _YEARS,
             int(match["month"]),
             int(match["day"]),
             int(match["hour"] or 0),
@@ -50,19 +71,24 @@ def nanoseconds(text: str) -> int | None:
     except ValueError:
         return None
     second = int(match["second"] or 0)
-    if second > 60:
+    shift = _shift_seconds(match)
+    if second > 60 or shift is None:
         return None
-    whole = moment - _EPOCH - _offset((match["zone"] or "").strip())
-    seconds = whole.days * 86400 + whole.seconds + (1 if second == 60 else 0)
+    whole = moment - _EPOCH
+    seconds = (whole.days + (rounds - 1) * _DAYS) * 86400 + whole.seconds - shift + (1 if second == 60 else 0)
+    if not _SECONDS_LEAST <= seconds <= _SECONDS_MOST:
+        return None
     return seconds * 10**9 + int((match["fraction"] or "0")[:9].ljust(9, "0"))
 
 
-def _offset(zone: str) -> timedelta:
-    if not zone or zone[0] not in "+-":
-        return timedelta()
-    digits = zone[1:].replace(":", "").ljust(4, "0")
-    shift = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
-    return shift if zone[0] == "+" else -shift
+def _shift_seconds(found: re.Match[str]) -> int | None:
+    """What a zone is ahead of UTC; None for a day or more."""
+    if found.re is _WITHOUT_ZONE or not found["sign"]:
+        return 0
+    shift = int(found["hours"]) * 3600 + int(found["minutes"] or 0) * 60
+    if shift >= 86400:
+        return None
+    return shift if found["sign"] == "+" else -shift
 
 
 def time_of(value: json_pb2.Value) -> int | None:
@@ -81,8 +107,21 @@ def place(value: json_pb2.Value) -> tuple[float, float] | None:
     return (lon, lat) if lon is not None and lat is not None else None
 
 
+def is_on_earth(lon: float, lat: float) -> bool:
+    """Whether these are degrees of a place; a geo index holds no others."""
+    return -180 <= lon <= 180 and -90 <= lat <= 90
+
+
+def place_on_earth(value: json_pb2.Value) -> tuple[float, float] | None:
+    """The place of a value if there is such a place."""
+    found = place(value)
+    return found if found is not None and is_on_earth(*found) else None
+
+
 def metres_between(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Great-circle distance of two (lon, lat) by the haversine formula."""
+    """Great-circle distance of two (lon, lat) by the haversine formula; NaN when one of them is infinite or NaN."""
+    if not all(map(math.isfinite, (*first, *second))):
+        return math.nan
     lon1, lat1, lon2, lat2 = map(math.radians, (*first, *second))
     half = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
     return 2 * _EARTH_RADIUS_METRES * math.asin(min(1.0, math.sqrt(half)))
@@ -110,8 +149,8 @@ def _side(point: tuple[float, float], ring: Ring) -> int:
 
 
 def uuid_of(text: str) -> bytes | None:
-    """The 16 bytes of a UUID in any spelling; None when it is none."""
+    """The 16 bytes of a UUID in any spelling that Qdrant reads; None when it is none."""
     try:
-        return UUID(text).bytes
-    except ValueError:
+        return uuid_bytes(text)
+    except BadPointId:
         return None

@@ -78,6 +78,8 @@ class _Answer:
     def scored(self, session: Session, hits: Sequence[Hit], parts: Wanted, target: Any) -> None:
         """Fill a repeated ScoredPoint. A point that is gone by now cannot be: the snapshot holds."""
         found: dict[Key, Record] = {}
+        if hits:
+            session.demand(parts.names)
         if not parts.is_bare:
             keys = [hit.key for hit in hits]
             found = session.reads.fetch(session.collection.cid, keys, payload=parts.payload, vectors=parts.vectors)
@@ -115,6 +117,8 @@ class _Answer:
                 # A point comes once for each of its values; more than an answer may hold is refused.
                 every = self.settings.response_max_points + 1
             gathered = groups.gather(session, universal.run(query, limit=every), request.group_by, limit, size)
+        if gathered:
+            session.demand(parts.names)
         lookup = request.with_lookup if request.HasField("with_lookup") else None
         return groups.result(gathered, lookup, open_session=self.session, fill=self.fill(session, parts))
 

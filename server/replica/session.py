@@ -141,6 +141,11 @@ class Session:
         """A vector space. Raises the refusal for an unknown name."""
         return space_of(self.collection.config, name)
 
+    def demand(self, names: Iterable[str] | None) -> None:
+        """Raise the refusal for an unknown name among those of vectors to show, None = no names."""
+        for name in names or ():
+            self.space(name)
+
     def select(self, query: common.Filter | None, where: str = "filter") -> Selection:
         """Compile a filter. Raises Refusal."""
         if query is None or is_trivial(query):

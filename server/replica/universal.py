@@ -187,7 +187,9 @@ class Universal:
             fused = ranking.distribution_fusion(pairs)
         else:
             fused = ranking.reciprocal_rank_fusion(pairs, ranking.DEFAULT_RRF_K, [])
-        return [Hit(key, score) for key, score in fused]
+        # A point is what it was where it was found first.
+        orders = {hit.key: hit.order for source in reversed(sources) for hit in reversed(source)}
+        return [Hit(key, score, orders[key]) for key, score in fused]
 
     def _ranked(self, node: Node, selection: Selection, count: int, asked: int, threshold: float | None) -> list[Hit]:
         match node.query.WhichOneof("variant") if node.HasField("query") else None:

@@ -13,7 +13,7 @@ from qdrant_client.conversions.conversion import GrpcToRest
 from generated.qdrant import collections_pb2 as pb
 from generated.qdrant import points_pb2 as points
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import catalogue
+from server.replica import catalogue, number_ranges
 from server.replica import requests as r
 from server.replica.refusal import Refusal
 from server.rpc import Code
@@ -163,6 +163,89 @@ def test_collections_that_qdrant_would_not_make(here: Local, request_: Message, 
 )
 def test_more_collections_that_qdrant_would_not_make(here: Local, request_: Message) -> None:
     assert _refusal(here, CREATE, request_)[0] is Code.INVALID_ARGUMENT
+
+
+def _spelt(message: type[Message], path: str, value: float) -> Any:
+    """A request about `c` in which one number is set; a name behind a colon is a key of the map before it."""
+    request: Any = message()
+    if "collection_name" in request.DESCRIPTOR.fields_by_name:
+        request.collection_name = "c"
+    *parents, last = path.split(".")
+    at = request
+    for step in parents:
+        name, _, key = step.partition(":")
+        at = getattr(at, name)[key] if key else getattr(at, name)
+    setattr(at, last, value)
+    return request
+
+
+MODE = "strict_mode_config"
+MANY = f"{MODE}.multivector_config.multivector_config"
+SPARSE = f"{MODE}.sparse_config.sparse_config"
+DENSE = "vectors_config.params_map.map:a"
+# A number, its least and greatest value, how Qdrant names the place where that differs.
+OF_BOTH: list[tuple[str, float, float | None, str]] = [
+    ("hnsw_config.ef_construct", 4, None, ""),
+    ("optimizers_config.deleted_threshold", 0.0, 1.0, ""),
+    ("optimizers_config.vacuum_min_vector_number", 100, None, ""),
+    ("optimizers_config.max_segment_size", 1, None, ""),
+    ("quantization_config.scalar.quantile", 0.5, 1.0, "quantization_config.quantization.quantile"),
+    (f"{DENSE}.hnsw_config.ef_construct", 4, None, "vectors_config.config.map.[].hnsw_config.ef_construct"),
+    (
+        f"{DENSE}.quantization_config.scalar.quantile",
+        0.5,
+        1.0,
+        "vectors_config.config.map.[].quantization_config.quantization.quantile",
+    ),
+    (f"{MODE}.max_query_limit", 1, None, ""),
+    (f"{MODE}.max_timeout", 1, None, ""),
+    (f"{MODE}.read_rate_limit", 1, None, ""),
+    (f"{MODE}.write_rate_limit", 1, None, ""),
+    (f"{MODE}.max_points_count", 1, None, ""),
+    (f"{MANY}:a.max_vectors", 1, None, f"{MANY}.[].max_vectors"),
+    (f"{SPARSE}:s.max_length", 1, None, f"{SPARSE}.[].max_length"),
+]
+NUMBERS: list[tuple[str, type[Message], str, float, float | None, str]] = [
+    *((CREATE, pb.CreateCollection, *row) for row in OF_BOTH),
+    *((UPDATE, pb.UpdateCollection, *row) for row in OF_BOTH),
+    (CREATE, pb.CreateCollection, "wal_config.wal_capacity_mb", 1, None, ""),
+    (CREATE, pb.CreateCollection, "wal_config.wal_retain_closed", 1, None, ""),
+    (UPDATE, pb.UpdateCollection, "params.replication_factor", 1, None, ""),
+    (UPDATE, pb.UpdateCollection, "params.write_consistency_factor", 1, None, ""),
+    (UPDATE, pb.UpdateCollection, "timeout", 1, None, ""),
+    (DROP, pb.DeleteCollection, "timeout", 1, None, ""),
+    (ALIASES, pb.ChangeAliases, "timeout", 1, None, ""),
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=[f"{row[0]} {row[2]}" for row in NUMBERS])
+def test_numbers_that_qdrant_refuses(
+    here: Local, number: tuple[str, type[Message], str, float, float | None, str]
+) -> None:
+    method, message, path, least, most, place = number
+    step = 0.25 if isinstance(least, float) else 1
+    allowed = f"must be {least} or larger" if most is None else f"must be from {least} to {most}"
+    for value in (least - step, *(() if most is None else (most + step,))):
+        assert _refusal(here, method, _spelt(message, path, value)) == (
+            Code.INVALID_ARGUMENT,
+            f"Validation error in body: [{place or path}: value {value} invalid, {allowed}]",
+        )
+    if method != CREATE:
+        here.do(CREATE, create_named(a=2, s=0))
+    for value in (least, *(() if most is None else (most,))):
+        request = _spelt(message, path, value)
+        if method == CREATE:
+            request.collection_name = f"at {value}"
+            if "map:a" in path:
+                request.vectors_config.params_map.map["a"].size = 2
+                request.vectors_config.params_map.map["a"].distance = pb.Distance.Dot
+        assert here.do(method, request).result is True
+
+
+def test_ranges_are_of_numbers_that_there_are() -> None:
+    for name, ranges in number_ranges._RANGES.items():
+        known = {field.name: field for field in getattr(pb, name).DESCRIPTOR.fields}
+        assert all(known[number].message_type is None and known[number].has_presence for number in ranges), name
 
 
 def test_a_collection_without_vectors_may_exist(here: Local) -> None:

@@ -204,6 +204,72 @@ def test_a_condition_that_says_nothing_is_refused() -> None:
     )
 
 
+SQUARE = ((0, 0), (4, 0), (4, 4), (0, 4), (0, 0))
+PLACES = numbered({1: {"a": {"lon": 1, "lat": 1}}, 2: {"a": {"lon": 3, "lat": 3}}, 3: {"a": {"lon": 9, "lat": 9}}})
+
+
+def line(*ring: tuple[float, float]) -> common.GeoLineString:
+    return common.GeoLineString(points=[common.GeoPoint(lon=lon, lat=lat) for lon, lat in ring])
+
+
+def polygon(*ring: tuple[float, float], interiors: tuple[tuple[tuple[float, float], ...], ...] = ()) -> dict[str, Any]:
+    return {"geo_polygon": common.GeoPolygon(exterior=line(*ring), interiors=[line(*inner) for inner in interiors])}
+
+
+def radius(lon: float, lat: float) -> dict[str, Any]:
+    return {"geo_radius": common.GeoRadius(center=common.GeoPoint(lon=lon, lat=lat), radius=1e9)}
+
+
+def shaped(shape: dict[str, Any], version: str, index: str | None = None) -> list[Any]:
+    query = common.Filter(must=[common.Condition(field=common.FieldCondition(key="a", **shape))])
+    matcher = compile_filter(query, fields_of(version, **({"a": index} if index else {})))
+    return [point.id for point in PLACES if matcher.matches(record_of(point))]
+
+
+OPEN = "value invalid, the first and the last points should be same to form a closed line"
+SHORT = "value invalid, the size must be at least 4, got 3"
+HERE = "Wrong format of GeoPoint payload: expected `lat` = {} within [-90;90] and `lon` = {} within [-180;180]"
+
+
+@pytest.mark.parametrize(
+    ("shape", "place", "why"),
+    [
+        (polygon(*SQUARE[:4]), "geo_polygon.exterior", OPEN),
+        (polygon(*SQUARE[:3]), "geo_polygon.exterior", SHORT),
+        (polygon(), "geo_polygon.exterior", "value invalid, must not be empty"),
+        (polygon(*SQUARE, interiors=(SQUARE, SQUARE[:4])), "geo_polygon.interiors", OPEN),
+        (polygon(*SQUARE, interiors=(SQUARE[:3],)), "geo_polygon.interiors", SHORT),
+        (radius(200, 1.5), "geo_radius.center.geo", HERE.format("1.5", "200")),
+        (radius(0, float("nan")), "geo_radius.center.geo", HERE.format("NaN", "0")),
+        (radius(float("-inf"), 0), "geo_radius.center.geo", HERE.format("0", "-inf")),
+    ],
+)
+def test_shapes_that_are_none_are_refused(shape: dict[str, Any], place: str, why: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        shaped(shape, "1.19.0")
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.details == f"Validation error in body: [filter.must[0].condition_one_of.{place}: {why}]"
+
+
+@pytest.mark.parametrize("version", ["1.18.3", "1.20.0"])
+def test_a_polygon_needs_an_exterior(version: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        shaped({"geo_polygon": common.GeoPolygon()}, version)
+    assert caught.value.details == "Malformed GeoPolygon type - field `exterior` is required"
+
+
+@pytest.mark.parametrize("index", [None, "geo"])
+def test_before_shapes_were_looked_at(index: str | None) -> None:
+    """Releases up to 1.18 close open rings; no place is near one that is infinitely far away."""
+    assert shaped(polygon(*SQUARE[:4]), "1.18.3", index) == [1, 2]
+    assert shaped(polygon(*SQUARE[:3]), "1.18.3", index) == []
+    hole = ((2, 2), (3.5, 2), (3.5, 3.5), (2, 3.5))
+    assert shaped(polygon(*SQUARE, interiors=(hole,)), "1.18.3", index) == [1]
+    assert shaped(polygon(), "1.18.3", index) == []
+    for lon in (float("inf"), float("nan")):
+        assert shaped(radius(lon, 0), "1.18.3", index) == []
+
+
 def test_language_tables_are_not_served() -> None:
     params = collections.TextIndexParams(stopwords=collections.StopwordsSet(languages=["english"]))
     with pytest.raises(NotServed):

@@ -6,7 +6,9 @@ UUID in the index or in the payload, depending on its plan.
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ import qdrant_edge as edge
 from qdrant_client import models as m
 
 from generated.qdrant import collections_pb2 as collections
+from server.replica import scalars
+from server.replica.refusal import Refusal
 from tests.replica import workload
 from tests.replica.edge_engine import Edge, Inexpressible
+from tests.replica.edge_engine import filter_of as engine_filter
 from tests.replica.filtering import fields_of, numbered, passing
 
 VECTORS = {"": m.VectorParams(size=1, distance=m.Distance.DOT)}
@@ -58,6 +63,174 @@ def test_agrees_with_the_engine(seed: int, indexes: dict[str, str], tmp_path: Pa
         assert sorted(passing(query, points, fields), key=str) == expected, query.model_dump_json(exclude_none=True)
     engine.close()
     assert compared > 60
+
+
+FAR = ((0, 0), (180, 0), (-180, 0), (200, 0), (0, 91), (-190, 5), (0, -90.5), (10, 10), (45, 89))
+PLACES = numbered(
+    {
+        **{number: {"a": {"lon": lon, "lat": lat}} for number, (lon, lat) in enumerate(FAR)},
+        20: {"a": [{"lon": 200, "lat": 0}, {"lon": 1, "lat": 1}]},
+        21: {"a": [{"lon": 200, "lat": 0}, {"lon": 10, "lat": 91}]},
+    }
+)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> m.GeoBoundingBox:
+    return m.GeoBoundingBox(top_left=m.GeoPoint(lon=left, lat=top), bottom_right=m.GeoPoint(lon=right, lat=bottom))
+
+
+@pytest.mark.parametrize("index", [None, "geo", "keyword"])
+def test_places_off_the_earth_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    """A geo index does not hold them."""
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(PLACES)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    corners = ((-179, -89), (179, -89), (179, 89), (-179, 89), (-179, -89))
+    ring = m.GeoLineString(points=[m.GeoPoint(lon=lon, lat=lat) for lon, lat in corners])
+    for shape in (
+        {"geo_radius": m.GeoRadius(center=m.GeoPoint(lon=0, lat=0), radius=3e7)},
+        {"geo_bounding_box": box(-179.9, 89.9, 179.9, -89.9)},
+        {"geo_bounding_box": box(170, 20, -170, -20)},
+        {"geo_polygon": m.GeoPolygon(exterior=ring)},
+    ):
+        conditions: list[Any] = [m.FieldCondition(key="a", **shape)]
+        for query in (m.Filter(must=conditions), m.Filter(must_not=conditions)):
+            found = sorted(passing(query, PLACES, fields_of("1.20.0", **indexes)), key=str)
+            assert found == engine.matching(query), query.model_dump_json(exclude_none=True)
+    engine.close()
+
+
+RING = ((0.0, 0.0), (4.0, 0.0), (4.0, 4.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("center", "exterior", "interior"),
+    [
+        ((0, 0), RING, RING),
+        ((0, 0), RING[:3], RING),
+        ((0, 0), (*RING[:3], (0, 1)), RING),
+        ((0, 0), (), RING),
+        ((0, 0), RING, RING[:3]),
+        ((0, 0), RING, (*RING[:3], (0, 1))),
+        ((181, 0), RING, RING),
+        ((0, -90.5), RING, RING),
+        ((float("inf"), 0), RING, RING),
+        ((0, 0), (RING[0], (181, 0), *RING[2:]), RING),
+    ],
+)
+def test_the_engine_refuses_the_same_shapes(
+    center: tuple[float, float], exterior: tuple[tuple[float, float], ...], interior: tuple[tuple[float, float], ...]
+) -> None:
+    def line(ring: tuple[tuple[float, float], ...]) -> m.GeoLineString:
+        return m.GeoLineString(points=[m.GeoPoint(lon=lon, lat=lat) for lon, lat in ring])
+
+    polygon = m.GeoPolygon(exterior=line(exterior), interiors=[line(interior)])
+    circle = m.GeoRadius(center=m.GeoPoint(lon=center[0], lat=center[1]), radius=5)
+    query = m.Filter(
+        must=[m.FieldCondition(key="a", geo_polygon=polygon), m.FieldCondition(key="a", geo_radius=circle)]
+    )
+
+    def is_refused(ask: Callable[[], object], refusal: type[Exception]) -> bool:
+        try:
+            ask()
+        except refusal:
+            return True
+        return False
+
+    assert is_refused(lambda: passing(query, [], fields_of("1.20.0")), Refusal) == is_refused(
+        lambda: engine_filter(query), ValueError
+    )
+
+
+NUMBERS = (0, 1, 2, 3, -5, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2.5, 1.0, 9.3e18, -9.3e18, 1e300, -1e300)
+BOUNDS = (float("nan"), float("inf"), float("-inf"), 1e19, -1e19, 2.0**63, -(2.0**63), 2.5, -2.5, 2.0**53)
+
+
+@pytest.mark.parametrize("index", [None, "keyword", "integer", "float", "datetime"])
+def test_bounds_beyond_numbers_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({number: {"a": value} for number, value in enumerate(NUMBERS)})
+    engine.upsert(points)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    for name, bound in product(("lt", "lte", "gt", "gte"), BOUNDS):
+        if index == "float" and math.isnan(bound):
+            continue  # The engine falls over it.
+        query = m.Filter(must=[m.FieldCondition(key="a", range=m.Range(**{name: bound}))])
+        found = sorted(passing(query, points, fields_of("1.20.0", **indexes)), key=str)
+        assert found == engine.matching(query), (name, bound)
+    engine.close()
+
+
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+UUIDS = (UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", f"urn:uuid:{UUID}", f"URN:UUID:{UUID}")
+NO_UUIDS = (f"{{{UUID.replace('-', '')}}}", f"urn:uuid:{UUID.replace('-', '')}", f"{{urn:uuid:{UUID}}}", f" {UUID}")
+NO_UUIDS = (*NO_UUIDS, UUID.replace("-", "", 1), f"urn:{UUID}", f"{{{UUID}", "5-50e8400e29b41d4a716446655440000")
+
+
+def test_spellings_of_a_uuid_agree_with_the_engine(tmp_path: Path) -> None:
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({number: {"a": text} for number, text in enumerate((*UUIDS, *NO_UUIDS))})
+    engine.upsert(points)
+    engine.index("a", "uuid")
+    query = m.Filter(must=[m.FieldCondition(key="a", match=m.MatchValue(value=UUID))])
+    assert passing(query, points, fields_of("1.20.0", a="uuid")) == list(range(len(UUIDS)))
+    assert engine.matching(query) == list(range(len(UUIDS)))
+    engine.close()
+
+
+# A time as parts, to be put together wrongly.
+TIMES = (
+    ("2024", "-", "01", "-", "02", "T", "03", ":", "04", ":", "05", "Z"),
+    ("2024", "-", "01", "-", "02", " ", "03", ":", "04", ":", "05", ".25", "+", "05", ":", "30"),
+    ("-", "24", "-", "1", "-", "2", "t", "3", ":", "4", ":", "5", " utc"),
+    ("+", "12024", "-", "02", "-", "29", "T", "23", ":", "59", ":", "60", "\u2212", "05"),
+    ("2024", "-", "1", "-", "2", " ", "3", ":", "4"),
+)
+PARTS = (
+    *TIMES[0],
+    *TIMES[1],
+    *TIMES[2],
+    *TIMES[3],
+    "  ",
+    "\t",
+    "\u3000",
+    "\x1c",
+    "60",
+    "7",
+    "",
+    "UTC",
+    "0",
+    "23",
+    "24",
+)
+SPELT = ("0000-01-01", "0000-02-29", "-0004-02-29", "1900-02-29", "1-1-1", "202-01-02", "10000-01-01", "+2024-01-02")
+SPELT = (*SPELT, "-262143-01-01", "-262144-12-31", "+262142-12-31", "+262143-01-01", "-262143-01-01T00:00:00+05:00")
+SPELT = (*SPELT, "2024-01-02T03:04:05+23:59", "2024-01-02T03:04:05+24:00", "2024-01-02T03:04:05+05:60", "2024-01-02 ")
+
+
+def test_spellings_of_a_time_agree_with_the_engine(tmp_path: Path) -> None:
+    chance = random.Random(4)
+    texts = [*SPELT, *map("".join, TIMES)]
+    for _ in range(1_500):
+        parts = list(chance.choice(TIMES))
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(parts))
+            parts[at : at + chance.randint(0, 1)] = [chance.choice(PARTS)]
+        texts.append("".join(parts))
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(numbered({number: {"a": text} for number, text in enumerate(texts)}))
+    engine.index("a", "datetime")
+    found, _ = engine.shard.scroll(edge.ScrollRequest(limit=10_000, order_by=edge.OrderBy("a")))
+    engine.close()
+    theirs = {record.id: record.order_value for record in found}
+    read = {number: scalars.nanoseconds(text) for number, text in enumerate(texts)}
+    ours = {number: moment // 1000 for number, moment in read.items() if moment is not None}
+    assert {texts[number] for number, _ in ours.items() ^ theirs.items()} == set()
+    assert 100 < len(theirs) < 1_000
 
 
 TEXTS = numbered(
