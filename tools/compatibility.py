@@ -64,6 +64,10 @@ TAIL = """
   refused with UNAVAILABLE: they need the server's language tables.
 - A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
   engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
+- A recommendation by the average of examples of several sizes is refused with INVALID_ARGUMENT. Qdrant fills up what is
+  too short with zeros, and before 1.19.1 cuts the longer of the positive and the negative average, where the result has
+  the size of the searched vector: it then answers another query than was asked, which it counts as a fault (its issues
+  10369 and 10524).
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in

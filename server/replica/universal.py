@@ -288,6 +288,7 @@ class Universal:
         if query.strategy == points.RecommendStrategy.AverageVector:
             if not positive:
                 raise _bad_request("At least one positive vector ID required with this strategy")
+            inputs.check_averageable([*positive, *negative], space)
             return self._nearest(node, space, inputs.prepared(scoring.average(positive, negative), space))
         if not (query.positive or query.negative):
             raise _bad_request("At least one positive or negative vector ID required with this strategy")

@@ -1,0 +1,89 @@
+"""Queries whose vectors or limits do not fit: refused or answered as the real engine in qdrant-edge-py does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import qdrant_edge as edge
+from qdrant_client import models as m
+
+from server.replica.refusal import Refusal
+from server.rpc import Code
+from tests.replica.edge_engine import Edge, vector_of
+from tests.replica.through_client import Through
+
+DENSE = {
+    "d": m.VectorParams(size=2, distance=m.Distance.COSINE),
+    "m": m.VectorParams(
+        size=2,
+        distance=m.Distance.DOT,
+        multivector_config=m.MultiVectorConfig(comparator=m.MultiVectorComparator.MAX_SIM),
+    ),
+}
+SPARSE = {"s": m.SparseVectorParams()}
+FITTING: dict[str, Any] = {"d": [1.0, 2.0], "m": [[1.0, 2.0], [2.0, 1.0]], "s": m.SparseVector(indices=[1], values=[1])}
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Through, Edge]]:
+    """The replica and the engine with the same points; nobody changes them."""
+    directory = tmp_path_factory.mktemp("twins")
+    points = []
+    for number in range(COUNT):
+        rows = [[1.0, float(number)], [float(number), 1.5]]
+        sparse = m.SparseVector(indices=[1, 2], values=[1.0, number + 1.0])
+        points.append(m.PointStruct(id=number, vector={"d": rows[0], "m": rows, "s": sparse}))
+    ours, theirs = Through(directory / "ours"), Edge(directory / "theirs", DENSE, SPARSE)
+    ours.client.create_collection("c", vectors_config=DENSE, sparse_vectors_config=SPARSE)
+    ours.client.upsert("c", points, wait=True)
+    theirs.upsert(points)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("strategy", list(m.RecommendStrategy))
+@pytest.mark.parametrize("is_liked", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("d", [1.0, 2.0, 3.0], "Vector dimension error: expected dim: 2, got 3"),
+        ("d", [1.0], "Vector dimension error: expected dim: 2, got 1"),
+        ("m", [[1.0, 2.0, 3.0]], "Vector dimension error: expected dim: 2, got 3"),
+        ("d", FITTING["s"], ""),
+        ("d", FITTING["m"], ""),
+        ("m", FITTING["s"], ""),
+        ("s", FITTING["d"], ""),
+        ("s", FITTING["m"], ""),
+    ],
+)
+def test_an_example_that_does_not_fit(
+    twins: tuple[Through, Edge], strategy: m.RecommendStrategy, is_liked: bool, case: tuple[str, Any, str]
+) -> None:
+    ours, theirs = twins
+    using, misfit, text = case
+    positive, negative = ([misfit, FITTING[using]], []) if is_liked else ([FITTING[using]], [misfit])
+    query = m.RecommendQuery(recommend=m.RecommendInput(positive=positive, negative=negative, strategy=strategy))
+    with pytest.raises(Refusal) as refused:
+        ours.client.query_points("c", query=query, using=using)
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert text in refused.value.details
+    # What makes an average is above the engine; the other strategies take their examples there as they are.
+    examples = edge.RecommendQuery([vector_of(one) for one in positive], [vector_of(one) for one in negative])
+    with pytest.raises(Exception, match=text or "Wrong usage of (sparse|multi) vectors"):
+        theirs.shard.query(edge.QueryRequest(COUNT, query=edge.Query.RecommendSumScores(examples, using)))
+
+
+def test_one_row_among_examples_of_several(twins: tuple[Through, Edge]) -> None:
+    ours, _ = twins
+    examples = [FITTING["d"], FITTING["m"]]
+    query = m.RecommendQuery(recommend=m.RecommendInput(positive=examples, strategy=m.RecommendStrategy.AVERAGE_VECTOR))
+    with pytest.raises(Refusal, match="Can't average vectors with different types") as refused:
+        ours.client.query_points("c", query=query, using="m")
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    examples.reverse()
+    with pytest.raises(Refusal, match="Can't average vectors with different types"):
+        ours.client.query_points("c", query=query, using="m")
