@@ -158,6 +158,10 @@ def _of_length_one(row: Floats) -> Floats:
 
 def unrounded(vector: QueryVector, space: Space) -> QueryVector:
     """A query vector as it is compared by diversity: of length 1 for Cosine, and not rounded to the datatype."""
-    if isinstance(vector, Sparse) or space.metric is not Metric.COSINE:
+    if isinstance(vector, Sparse):
+        return vector
+    if space.field.is_multi:
+        vector = vector.reshape(-1, space.field.size)
+    if space.metric is not Metric.COSINE:
         return vector
     return _of_length_one(vector) if vector.ndim == 1 else np.stack([_of_length_one(row) for row in vector])
