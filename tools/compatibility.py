@@ -69,6 +69,10 @@ TAIL = """
 - Groups of a search without prefetches and MMR are the best of all points. Qdrant gives up after ten rounds of as many
   points as the groups can hold, and points whose field is neither a text nor a whole number come again in each: with
   few and small groups asked for it may find fewer of them.
+- A recommendation by the average of examples of several sizes is refused with INVALID_ARGUMENT. Qdrant fills up what is
+  too short with zeros, and before 1.19.1 cuts the longer of the positive and the negative average, where the result has
+  the size of the searched vector: it then answers another query than was asked, which it counts as a fault (its issues
+  10369 and 10524).
 - `usage` is left out.
 - `operation_id` is the number of the write in Understudy's log.
 - Where releases of Qdrant differ, the replica follows the release that it has seen last; the differences are listed in

@@ -20,6 +20,7 @@ from server.replica.spaces import Floats, Space, similarities
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
+_VARINT = 0
 _LENGTH_DELIMITED = 2
 _DENSE_FIELD = 101
 
@@ -260,10 +261,15 @@ def _dense_in_vector(vector: memoryview) -> memoryview | None:
 
 
 def _next_field(view: memoryview, at: int) -> tuple[int, memoryview, int]:
-    """Number, content and end of a length-delimited field; the store's canonical form has no others on the way."""
+    """Number, content and end of a length-delimited field; the store's canonical form has no others on the way.
+
+    What was stored before that form left deprecated fields out may have `vectors_count`, whose content is of no use.
+    """
     tag, at = _varint(view, at)
     if tag & 7 != _LENGTH_DELIMITED:
-        raise ValueError("a stored vector is not in its canonical form")
+        if tag & 7 != _VARINT:
+            raise ValueError("a stored vector is not in its canonical form")
+        return tag >> 3, view[at:at], _varint(view, at)[1]
     length, at = _varint(view, at)
     return tag >> 3, view[at : at + length], at + length
 

@@ -6,7 +6,7 @@ NOT_FOUND; what Qdrant would have to compute by inference is NotServed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,18 +111,36 @@ def _multi(multi: points.MultiDenseVector) -> QueryVector:
     return np.stack(rows)
 
 
-def prepared(vector: QueryVector, space: Space) -> QueryVector:
-    """A query vector as the space compares it: of its kind and size, normalised for Cosine. Raises Refusal."""
+def check_fit(vector: QueryVector, space: Space) -> None:
+    """Raises Refusal for a vector that is not of the space's kind and size."""
     field = space.field
     if isinstance(vector, Sparse) != field.is_sparse:
         raise wrong_input("Conversion between sparse and regular vectors failed")
     if isinstance(vector, Sparse):
-        return vector
+        return
     if vector.ndim == 2 and not field.is_multi:
         raise wrong_input("Conversion between multi and regular vectors failed")
     if vector.shape[-1] != field.size:
         raise wrong_input(f"Vector dimension error: expected dim: {field.size}, got {vector.shape[-1]}")
-    if field.is_multi:
+
+
+def check_averageable(vectors: Sequence[QueryVector], space: Space) -> None:
+    """Raises Refusal for examples of several kinds, or of which one does not fit.
+
+    Qdrant fills up and cuts examples of several sizes, which it counts as a fault (docs/compatibility.md).
+    """
+    if len({0 if isinstance(vector, Sparse) else vector.ndim for vector in vectors}) > 1:
+        raise wrong_input("Can't average vectors with different types")
+    for vector in vectors:
+        check_fit(vector, space)
+
+
+def prepared(vector: QueryVector, space: Space) -> QueryVector:
+    """A query vector as the space compares it: of its kind and size, normalised for Cosine. Raises Refusal."""
+    check_fit(vector, space)
+    if isinstance(vector, Sparse):
+        return vector
+    if space.field.is_multi:
         rows = vector if vector.ndim == 2 else vector.reshape(1, -1)
         return np.stack([_as_stored(row, space) for row in rows])
     return _as_stored(vector, space)
@@ -140,6 +158,10 @@ def _of_length_one(row: Floats) -> Floats:
 
 def unrounded(vector: QueryVector, space: Space) -> QueryVector:
     """A query vector as it is compared by diversity: of length 1 for Cosine, and not rounded to the datatype."""
-    if isinstance(vector, Sparse) or space.metric is not Metric.COSINE:
+    if isinstance(vector, Sparse):
+        return vector
+    if space.field.is_multi:
+        vector = vector.reshape(-1, space.field.size)
+    if space.metric is not Metric.COSINE:
         return vector
     return _of_length_one(vector) if vector.ndim == 1 else np.stack([_of_length_one(row) for row in vector])

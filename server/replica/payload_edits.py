@@ -1,4 +1,4 @@
-"""PURE. Changes to payloads, by key path, as Qdrant makes them.
+"""PURE. Changes to payloads, by key path, as Qdrant makes them, and the numbers that it takes.
 
 Promises: set merges the top level and drops nulls, set with a path creates objects on its way and follows `[]` and
 `[i]` only into arrays that exist, delete removes what a path reaches but for single items of arrays. Payloads are the
@@ -9,11 +9,14 @@ Does not promise one oddity of Qdrant: set, on a point whose payload was cleared
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import math
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TypeAlias
 
 from generated.qdrant import json_with_int_pb2 as json_pb
 from server.replica.paths import Path
+from server.replica.refusal import invalid
 
 Payload: TypeAlias = MutableMapping[str, json_pb.Value]
 
@@ -116,3 +119,25 @@ def _delete_in(value: json_pb.Value, path: Path) -> None:
     elif rest and part < len(items):
         # An index at the end of the path removes nothing: done twice, it would remove two items.
         _delete_in(items[part], rest)
+
+
+# A value that is a double, as every encoder writes it: nine bytes, of which the last two hold the exponent, all ones.
+_PERHAPS_UNFIT = re.compile(rb"\x09\x11.{6}[\xf0-\xff][\x7f\xff]", re.DOTALL)
+
+
+def may_hold_unfit_numbers(body: bytes) -> bool:
+    """Whether a request should be looked through for numbers that JSON lacks; hardly ever for nothing."""
+    return _PERHAPS_UNFIT.search(body) is not None
+
+
+def check_numbers(values: Iterable[json_pb.Value]) -> None:
+    """Raises Refusal for a NaN or an infinity at any depth: Qdrant keeps payloads as JSON, which has neither."""
+    for value in values:
+        match value.WhichOneof("kind"):
+            case "double_value":
+                if not math.isfinite(value.double_value):
+                    raise invalid("cannot convert to json number")
+            case "struct_value":
+                check_numbers(value.struct_value.fields.values())
+            case "list_value":
+                check_numbers(value.list_value.values)

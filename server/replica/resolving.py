@@ -18,6 +18,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import catalogue, checks, number_ranges, sharding, strict
 from server.replica import requests as r
 from server.replica.paths import parse_or_refuse
+from server.replica.payload_edits import check_numbers
 from server.replica.points import Key, id_of, key_of, keys_of, text_of
 from server.replica.reads import Reads
 from server.replica.records import Collection
@@ -42,12 +43,14 @@ class Resolver:
     """Resolves against one view of the store: the committed state, or an open transaction.
 
     A filter that matches more than `most_points` stays a filter: so many ids would not fit into one log entry.
+    `checks_numbers`: payloads may hold numbers that Qdrant refuses (`payload_edits.may_hold_unfit_numbers`).
     """
 
-    def __init__(self, reads: Reads, matching: Matching, most_points: int) -> None:
+    def __init__(self, reads: Reads, matching: Matching, most_points: int, *, checks_numbers: bool = False) -> None:
         self._reads = reads
         self._matching = matching
         self._most_points = most_points
+        self._checks_numbers = checks_numbers
 
     def resolve(self, method: str, request: Message) -> Resolved:
         """The plain writes for one request that is no batch. Raises Refusal."""
@@ -58,6 +61,9 @@ class Resolver:
     # --- points ------------------------------------------------------------------------------------------------------
 
     def _upsert(self, request: pb.UpsertPoints) -> Resolved:
+        if self._checks_numbers:
+            for point in request.points:
+                check_numbers(point.payload.values())
         collection = catalogue.find(self._reads, request.collection_name)
         if not request.points:
             raise empty_update()
@@ -140,11 +146,15 @@ class Resolver:
         return self._selected(r.CLEAR_PAYLOAD, request, "points")
 
     def _set_payload(self, request: pb.SetPayloadPoints) -> Resolved:
+        if self._checks_numbers:
+            check_numbers(request.payload.values())
         if request.HasField("key"):
             parse_or_refuse(request.key)
         return self._selected(r.SET_PAYLOAD, request, "points_selector")
 
     def _overwrite_payload(self, request: pb.SetPayloadPoints) -> Resolved:
+        if self._checks_numbers:
+            check_numbers(request.payload.values())
         return self._selected(r.OVERWRITE_PAYLOAD, request, "points_selector")
 
     def _delete_payload(self, request: pb.DeletePayloadPoints) -> Resolved:

@@ -211,6 +211,8 @@ def _largest(scores: Floats, count: int) -> npt.NDArray[np.intp]:
     """Where the largest `count` stand and all that tie with the last of them; NaN is larger than all."""
     if len(scores) <= count:
         return np.arange(len(scores))
+    if count == 0:
+        return np.empty(0, dtype=np.intp)
     floor = np.partition(scores, len(scores) - count)[len(scores) - count]
     return np.flatnonzero(np.isnan(scores) if np.isnan(floor) else ~(scores < floor))
 

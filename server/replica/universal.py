@@ -27,6 +27,7 @@ Node = points.QueryPoints | points.PrefetchQuery
 
 DEFAULT_LIMIT = 10
 _MMR_DIVERSITY = 0.5
+_MMR_CANDIDATES_MOST = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +236,9 @@ class Universal:
         diversity = mmr.diversity if mmr.HasField("diversity") else _MMR_DIVERSITY
         if not 0 <= diversity <= 1:
             raise bad_body("query.mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
+        if mmr.candidates_limit > _MMR_CANDIDATES_MOST:
+            why = f"value {mmr.candidates_limit} invalid, must be {_MMR_CANDIDATES_MOST} or smaller"
+            raise bad_body("query.mmr.candidates_limit", why)
         candidates = self._capped(node, mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
         space = self._session.space(node.using)
         given = inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node))
@@ -293,6 +297,7 @@ class Universal:
         if query.strategy == points.RecommendStrategy.AverageVector:
             if not positive:
                 raise _bad_request("At least one positive vector ID required with this strategy")
+            inputs.check_averageable([*positive, *negative], space)
             return self._nearest(node, space, inputs.prepared(scoring.average(positive, negative), space))
         if not (query.positive or query.negative):
             raise _bad_request("At least one positive or negative vector ID required with this strategy")

@@ -194,9 +194,14 @@ def _varint(number: int) -> bytes:
 
 
 def with_oneof(vector: points.Vector) -> points.Vector:
-    """The vector in its oneof form; the deprecated fields are read as Qdrant reads them."""
-    if vector.WhichOneof("vector") is not None:
-        return vector
+    """The vector in its oneof form alone; the deprecated fields are read as Qdrant reads them, only without it."""
+    form = vector.WhichOneof("vector")
+    if form is not None:
+        if not (vector.data or vector.HasField("indices") or vector.HasField("vectors_count")):
+            return vector
+        alone = points.Vector()
+        getattr(alone, form).CopyFrom(getattr(vector, form))
+        return alone
     if vector.HasField("indices"):
         return points.Vector(sparse=points.SparseVector(values=vector.data, indices=vector.indices.data))
     if vector.HasField("vectors_count"):

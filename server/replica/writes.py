@@ -25,7 +25,9 @@ from server.replica import requests as r
 from server.replica.applying import Applier
 from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
+from server.replica.payload_edits import may_hold_unfit_numbers
 from server.replica.points import key_of
+from server.replica.reads import Reads
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Plain, Resolved, Resolver, is_nothing
 from server.replica.store import Store, Transaction
@@ -76,14 +78,18 @@ class Writes:
         """
         row = _row(method)
         request = r.parse(row.request, body)
+        is_odd = may_hold_unfit_numbers(body)
         if isinstance(request, pb.UpdateBatchPoints):
-            resolved = self._resolve_batch(request)
+            resolved = self._resolve_batch(request, is_odd)
         else:
             with self._store.snapshot():
-                resolved = Resolver(self._store, self._matching, self._resolved_points).resolve(method, request)
+                resolved = self._resolver(self._store, is_odd).resolve(method, request)
         return _operations(resolved or ())
 
-    def _resolve_batch(self, batch: pb.UpdateBatchPoints) -> Resolved:
+    def _resolver(self, reads: Reads, checks_numbers: bool) -> Resolver:
+        return Resolver(reads, self._matching, self._resolved_points, checks_numbers=checks_numbers)
+
+    def _resolve_batch(self, batch: pb.UpdateBatchPoints, checks_numbers: bool) -> Resolved:
         """Resolve each part in the state that the parts before it leave: on trial, in a transaction rolled back.
 
         As in Qdrant, a part that is refused leaves the parts before it done and those behind it undone.
@@ -92,7 +98,7 @@ class Writes:
         is_plain = True
         try:
             with self._store.transaction() as tx:
-                resolver = Resolver(tx, self._matching, self._resolved_points)
+                resolver = self._resolver(tx, checks_numbers)
                 applier = Applier(tx, self._matching, Touched(0), 0, synced=False)
                 for method, part in r.parts_of(batch):
                     replaced = resolver.resolve(method, part)

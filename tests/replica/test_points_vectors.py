@@ -36,6 +36,27 @@ def test_every_spelling_of_a_dense_vector() -> None:
     assert _kept(_dense(1, 2, 3)) == _kept(pb.Vector(data=[1, 2, 3])) == _dense(1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("vector", "field"),
+    [
+        (_dense(1, 2, 3), DENSE),
+        (_dense(1, 2), MULTI),
+        (pb.Vector(multi_dense=pb.MultiDenseVector(vectors=[pb.DenseVector(data=[1, 2])])), MULTI),
+        (pb.Vector(sparse=pb.SparseVector(indices=[1], values=[2])), SPARSE),
+    ],
+)
+@pytest.mark.parametrize(
+    "deprecated",
+    [pb.Vector(vectors_count=1), pb.Vector(data=[7, 8]), pb.Vector(indices=pb.SparseIndices(data=[9]))],
+)
+def test_beside_the_new_spelling_the_old_one_does_not_count(
+    vector: pb.Vector, field: Field, deprecated: pb.Vector
+) -> None:
+    both = pb.Vector.FromString(vector.SerializeToString() + deprecated.SerializeToString())
+    assert both != vector
+    assert _kept(both, field) == _kept(vector, field)
+
+
 def test_every_spelling_of_a_sparse_vector_is_sorted() -> None:
     expected = pb.Vector(sparse=pb.SparseVector(indices=[1, 7], values=[0.5, 2.0]))
     assert _kept(pb.Vector(sparse=pb.SparseVector(indices=[7, 1], values=[2.0, 0.5])), SPARSE) == expected

@@ -37,6 +37,8 @@ def wanted(scores: Floats, rows: list[int], count: int) -> set[int]:
     others = sorted((row for row in rows if not np.isnan(scores[row])), key=lambda row: scores[row], reverse=True)
     if len(rows) <= count:
         return set(rows)
+    if count == 0:
+        return set()
     if len(nans) >= count:
         return set(nans)
     last = scores[others[count - len(nans) - 1]]
@@ -47,7 +49,7 @@ def wanted(scores: Floats, rows: list[int], count: int) -> set[int]:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_largest_are_found_with_their_ties(kind: str, size: int) -> None:
     chance = np.random.default_rng(size)
-    for count in (1, 3, 10, 50):
+    for count in (0, 1, 3, 10, 50):
         scores = scores_of(kind, size, chance)
         gone = chance.random(size) < 0.2
         defined = chance.random(size) < 0.9

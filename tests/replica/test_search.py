@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server import config
 from server.replica import catalogue, listing, tables
 from server.replica import requests as r
+from server.replica.chunks import dense_bytes
 from server.replica.refusal import NotServed, Refusal
 from server.replica.search import METHODS, Searcher, matching_keys
 from server.rpc import METHODS as ALL_METHODS
@@ -235,6 +237,23 @@ def test_what_a_query_is_refused_for(reads: Reads) -> None:
 def test_not_a_number_is_answered(reads: Reads) -> None:
     answer = reads.ask("Query", near(float("nan"), 1))
     assert len(answer.result) == 6 and all(point.score != point.score for point in answer.result)
+
+
+def test_a_deprecated_field_beside_the_new_ones_breaks_no_search(reads: Reads) -> None:
+    odd = pb.Vector(dense=pb.DenseVector(data=[8, 1]), vectors_count=1)
+    reads.local.do(r.UPSERT, make.upsert(make.point(20, pb.Vectors(vector=odd))))
+    request = near(1, 0, limit=2)
+    request.with_vectors.enable = True
+    found = reads.ask("Query", request).result
+    assert ids(found) == [UUID, 20]
+    assert found[1].vectors.vector == pb.VectorOutput(dense=pb.DenseVector(data=[8, 1]))
+
+
+def test_vectors_stored_with_deprecated_fields_are_read() -> None:
+    odd = pb.Vector(dense=pb.DenseVector(data=[1, 2]), vectors_count=1)
+    stored = pb.NamedVectors(vectors={"a": odd, "b": make.dense(3, 4).vector}).SerializeToString(deterministic=True)
+    read = [dense_bytes(stored, name) for name in (b"a", b"b", b"c")]
+    assert [one and struct.unpack("<2f", one) for one in read] == [(1, 2), (3, 4), None]
 
 
 def test_order_by(reads: Reads) -> None:

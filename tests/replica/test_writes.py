@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,35 @@ _BAD = pb.PointStruct(vectors=dense(1, 2))
 )
 def test_upserts_that_are_refused(one: Local, request_: Message, code: Code, text: str) -> None:
     assert _refused(one, r.UPSERT, request_) == (code, text)
+
+
+@pytest.mark.parametrize("unfit", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("depth", range(3))
+def test_numbers_that_json_lacks_are_refused(one: Local, unfit: float, depth: int) -> None:
+    value = (unfit, [1, unfit], {"b": [[], {"c": unfit}]})[depth]
+    one.do(r.UPSERT, upsert(point(1, a=1.5)))
+    change = pb.SetPayloadPoints(
+        collection_name="c", payload=payload({"z": 1.5, "a": value}), points_selector=ids(1), wait=False
+    )
+    for method, request in (
+        (r.UPSERT, upsert(point(1), point(2, a=value), wait=False)),
+        (r.UPSERT, upsert(point(2, a=value), name="nope")),
+        (r.SET_PAYLOAD, change),
+        (r.OVERWRITE_PAYLOAD, change),
+    ):
+        assert _refused(one, method, request) == (Code.INVALID_ARGUMENT, "cannot convert to json number")
+    assert one.payloads() == {1: {"a": 1.5}}
+
+
+def test_finite_numbers_and_vectors_of_any_numbers_are_taken(one: Local) -> None:
+    extremes = [sys.float_info.max, -sys.float_info.max, sys.float_info.min, 5e-324, -0.0, 0x7FF0000000000000]
+    one.do(r.UPSERT, upsert(point(1, dense(math.nan, math.inf), a=extremes)))
+    assert one.payloads()[1]["a"] == extremes
+    # The bytes of this vector look like a number that is none.
+    looks_so = struct.unpack("<3f", b"\x09\x11123456\xf0\x7f\0\0")
+    one.do(CREATE, create("wide", size=3))
+    one.do(r.UPSERT, upsert(point(1, dense(*looks_so), a=1.5), name="wide"))
+    assert one.payloads("wide") == {1: {"a": 1.5}}
 
 
 def test_named_and_sparse_vectors(tmp_path: Path) -> None:
@@ -490,6 +522,11 @@ _BAD_PARTS = [
         "Wrong input: Vector dimension error: expected dim: 2, got 3",
     ),
     (_Op(), Code.INVALID_ARGUMENT, "Operation is missing"),
+    (
+        _Op(overwrite_payload=_Op.OverwritePayload(payload=payload({"b": math.nan}), points_selector=ids(1))),
+        Code.INVALID_ARGUMENT,
+        "cannot convert to json number",
+    ),
 ]
 
 
