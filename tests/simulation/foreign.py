@@ -112,6 +112,10 @@ class Others:
         # What the conflict log must hold in the end.
         self._lost: list[tuple[int, p.Payload | None]] = []
         self._nobody_looked_at = 0.0
+        # Points that the replay wrote over, as long as nothing else has touched them.
+        self._mixed: set[int] = set()
+        # When the replay last sent a write to each point.
+        self._sent_at: dict[int, float] = {}
         world.qdrant.on_write = self._written
 
     def nobody_looks(self) -> None:
@@ -143,6 +147,7 @@ class Others:
         self._world.trace("others", kind, list(ids), self._value)
         self._world.count(f"others {kind}")
         self.touched.update(ids)
+        self._mixed.difference_update(ids)
         for number in _changed(before, points):
             # In a wave the last one counts; a point that is as it was has not changed.
             first = self._standing.pop(number, None)
@@ -155,6 +160,8 @@ class Others:
     def _written(self, by: str, request: Any, before: p.Points) -> None:
         for number in _changed(before, self._world.qdrant.points):
             change = self._standing.pop(number, None)
+            if not by:
+                self._mixed.discard(number)
             if change is None or not by:
                 # Nobody else's, or a client of ours that reached Qdrant: the last one wins.
                 continue
@@ -162,6 +169,8 @@ class Others:
                 self._restored(number, change)
             else:
                 self._replayed(number, change, request)
+        if by == "replay":
+            self._sent_at.update(dict.fromkeys(p.named(request) or (), self._world.loop.now))
 
     def _restored(self, number: int, change: Change) -> None:
         """A point that Qdrant seemed to have lost."""
@@ -172,7 +181,7 @@ class Others:
 
     def _replayed(self, number: int, change: Change, request: Any) -> None:
         known = self._world.database.now.befores.get(number)
-        reason = self._why_unseen(known, change, request)
+        reason = self._why_unseen(number, known, change, request)
         if reason:
             self._world.count(f"not seen: {reason}")
             return
@@ -185,6 +194,7 @@ class Others:
                 text = f"point {number}: {change.after} is overwritten"
                 self._world.violated("the policy decides what becomes of others' changes", text)
             self._lost.append((number, change.after))
+            self._mixed.add(number)
         elif known.fate != control.FATE_HELD and self._is_later(number, known, request):
             # Made on top of what the replica took over.
             self._world.count("written after it was taken over")
@@ -192,7 +202,7 @@ class Others:
             text = f"point {number}: {change.after} is overwritten in spite of fate {known.fate}"
             self._world.violated("the policy decides what becomes of others' changes", text)
 
-    def _why_unseen(self, known: Before | None, change: Change, request: Any) -> str:
+    def _why_unseen(self, number: int, known: Before | None, change: Change, request: Any) -> str:
         """The reason of the decision page for which nobody could see this change, "" = none."""
         if self._nobody_looked_at >= change.at:
             return "nobody could be asked"
@@ -207,7 +217,8 @@ class Others:
         if not known.judged_at:
             return "the copy was not whole, or it might be ours"
         if known.judged_at < change.at or known.seen != change.after:
-            return "changed after the look"
+            is_begun = self._sent_at.get(number, 0.0) >= known.judged_at
+            return f"changed after the {'first write was sent' if is_begun else 'look, before the first write'}"
         return ""
 
     def _is_later(self, number: int, known: Before, request: Any) -> bool:
@@ -233,6 +244,15 @@ class Others:
             if (_OVERWRITTEN, number, payload) not in kept:
                 text = f"point {number}: {payload} is in no row of the conflict log"
                 world.violated("the conflict log keeps what is overwritten", text)
+
+    def judge_drained(self) -> None:
+        """What was overwritten in part is compared without anybody asking: Qdrant has some of both."""
+        there, here = self._world.qdrant.points, self._world.database.now.points
+        for number in sorted(self._mixed):
+            self._world.count("overwritten points compared")
+            if there.get(number) != here.get(number):
+                text = f"point {number}: Qdrant {there.get(number)}, replica {here.get(number)}"
+                self._world.violated("the replica takes over what is mixed", text)
 
     def left_out(self) -> set[int]:
         """Values of ours that the conflict log names as left out, and those of points that are gone on both sides."""

@@ -306,6 +306,7 @@ class World:
         await self.misfortune.over()
         await self._calm()
         if self.plan.is_foreign and not self.violations:
+            self.others.judge_drained()
             # What others wrote where nothing of ours was pending: as `understudy hydrate --verify` finds it.
             assert self.serving is not None
             self.serving.proxy._hydrator.request_verification(None)
