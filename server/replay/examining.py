@@ -118,13 +118,13 @@ class Examiner:
         self._fates: dict[tuple[str, Key], Fate] = {}
         # By point: what is known of it counts for entries up to there.
         self._looked_until: dict[tuple[str, Key], int] = {}
+        self._is_outdated = False
         # Looks in a row at which Qdrant failed inside.
         self._doubts = 0
 
     def forget(self) -> None:
-        """A new drain: what others did before it is to be seen."""
-        self._fates.clear()
-        self._looked_until.clear()
+        """A new drain: what others did before it is to be seen. A look that is under way still ends with all it saw."""
+        self._is_outdated = True
 
     async def examine(self, page: Iterable[Parcel], causality: Causality | None) -> list[Parcel] | Answer:
         """The first entries as they may be sent, one at least; an Answer when Qdrant cannot be asked now.
@@ -132,8 +132,10 @@ class Examiner:
         Raises WalError when the conflict log cannot be written.
         """
         stretch = stretch_of(page, self._settings.conflict_points)
-        if len(self._looked_until) > _KNOWN_POINTS:
-            self.forget()
+        if self._is_outdated or len(self._looked_until) > _KNOWN_POINTS:
+            self._is_outdated = False
+            self._fates.clear()
+            self._looked_until.clear()
         by_filter = sum(1 for parcel in stretch if not parcel.problem and not is_by_points(parcel))
         self._telemetry.metrics.conflict("unknown", by_filter)
         for collection, seqs in touches_of(stretch, causality).items():

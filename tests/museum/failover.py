@@ -8,6 +8,7 @@ _FOUND = "tests/simulation/test_found.py"
 _CONFLICTS = "tests/replay/test_conflicts.py"
 _VERDICTS = "tests/replay/test_verdicts.py"
 _SIMULATION = "tests/simulation/test_simulation.py::test_the_promises_hold"
+_FOREIGN = "tests/simulation/test_simulation.py::test_the_promises_hold_when_others_write"
 _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdrant_forgets"
 _FORMER = "tests/replica/test_former.py"
 _WIRE = "tests/replica/test_wire.py"
@@ -314,6 +315,15 @@ OTHERS = (
         "            parcels = takewhile(lambda parcel: parcel.is_examined, parcels)\n",
         "            pass\n",
         f"{_CONFLICTS}::test_what_goes_as_one_was_looked_at_whole",
+        _FOREIGN,
+    ),
+    _bug(
+        "another attempt forgets what a look under way has seen",
+        "nothing is dropped in silence",
+        "replay/examining.py",
+        "        self._is_outdated = True\n",
+        "        self._fates.clear()\n        self._looked_until.clear()\n",
+        f"{_CONFLICTS}::test_another_attempt_during_a_look_forgets_nothing_of_it",
     ),
     _bug(
         "what others wrote is overwritten before it is kept",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +19,10 @@ from generated.understudy.wal.v1 import conflict_pb2, entry_pb2
 from server.config import ConflictPolicy
 from server.errors import ReplicaUnavailable, WalError
 from server.replay.bisect import keys_of, operations_of
+from server.replay.progress import ReplayState
 from server.replica import baseline_rows
 from server.replica import requests as r
-from server.rpc import Call, Code, Reply
+from server.rpc import Backend, Call, Code, Reply
 from tests.faults.backends import FlakyBackend, LostAnswer, Pass, says
 from tests.replica.local_store import where
 
@@ -423,6 +425,45 @@ async def test_what_goes_as_one_was_looked_at_whole(divided: Divided) -> None:
         number: 2 if number < many[7] else 7 for number in many
     }
     assert {number for _, number, _ in divided.outcomes()} == {*many[7:]}
+
+
+class _Halting:
+    """Qdrant, which does not answer its `at`th read until it may."""
+
+    def __init__(self, inner: Backend, at: int) -> None:
+        self.inner = inner
+        self.left = at
+        self.reached, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(self, call: Call) -> Reply:
+        """See rpc.Backend."""
+        if call.method.endswith("/Get"):
+            self.left -= 1
+            if not self.left:
+                self.reached.set()
+                await self.may_go_on.wait()
+        return await self.inner.handle(call)
+
+
+@pytest.mark.parametrize("policy", [REMOTE, QUARANTINE])
+async def test_another_attempt_during_a_look_forgets_nothing_of_it(divided: Divided, policy: ConflictPolicy) -> None:
+    """An entry of more points than are looked at together; the drain goes on, in another hand, before it is sent."""
+    divided.others(upsert(*(point(number, v=7) for number in (1, 2, 3))))
+    divided.offline(upsert(*(point(number, v=2) for number in (1, 2, 3))))
+    upstream = _Halting(divided.calls, 2)
+    replayer = divided.replayer(policy, upstream, conflict_points=1)
+    first = asyncio.create_task(replayer.drain_now())
+    await upstream.reached.wait()
+    replayer.request_sync("writes did not pause")
+    goes_on = asyncio.create_task(replayer.run())
+    while replayer.progress.state is not ReplayState.RUNNING:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0)
+    upstream.may_go_on.set()
+    assert await first
+    goes_on.cancel()
+    await asyncio.wait([goes_on])
+    assert divided.at_qdrant() == {number: {"v": 7} for number in (1, 2, 3)}
+    assert len(divided.outcomes()) == 3
 
 
 async def test_entries_that_were_looked_at_together_go_together(divided: Divided) -> None:
