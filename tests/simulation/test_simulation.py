@@ -105,7 +105,7 @@ def test_a_seed_is_the_same_run_in_every_process() -> None:
             check=True,
         )
         digests.append(done.stdout)
-    assert digests[0].count("\n") == 8
+    assert digests[0].count("\n") == 10
     assert len(set(digests)) == 1
 
 
@@ -113,6 +113,8 @@ def print_digests() -> None:
     """The traces of some runs, the first one twice: nothing of a run is left for the next."""
     for seed in (3, *range(6), 3):
         print(seed, run(plan_of(seed)).digest)
+    for seed in (3, 4):
+        print("foreign", seed, run(foreign_of(seed)).digest)
 
 
 def test_the_plan_of_a_seed_can_be_run_in_part() -> None:
