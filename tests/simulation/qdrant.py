@@ -68,6 +68,8 @@ class Qdrant:
     # Values of every write that was ever done, forgotten or not; when each was last replayed, by count of writes.
     ever_done: set[int] = field(default_factory=set)
     last_replayed: dict[int, int] = field(default_factory=dict)
+    # Told of every write of ours: by whom, the request, and the points that it changes as they were before.
+    on_write: Callable[[str, Any, p.Points], None] = lambda by, request, before: None
 
     def __post_init__(self) -> None:
         self._queue: deque[tuple[Connection, Flight]] = deque()
@@ -126,6 +128,11 @@ class Qdrant:
         self.points = dict(self._initial)
         for each in self.journal:
             p.apply(self.points, each.request)
+
+    def write(self, request: Message) -> None:
+        """Somebody else writes, past the network of the proxy."""
+        p.apply(self.points, request)
+        self.journal.append(Done(self.loop.now, request))
 
     # --- service -----------------------------------------------------------------------------------------------------
 
@@ -193,10 +200,12 @@ class Qdrant:
         if p.is_poisoned(request):
             raise p.Refusal(Code.INVALID_ARGUMENT, "Wrong input: poison")
         absent = p.missing(self.points, request)
+        before = dict(self.points)
         p.apply(self.points, request)
         is_ours = dict(call.metadata).get("api-key") == self.own_key
         by = ("restored" if self.is_restored() else "replay") if is_ours else ""
         self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), by)
+        self.on_write(by, request, before)
         self.journal.append(Done(self.loop.now, request))
         self._writes += 1
         self.ever_done |= p.values(request)

@@ -23,6 +23,7 @@ from server.telemetry import Telemetry
 from tests.faults.crash_disk import CrashDisk
 from tests.simulation import points as p
 from tests.simulation.clients import Clients
+from tests.simulation.foreign import Others
 from tests.simulation.loop import Gone, Life, LoopRunner, Stuck, VirtualLoop
 from tests.simulation.misfortune import Misfortune
 from tests.simulation.plan import Plan
@@ -81,6 +82,8 @@ class Lines:
     def _line(self, message: object, **fields: object) -> None:
         text = str(getattr(message, "value", message))
         self._world.trace("proxy:", text, *(f"{name}={value}" for name, value in fields.items()))
+        if text == "conflicts are not looked for":
+            self._world.others.nobody_looks()
         if any(text.startswith(each) for each in self._ADMISSIONS):
             self._world.violated("nothing breaks inside", f"{text} {fields}")
 
@@ -142,6 +145,7 @@ class World:
         self.power_cuts = 0
         self.clients = Clients(self)
         self.misfortune = Misfortune(self)
+        self.others = Others(self)
         self.loop.on_still = self._still
         self.loop.on_gone = self._gone
         self.loop.thread_seconds = self.disk_seconds
@@ -301,6 +305,12 @@ class World:
         await self.clients.work()
         await self.misfortune.over()
         await self._calm()
+        if self.plan.is_foreign and not self.violations:
+            self.others.judge_drained()
+            # What others wrote where nothing of ours was pending: as `understudy hydrate --verify` finds it.
+            assert self.serving is not None
+            self.serving.proxy._hydrator.request_verification(None)
+            await self._calm()
         self.count("lost and sent again", self.qdrant.restored)
         if not self.violations:
             judge(self)
@@ -330,6 +340,8 @@ class World:
             return f"the replica is not whole: {serving.proxy._hydrator.status()}"
         if serving.proxy._hydrator._drift._must_count:
             return "the replica was not compared"
+        if self.plan.is_foreign and (drift := serving.proxy._hydrator._drift) and (drift._asked_all or drift._asked):
+            return "the replica is to be compared"
         return ""
 
     def _still(self) -> None:
@@ -378,6 +390,7 @@ def settings_of(plan: Plan) -> Settings:
                 "page_entries": varied["page_entries"],
                 "merge_points": varied["merge_points"],
                 "breaker_open_seconds": _BREAKER_SECONDS,
+                **{key: varied[key] for key in ("conflicts", "conflict_points") if key in varied},
             },
             "replica": replica,
             "hydrate": {"page_points": varied["page_points"]},
