@@ -17,7 +17,7 @@ from generated.qdrant import points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import conflict_pb2
-from server.rpc import METHODS
+from server.rpc import METHODS, Call, Kind
 from tests.simulation import points as p
 from tests.simulation.plan import IDS, OTHERS_WRITE, Fault, Plan, operations_of_chance, settings_of_chance
 
@@ -114,8 +114,9 @@ class Others:
         self._nobody_looked_at = 0.0
         # Points that the replay wrote over, as long as nothing else has touched them.
         self._mixed: set[int] = set()
-        # When the replay last sent a write to each point.
-        self._sent_at: dict[int, float] = {}
+        # When the replay sent writes to each point, whether they arrived or not.
+        self._sent_at: dict[int, list[float]] = {}
+        world.qdrant.on_sent = self._sent
         world.qdrant.on_write = self._written
 
     def nobody_looks(self) -> None:
@@ -157,6 +158,14 @@ class Others:
 
     # --- what our own writes do to that ------------------------------------------------------------------------------
 
+    def _sent(self, call: Call) -> None:
+        row = METHODS.get(call.method)
+        is_ours = dict(call.metadata).get("api-key") == self._world.qdrant.own_key
+        if row is None or row.kind is not Kind.WRITE or not is_ours:
+            return
+        for number in p.named(row.request.FromString(call.body)) or ():
+            self._sent_at.setdefault(number, []).append(self._world.loop.now)
+
     def _written(self, by: str, request: Any, before: p.Points) -> None:
         for number in _changed(before, self._world.qdrant.points):
             change = self._standing.pop(number, None)
@@ -169,8 +178,6 @@ class Others:
                 self._restored(number, change)
             else:
                 self._replayed(number, change, request)
-        if by == "replay":
-            self._sent_at.update(dict.fromkeys(p.named(request) or (), self._world.loop.now))
 
     def _restored(self, number: int, change: Change) -> None:
         """A point that Qdrant seemed to have lost."""
@@ -185,7 +192,7 @@ class Others:
         if reason:
             self._world.count(f"not seen: {reason}")
             return
-        if known is None or known.is_open:
+        if known is None or known.is_open or (known.fate == control.FATE_LOCAL and known.seen != change.after):
             text = f"point {number}: {change.after} is overwritten, and was not looked at: {known}"
             self._world.violated("points are looked at before anything is sent", text)
         elif known.fate == control.FATE_LOCAL:
@@ -217,8 +224,15 @@ class Others:
         if not known.judged_at:
             return "the copy was not whole, or it might be ours"
         if known.judged_at < change.at or known.seen != change.after:
-            is_begun = self._sent_at.get(number, 0.0) >= known.judged_at
-            return f"changed after the {'first write was sent' if is_begun else 'look, before the first write'}"
+            return self._why_not_again(number, known, change)
+        return ""
+
+    def _why_not_again(self, number: int, known: Before, change: Change) -> str:
+        """The reason for which a point that was looked at before the change was not looked at again, "" = none."""
+        if any(known.judged_at <= at <= change.at for at in self._sent_at.get(number, ())):
+            return "changed after the first write was sent"
+        if self._world.serving is not None and self._world.serving.since > known.judged_at:
+            return "changed after the look, before Understudy ended"
         return ""
 
     def _is_later(self, number: int, known: Before, request: Any) -> bool:

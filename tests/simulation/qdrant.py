@@ -68,6 +68,8 @@ class Qdrant:
     # Values of every write that was ever done, forgotten or not; when each was last replayed, by count of writes.
     ever_done: set[int] = field(default_factory=set)
     last_replayed: dict[int, int] = field(default_factory=dict)
+    # Told of every call that leaves the proxy's machine, whether it arrives or not.
+    on_sent: Callable[[Call], None] = lambda call: None
     # Told of every write of ours: by whom, the request, and the points that it changes as they were before.
     on_write: Callable[[str, Any, p.Points], None] = lambda by, request, before: None
 
@@ -246,6 +248,7 @@ class Connection:
 
     def send(self, flight: Flight) -> None:
         flight.is_sent = True
+        self._network.qdrant.on_sent(flight.call)
         self._outgoing.append(flight)
         self._move()
 

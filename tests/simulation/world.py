@@ -104,6 +104,7 @@ class Serving:
     life: Life
     disk: CrashDisk
     proxy: Doorless
+    since: float
     channels: list[Channel] = field(default_factory=list)
     process: Process | None = None
     is_ready: bool = False
@@ -222,7 +223,7 @@ class World:
         proxy = life.context.run(
             Doorless, settings_of(self.plan), telemetry=self.telemetry, clock=self.loop, machine=machine
         )
-        serving = self.serving = Serving(life, disk, proxy)
+        serving = self.serving = Serving(life, disk, proxy, self.loop.now)
         self.misfortune.watch(serving)
         self.trace("proxy starts", self._lives)
         self.loop.create_task(self._start(serving), context=life.context)
