@@ -4,6 +4,7 @@
     python -m tests.simulation 17 --trace            every event of it
     python -m tests.simulation 17 --faults 2,5 --operations 1,4,9     a part of it
     python -m tests.simulation 0-1000 --jobs 2       many
+    python -m tests.simulation 0-100 --foreign       others write to Qdrant during outages
     python -m tests.simulation 0-200 --history       histories of 1,000 calls across failovers
 
 Exit code 1 when a promise is broken.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from tests.simulation.foreign import foreign_of
 from tests.simulation.histories import history_of
 from tests.simulation.plan import Plan, plan_of
 from tests.simulation.seeds import Tally, examine_many, explain_failure
@@ -61,6 +63,8 @@ def _one(seed: int, arguments: argparse.Namespace) -> int:
 
 
 def _maker(arguments: argparse.Namespace) -> Callable[[int], Plan]:
+    if arguments.foreign:
+        return foreign_of
     return history_of if arguments.history else partial(plan_of, forgetful=arguments.forgetful)
 
 
@@ -71,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trace", action="store_true", help="print every event")
     parser.add_argument("--counts", action="store_true", help="how often each kind of call and fault came")
     parser.add_argument("--forgetful", action="store_true", help="Qdrant also loses power, and what it had not synced")
+    parser.add_argument("--foreign", action="store_true", help="others change points during outages")
     parser.add_argument("--history", action="store_true", help="seeds stand for histories of 1,000 calls")
     parser.add_argument("--operations", type=_numbers, help="only these calls")
     parser.add_argument("--faults", type=_numbers, help="only these faults")

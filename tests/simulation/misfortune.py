@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from server.errors import WalError
 from server.rpc import Code, Reply
 from tests.simulation.loop import Gone
-from tests.simulation.plan import Fault
+from tests.simulation.plan import OTHERS_WRITE, Fault
 
 if TYPE_CHECKING:
     from tests.simulation.world import Serving, World
@@ -307,6 +307,10 @@ class Misfortune:
         self._loop.wall_offset_ns += random.Random(fault.chance).choice((-3600, -5, 5, 86_400)) * 10**9
         self._after(fault, _nothing)
 
+    def _others_write(self, fault: Fault) -> None:
+        self._world.others.write(random.Random(fault.chance))
+        self._after(fault, _nothing)
+
 
 def _nothing() -> None:
     """There is nothing to take back."""
@@ -337,4 +341,5 @@ _FAULTS: dict[str, Callable[[Misfortune, Fault], None]] = {
     "a write to the disk fails": Misfortune._fail_disk,
     "the disk is slow": Misfortune._slow_disk,
     "the wall clock jumps": Misfortune._jump,
+    OTHERS_WRITE: Misfortune._others_write,
 }

@@ -38,6 +38,8 @@ FAULTS: dict[str, tuple[float, float, int]] = {
     "the wall clock jumps": (0.0, 0.0, 1),
 }
 FORGETS = "qdrant loses power"
+# One wave of them: only where `foreign.foreign_of` puts it.
+OTHERS_WRITE = "others write"
 # What Qdrant forgets at most, and how long after it is back the proxy may need to have looked at it.
 _FORGOTTEN_SECONDS = 6.0
 _LOOKED_SECONDS = 20.0
@@ -93,6 +95,8 @@ class Plan:
     trace: bool = field(default=False, compare=False)
     # Made by `histories.history_of`, not by `plan_of`.
     is_history: bool = False
+    # Made by `foreign.foreign_of`: others write, too.
+    is_foreign: bool = False
 
     def only(self, operations: Collection[int] | None, faults: Collection[int] | None) -> Plan:
         """The same run with these operations and faults alone; None = all."""
@@ -109,7 +113,9 @@ def plan_of(seed: int, *, forgetful: bool = False) -> Plan:
     seconds = chance.choice((20.0, 60.0, 120.0))
     settings = settings_of_chance(chance)
     faults = _faults(chance, seconds, forgetful=forgetful)
-    operations = _operations(chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)])
+    operations = operations_of_chance(
+        chance, seconds, [at for fault in faults for at in (fault.at, fault.at + fault.seconds)]
+    )
     return Plan(seed, seconds, chance.choice((0, 3, 6)), settings, operations, faults, forgetful)
 
 
@@ -189,7 +195,8 @@ def _apart_from(faults: list[Fault]) -> Callable[[Fault], Fault]:
 _KINDS = ("upsert",) * 5 + ("set",) * 3 + ("delete",) * 2 + ("get",) * 6 + ("scroll",) * 2
 
 
-def _operations(chance: random.Random, seconds: float, moments: list[float]) -> tuple[Operation, ...]:
+def operations_of_chance(chance: random.Random, seconds: float, moments: list[float]) -> tuple[Operation, ...]:
+    """The calls of the clients; half of them come around these moments."""
     count = chance.choice((10, 25, 50))
     kinds = _KINDS + (("wipe",) if chance.random() < 0.3 else ())
     ids = IDS[: chance.choice((1, 3, 6))]

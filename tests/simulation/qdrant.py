@@ -68,6 +68,10 @@ class Qdrant:
     # Values of every write that was ever done, forgotten or not; when each was last replayed, by count of writes.
     ever_done: set[int] = field(default_factory=set)
     last_replayed: dict[int, int] = field(default_factory=dict)
+    # Told of every call that leaves the proxy's machine, whether it arrives or not.
+    on_sent: Callable[[Call], None] = lambda call: None
+    # Told of every write of ours: by whom, the request, and the points that it changes as they were before.
+    on_write: Callable[[str, Any, p.Points], None] = lambda by, request, before: None
 
     def __post_init__(self) -> None:
         self._queue: deque[tuple[Connection, Flight]] = deque()
@@ -126,6 +130,11 @@ class Qdrant:
         self.points = dict(self._initial)
         for each in self.journal:
             p.apply(self.points, each.request)
+
+    def write(self, request: Message) -> None:
+        """Somebody else writes, past the network of the proxy."""
+        p.apply(self.points, request)
+        self.journal.append(Done(self.loop.now, request))
 
     # --- service -----------------------------------------------------------------------------------------------------
 
@@ -193,10 +202,12 @@ class Qdrant:
         if p.is_poisoned(request):
             raise p.Refusal(Code.INVALID_ARGUMENT, "Wrong input: poison")
         absent = p.missing(self.points, request)
+        before = dict(self.points)
         p.apply(self.points, request)
         is_ours = dict(call.metadata).get("api-key") == self.own_key
         by = ("restored" if self.is_restored() else "replay") if is_ours else ""
         self.trace("qdrant did", call.method, p.named(request), sorted(p.values(request)), by)
+        self.on_write(by, request, before)
         self.journal.append(Done(self.loop.now, request))
         self._writes += 1
         self.ever_done |= p.values(request)
@@ -237,6 +248,7 @@ class Connection:
 
     def send(self, flight: Flight) -> None:
         flight.is_sent = True
+        self._network.qdrant.on_sent(flight.call)
         self._outgoing.append(flight)
         self._move()
 

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,18 +62,37 @@ _Look: TypeAlias = control.CompareBaselinesRequest | control.SettleBaselinesRequ
 
 @dataclass(frozen=True)
 class Before:
-    """A point before its first pending write; `is_open`: whether it is to be judged yet; `looker`: by whom it was."""
+    """A point before its first pending write; `is_open`: whether it is to be judged yet; `looker`: by whom it was.
+
+    Once it was judged: its fate, up to which entry, what Qdrant had of it then, and when that was. `origin` is what it
+    was at first, also when what went into the conflict log took the place of `payload`.
+    """
 
     first_seq: int
     last_seq: int
     payload: p.Payload | None
     is_open: bool
-    looker: int = 0
+    looker: int = field(default=0, repr=False)
+    origin: p.Payload | None = field(default=None, repr=False)
+    # The first pending write has a filter: nobody looks at what it matches.
+    is_by_filter: bool = field(default=False, repr=False)
+    fate: int = field(default=control.FATE_LOCAL, repr=False)
+    until_seq: int = field(default=0, repr=False)
+    seen: p.Payload | None = field(default=None, repr=False)
+    judged_at: float = field(default=0.0, repr=False)
 
     def is_to_judge(self, touch: control.Touch, look: _Look) -> bool:
         """Whether it is, or is again, for nothing that touches it was sent."""
-        is_again = 0 != self.looker == look.looker
+        is_again = self.fate == control.FATE_LOCAL and 0 != self.looker == look.looker
         return self.first_seq == touch.seq and self.first_seq > look.sent_seq and (self.is_open or is_again)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a pending entry does to a point."""
+
+    seq: int
+    values: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,13 @@ class Replica:
         # Points that it took for changed by others, and those of which it could say that nobody had.
         self.conflicts = 0
         self.judged = 0
+        # Which points those were, and what pending entries do to each.
+        self.blamed: set[int] = set()
+        self.changes: dict[int, list[Change]] = {}
+        # Values that need not be sent: the point is gone on both sides.
+        self.moot: set[int] = set()
+        # Points that were taken for lost although nobody knows what they were before.
+        self.guessed: set[int] = set()
         # Told of a write that was prepared while points may be missing here.
         self.on_unresolved: Callable[[Any], None] = lambda request: None
         self._loop = loop
@@ -316,8 +342,12 @@ class Replica:
             touched = p.apply(state.points, request)
             for number in touched if is_pending else ():
                 is_open = state.is_whole and not whole.maybe_applied and not whole.retry_of
-                first = state.befores.get(number) or Before(entry.seq, 0, before.get(number), is_open)
+                is_by_filter = p.named(request) is None
+                was = before.get(number)
+                new = Before(entry.seq, 0, was, is_open, origin=was, is_by_filter=is_by_filter)
+                first = state.befores.get(number) or new
                 state.befores[number] = replace(first, last_seq=entry.seq)
+                self.changes.setdefault(number, []).append(Change(entry.seq, frozenset(p.values(request))))
             if keeps_former:
                 state.former += self._rows(state, entry, request, before, touched)
             if p.named(request) is None:
@@ -373,6 +403,7 @@ class Replica:
             in_part = {each.seq for each in request.refused if each.in_part}
             formers = formers_of(rows, request.window.replayed_seq, refused.__contains__, in_part.__contains__)
             here = _record(number, state.points.get(number))
+            self.guessed.discard(number)
             judged = judge(
                 there.get(number),
                 here,
@@ -385,6 +416,8 @@ class Replica:
             if judged.finding is Finding.FOREIGN:
                 response.foreign += 1
             elif judged.finding is Finding.LOST:
+                if not any(each.is_known and each.record == there.get(number) is not None for each in formers):
+                    self.guessed.add(number)
                 if judged.wanted is None:
                     response.remove.append(raw)
                 else:
@@ -436,44 +469,98 @@ class Replica:
         return control.ComparePageResponse(remote=_digest(page), local=_digest(here), differing=_differing(page, here))
 
     def _compare_baselines(self, body: bytes) -> Message:
+        """As `server.replica.baselines.Baselines.compare`."""
         request = control.CompareBaselinesRequest.FromString(body)
         there = p.read(p.GET, request.page)
         state = self._change()
         response = control.CompareBaselinesResponse(applied_seq=state.applied_seq)
+        moot, new = [], []
         for touch in request.touches:
             number = common.PointId.FromString(touch.point_id).num
             known = state.befores.get(number)
-            if known is None or not known.is_to_judge(touch, request):
+            if known is None or known.first_seq > touch.seq:
                 continue
-            if there.get(number) not in (known.payload, state.points.get(number)):
+            if known.fate in (control.FATE_REMOTE, control.FATE_MOOT):
+                if touch.seq <= known.until_seq:
+                    response.changed.add(
+                        point_id=touch.point_id,
+                        fate=known.fate,  # type: ignore[arg-type]
+                        until_seq=known.until_seq,
+                    )
+            elif known.first_seq != touch.seq:
+                continue
+            elif known.fate == control.FATE_HELD:
+                response.changed.add(point_id=touch.point_id, fate=control.FATE_HELD)
+            elif not known.is_to_judge(touch, request):
+                continue
+            elif known.payload is not None and number not in there and number not in state.points:
+                moot.append(touch)
+                response.changed.add(point_id=touch.point_id, fate=control.FATE_MOOT, until_seq=response.applied_seq)
+            elif there.get(number) not in (known.payload, state.points.get(number)):
+                new.append(number)
                 response.changed.add(point_id=touch.point_id)
                 self.trace("replica takes for changed:", number, there.get(number), known, state.points.get(number))
             else:
                 self.judged += 1
-        self.conflicts += len(response.changed)
-        if not response.changed:
-            self._judged(state, request)
+        self.conflicts += len(new)
+        self.blamed.update(new)
+        if moot:
+            self._judged(state, request, there, moot, control.FATE_MOOT)
+        if not new:
+            self._judged(state, request, there, request.touches)
         self.trace("replica compared baselines, changed", len(response.changed))
         return response
 
     def _settle_baselines(self, body: bytes) -> Message:
+        """As `server.replica.baselines.Baselines.settle`."""
         request = control.SettleBaselinesRequest.FromString(body)
-        assert request.fate == control.FATE_LOCAL, "the simulation runs with the default policy"
         there = p.read(p.GET, request.page)
+        changed = {common.PointId.FromString(each).num for each in request.changed}
         state = self._change()
-        for number in (common.PointId.FromString(each).num for each in request.changed):
-            if number in state.befores:
+        taken = [touch for touch in request.touches if common.PointId.FromString(touch.point_id).num in changed]
+        left = [touch for touch in request.touches if touch not in taken]
+        opened = self._judged(state, request, there, taken, request.fate)
+        self._judged(state, request, there, left)
+        for number in opened:
+            if request.fate == control.FATE_LOCAL:
+                # It is in the conflict log: what comes on top of it before our write is another conflict.
                 state.befores[number] = replace(state.befores[number], payload=there.get(number))
-        self._judged(state, request)
-        return control.SettleBaselinesResponse()
+            elif request.fate == control.FATE_REMOTE and number in there:
+                state.points[number] = there[number]
+            elif request.fate == control.FATE_REMOTE:
+                state.points.pop(number, None)
+        self.database.commit(state, durable=True)
+        return control.SettleBaselinesResponse(until_seq=state.applied_seq)
 
-    def _judged(self, state: Stored, look: _Look) -> None:
-        for touch in look.touches:
+    def _judged(
+        self,
+        state: Stored,
+        look: _Look,
+        there: p.Points,
+        touches: Iterable[control.Touch],
+        fate: int = control.FATE_LOCAL,
+    ) -> list[int]:
+        """Note what becomes of points that are to be judged; returns them."""
+        opened = []
+        for touch in touches:
             number = common.PointId.FromString(touch.point_id).num
             known = state.befores.get(number)
-            if known is not None and known.is_to_judge(touch, look):
-                state.befores[number] = replace(known, is_open=False, looker=look.looker)
+            if known is None or not known.is_to_judge(touch, look):
+                continue
+            opened.append(number)
+            state.befores[number] = replace(
+                known,
+                is_open=False,
+                looker=look.looker,
+                fate=fate,
+                until_seq=state.applied_seq,
+                seen=there.get(number),
+                judged_at=self._loop.now,
+            )
+            if fate == control.FATE_MOOT:
+                self.moot.update(*(each.values for each in self.changes[number] if each.seq <= state.applied_seq))
         self.database.commit(state, durable=True)
+        return opened
 
     def _note_verified(self, body: bytes) -> Message:
         state = self._change()

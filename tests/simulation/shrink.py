@@ -78,7 +78,9 @@ def command(plan: Plan, whole: Plan) -> str:
         chosen = [each.number for each in getattr(plan, name)]
         if len(chosen) != len(getattr(whole, name)):
             parts.append(f"--{name} {','.join(map(str, chosen)) or 'none'}")
-    return " ".join([*parts, *(["--forgetful"] if whole.is_forgetful else [])])
+    return " ".join(
+        [*parts, *(["--forgetful"] if whole.is_forgetful else []), *(["--foreign"] if whole.is_foreign else [])]
+    )
 
 
 def report(result: Result, whole: Plan) -> str:

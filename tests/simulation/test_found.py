@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.simulation.plan import IDS, Fault, Operation, Plan
+from tests.simulation.plan import IDS, OTHERS_WRITE, Fault, Operation, Plan
 from tests.simulation.world import Result, run
 
 _SETTINGS = {
@@ -167,3 +167,30 @@ def test_a_minute_of_flapping_is_one_outage() -> None:
         changes = [line for line in flapping if "before=" in line and "after=" in line]
         assert len(changes) == 1
         assert "after=LOCAL" in changes[0]
+
+
+def test_what_others_write_between_a_look_and_the_first_write_is_seen() -> None:
+    """The replica is slow to judge; Qdrant goes away before anything is sent, and others change what was looked at."""
+    operations = (
+        Operation(0, 0, 23.412, "delete", (1,)),
+        Operation(1, 2, 24.972, "upsert", (3,)),
+        Operation(2, 3, 25.548, "upsert", (2,)),
+        Operation(3, 3, 27.502, "set", (3,)),
+        Operation(4, 2, 30.281, "set", (1,)),
+        Operation(5, 2, 38.925, "delete", (3,)),
+    )
+    faults = (
+        Fault(0, 10.288, "qdrant is cut off", 23.098, 1),
+        # Its calls take seconds.
+        Fault(1, 34.876, "the replica is slow", 6.8, 184861850),
+        Fault(2, 39.677, "qdrant is cut off", 7.827, 3),
+        # One wave, of a write to the third point.
+        Fault(3, 44.466, OTHERS_WRITE, 0.0, 304520017),
+    )
+    settings = {**_SETTINGS, "conflicts": "local_wins", "conflict_points": 500}
+    overwritten = 0
+    for seed in range(20):
+        result = run(Plan(seed, 65.0, 6, settings, operations, faults, is_foreign=True))
+        assert not result.violations
+        overwritten += result.counts.get("overwritten", 0)
+    assert overwritten > 0

@@ -27,8 +27,15 @@ def judge(world: World) -> None:
     _nothing_dropped(world, quarantined)
     _followers_held(world, quarantined)
     _in_order(world)
-    _nobody_else(world)
-    _same_on_both_sides(world, spoilt)
+    if world.plan.is_foreign:
+        world.others.judge()
+        # Everything was compared in the end, whatever is in quarantine.
+        _same_on_both_sides(world, set())
+        # Of these points Qdrant has another history than our clients were told.
+        spoilt |= world.others.touched
+    else:
+        _nobody_else(world)
+        _same_on_both_sides(world, spoilt)
     _explained(world, spoilt)
     _logged_writes_seen(world, spoilt)
 
@@ -65,6 +72,8 @@ def _spoilt_by(world: World, quarantined: list[_Kept]) -> set[int]:
             or kept.code == Code.INTERNAL
             or names & (spoilt | set(POISON_IDS))
             or p.values(request) & world.clients.unresolved
+            # Held because others changed them, or refused because others deleted them.
+            or names & world.others.touched
         )
         if is_expected:
             # What a filter was about nobody can tell.
@@ -84,7 +93,7 @@ def _nobody_else(world: World) -> None:
 
 def _nothing_dropped(world: World, quarantined: list[_Kept]) -> None:
     kept = {value for each in quarantined for value in p.values(each.request)}
-    done = world.qdrant.ever_done
+    done = world.qdrant.ever_done | (world.others.left_out() if world.plan.is_foreign else set())
     for call in world.clients.calls:
         if call.outcome is Outcome.OK and call.kind in ("upsert", "set") and call.value not in kept | done:
             world.violated("nothing acknowledged is lost", f"{call.label} is neither at Qdrant nor in quarantine")

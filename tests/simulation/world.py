@@ -23,6 +23,7 @@ from server.telemetry import Telemetry
 from tests.faults.crash_disk import CrashDisk
 from tests.simulation import points as p
 from tests.simulation.clients import Clients
+from tests.simulation.foreign import Others
 from tests.simulation.loop import Gone, Life, LoopRunner, Stuck, VirtualLoop
 from tests.simulation.misfortune import Misfortune
 from tests.simulation.plan import Plan
@@ -81,6 +82,8 @@ class Lines:
     def _line(self, message: object, **fields: object) -> None:
         text = str(getattr(message, "value", message))
         self._world.trace("proxy:", text, *(f"{name}={value}" for name, value in fields.items()))
+        if text == "conflicts are not looked for":
+            self._world.others.nobody_looks()
         if any(text.startswith(each) for each in self._ADMISSIONS):
             self._world.violated("nothing breaks inside", f"{text} {fields}")
 
@@ -101,6 +104,7 @@ class Serving:
     life: Life
     disk: CrashDisk
     proxy: Doorless
+    since: float
     channels: list[Channel] = field(default_factory=list)
     process: Process | None = None
     is_ready: bool = False
@@ -142,6 +146,7 @@ class World:
         self.power_cuts = 0
         self.clients = Clients(self)
         self.misfortune = Misfortune(self)
+        self.others = Others(self)
         self.loop.on_still = self._still
         self.loop.on_gone = self._gone
         self.loop.thread_seconds = self.disk_seconds
@@ -218,7 +223,7 @@ class World:
         proxy = life.context.run(
             Doorless, settings_of(self.plan), telemetry=self.telemetry, clock=self.loop, machine=machine
         )
-        serving = self.serving = Serving(life, disk, proxy)
+        serving = self.serving = Serving(life, disk, proxy, self.loop.now)
         self.misfortune.watch(serving)
         self.trace("proxy starts", self._lives)
         self.loop.create_task(self._start(serving), context=life.context)
@@ -301,6 +306,12 @@ class World:
         await self.clients.work()
         await self.misfortune.over()
         await self._calm()
+        if self.plan.is_foreign and not self.violations:
+            self.others.judge_drained()
+            # What others wrote where nothing of ours was pending: as `understudy hydrate --verify` finds it.
+            assert self.serving is not None
+            self.serving.proxy._hydrator.request_verification(None)
+            await self._calm()
         self.count("lost and sent again", self.qdrant.restored)
         if not self.violations:
             judge(self)
@@ -330,6 +341,8 @@ class World:
             return f"the replica is not whole: {serving.proxy._hydrator.status()}"
         if serving.proxy._hydrator._drift._must_count:
             return "the replica was not compared"
+        if self.plan.is_foreign and (drift := serving.proxy._hydrator._drift) and (drift._asked_all or drift._asked):
+            return "the replica is to be compared"
         return ""
 
     def _still(self) -> None:
@@ -378,6 +391,7 @@ def settings_of(plan: Plan) -> Settings:
                 "page_entries": varied["page_entries"],
                 "merge_points": varied["merge_points"],
                 "breaker_open_seconds": _BREAKER_SECONDS,
+                **{key: varied[key] for key in ("conflicts", "conflict_points") if key in varied},
             },
             "replica": replica,
             "hydrate": {"page_points": varied["page_points"]},
