@@ -126,8 +126,13 @@ def judge(
     wanted = states.now.record
     if _same(there, wanted, rounded):
         return Judged(Finding.SAME, wanted)
+    # What the replica has held since then, with none of ours done, it took over from Qdrant: no loss to guess at.
+    is_held_since = there is not None and any(
+        each.is_known and not each.is_acknowledged and _same(there, each.record, rounded) for each in formers
+    )
+    may_guess = is_log_whole and is_unbroken and not is_held_since
     for former in states.before:
-        was_so = _same(there, former.record, rounded) if former.is_known else is_log_whole and is_unbroken
+        was_so = _same(there, former.record, rounded) if former.is_known else may_guess
         if was_so and (is_log_whole or there is not None):
             places = (former.place for former in reversed(formers) if former.is_acknowledged and former.place)
             return Judged(Finding.LOST, wanted, next(places, b""))

@@ -54,6 +54,7 @@ class Universal:
         self._chance = chance
         self._most_points = most_points
         self._excluded = EVERYTHING
+        self._is_for_groups = False
 
     def run(self, request: points.QueryPoints, *, limit: int | None = None) -> list[Hit]:
         """The results of a request; `limit` replaces that of the request. Raises Refusal."""
@@ -71,6 +72,7 @@ class Universal:
         wanted = asked if limit is None else limit
         count = self._capped(request, wanted + offset)
         self._excluded = excluding(here)
+        self._is_for_groups = limit is not None
         hits = self._level(request, request.filter, count, "", wanted)
         if request.query.WhichOneof("variant") == "order_by":
             # Merging what its shards answer, Qdrant drops a point that stands there twice running.
@@ -218,8 +220,9 @@ class Universal:
         self, scorer: scoring.Scorer, space: Space, selection: Selection, count: int, threshold: float | None
     ) -> list[Hit]:
         if isinstance(scorer, scoring.Nearest):
-            if selection.is_everything:
-                # Qdrant's sparse index has nothing to say of them; the few points of a filter it scores one by one.
+            if selection.is_everything and not self._is_for_groups:
+                # Qdrant's sparse index has nothing to say of them; the few points of a filter it scores one by one,
+                # and for groups it filters by the field that makes them.
                 scorer = replace(scorer, skips_zeros=True)
             found = proposed.nearest(self._session, scorer, selection, count)
         else:

@@ -86,6 +86,15 @@ def test_what_nobody_knows_is_not_lost_where_a_crash_may_have_cut_off_a_write() 
     assert judge(None, B, [Former(True, True, None)], frozenset(), is_unbroken=False).finding is Finding.LOST
 
 
+def test_what_was_taken_over_from_qdrant_since_is_not_guessed_to_be_lost() -> None:
+    """Unknown before the acknowledged A; A before a held entry; then others wrote B, and the replica copied it."""
+    formers = [Former(True, False, None, is_whole=True), Former(False, True, A), Former(False, True, B)]
+    assert judge(B, None, formers, frozenset()).finding is Finding.FOREIGN
+    assert judge(A, None, formers, frozenset()).finding is Finding.SAME
+    # What the replica has never held since may be what Qdrant had before.
+    assert judge(C, None, formers, frozenset()).finding is Finding.LOST
+
+
 def test_rounding_is_no_difference() -> None:
     def vector(*values: float) -> bytes:
         return named({"": pb.Vector(dense=pb.DenseVector(data=values))})

@@ -69,6 +69,11 @@ class Both:
         assert difference(call, ours, theirs, self._engine.answer) == "", (call, ours, theirs)
         return ours if isinstance(ours, Refused) else said(call.method, ours)
 
+    def ask_here(self, name: str, request: Any) -> Any:
+        """The result of the replica, for what the engine cannot be asked."""
+        request.collection_name = NAME
+        return self._replica.answer(Call(POINTS + name, request)).result
+
     def _done(self, method: str, request: Any) -> None:
         request.collection_name = NAME
         for side in (self._engine, self._replica):
@@ -206,3 +211,17 @@ def test_a_sparse_vector_of_score_zero_is_found_under_a_filter_only(both: Both) 
         )
         both.ask("Search", old)
     assert zeros[0] == 0 < min(zeros[1], zeros[2])
+
+
+def test_in_groups_a_sparse_vector_of_score_zero_is_found_as_under_a_filter(both: Both) -> None:
+    """Qdrant asks for groups with a filter: the field that makes them must not be empty."""
+    both.upsert({number: {"k": f"g{number}"} for number in SPARSE}, SPARSE)
+    filled = common.Filter(must_not=[common.Condition(is_empty=common.IsEmptyCondition(key="k"))])
+    for sought in SOUGHT:
+        vector = pb.SparseVector(indices=sought, values=sought.values())
+        near = pb.Query(nearest=pb.VectorInput(sparse=vector))
+        alone = both.ask("Query", pb.QueryPoints(query=near, using="s", filter=filled, limit=100)).hits
+        asked = pb.QueryPointGroups(collection_name="c", query=near, using="s", group_by="k", limit=100, group_size=1)
+        grouped = both.ask_here("QueryGroups", asked).groups
+        in_groups = {(group.id.string_value, round(hit.score, 4)) for group in grouped for hit in group.hits}
+        assert in_groups == {(f"g{hit.id}", round(hit.score, 4)) for hit in alone}

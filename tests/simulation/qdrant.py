@@ -47,7 +47,8 @@ class Done:
 class Qdrant:
     """The server. `refusal` is what it answers to every write and read just now, though not to health checks.
 
-    Where that does not prove that a write was refused (`NO_PROOF`), some are done.
+    Where that does not prove that a write was refused (`NO_PROOF`), some are done; with `is_forgetful` none: what is
+    not acknowledged, and lost later, is on no disk any more, whoever has seen it.
     """
 
     loop: VirtualLoop
@@ -57,6 +58,7 @@ class Qdrant:
     is_up: bool = True
     is_hung: bool = False
     is_cut_off: bool = False
+    is_forgetful: bool = False
     service_seconds: float = 0.0
     refusal: Reply | None = None
     journal: list[Done] = field(default_factory=list)
@@ -181,6 +183,8 @@ class Qdrant:
 
     def _do_it_all_the_same(self, call: Call, refusal: Reply) -> None:
         """A server that fails inside, or stops waiting, has done some of the writes; which, is no matter of dice."""
+        if self.is_forgetful:
+            return
         if refusal.code in NO_PROOF and METHODS[call.method].kind is Kind.WRITE and crc32(call.body) % 2:
             with suppress(p.Refusal):
                 self._do(call)

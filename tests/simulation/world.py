@@ -130,7 +130,14 @@ class World:
         self._hash = hashlib.sha256(str(seed).encode())
         initial = {number: (("v", -number),) for number in range(1, plan.initial + 1)}
         self.initial: p.Points = dict(initial)
-        self.qdrant = Qdrant(self.loop, self.chance("qdrant"), OWN_KEY, points=initial, trace=self.trace)
+        self.qdrant = Qdrant(
+            self.loop,
+            self.chance("qdrant"),
+            OWN_KEY,
+            points=initial,
+            is_forgetful=plan.is_forgetful,
+            trace=self.trace,
+        )
         self.qdrant.is_restored = self._is_looking_back
         self.network = Network(self.qdrant, self.chance("network"))
         self.database = Database()
