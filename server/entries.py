@@ -13,9 +13,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2
-from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
-from server.replica.requests import parts_of
+from server.replica.requests import NOBODY, parts_of
 from server.rpc import METHODS, UPDATE_BATCH, Code, Method, Reply, Scope
 
 # Room for the fields of an entry beside its request.
@@ -24,7 +23,6 @@ _ONE_POINT_MISSING = "Not found: No point with id"
 # How Qdrant refuses one part of a batch, and what it says before it has looked at any part.
 _OF_ONE_PART = frozenset((Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED))
 _BY_STRICT_MODE = "Help:"
-_NOBODY = common.Filter(must=[common.Condition(has_id=common.HasIdCondition())])
 _OF_THE_WHOLE = ("Validation error", "Not found: Collection", "failed to decode")
 
 
@@ -65,7 +63,7 @@ def _parts(row: Method, body: bytes, resolved: Sequence[entry_pb2.Operation]) ->
 def _chooses_its_points(row: Method, request: Any) -> bool:
     """Whether it depends on the points that are there which of them a write changes."""
     selectors = (getattr(request, name, None) for name in ("points_selector", "points"))
-    if any(isinstance(selector, points_pb2.PointsSelector) and selector.filter == _NOBODY for selector in selectors):
+    if any(isinstance(selector, points_pb2.PointsSelector) and selector.filter == NOBODY for selector in selectors):
         # Found out already: there were none.
         return False
     return not names_its_points(row, request) or bool(getattr(request, "update_mode", 0))

@@ -71,9 +71,7 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
 
 def give_up(store: Path, entries: Sequence[RefusedEntry]) -> None:
     """What these did to the replica is not to be taken for what Qdrant lost, see `server.replica.former_rows`."""
-    from generated.qdrant.qdrant_common_pb2 import PointId
     from server.replica import former_rows
-    from server.replica.points import key_of
     from server.replica.store import Store
 
     if not store.is_dir():
@@ -81,9 +79,7 @@ def give_up(store: Path, entries: Sequence[RefusedEntry]) -> None:
     opened = Store(store, SystemClock())
     try:
         with opened.durable_transaction() as tx:
-            for entry in entries:
-                keys = [key_of(PointId.FromString(body)) for body in entry.ids]
-                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
+            former_rows.give_up(tx, entries)
     finally:
         opened.close()
 

@@ -217,18 +217,9 @@ class Delivery:
         try:
             return await self._upstream.handle(call)
         except UpstreamTimeout as failure:
-            is_unsent = not failure.maybe_applied
-            return Answer(
-                Outcome.TRANSIENT,
-                Code.DEADLINE_EXCEEDED,
-                str(failure),
-                answered=False,
-                timed_out=True,
-                unsent=is_unsent,
-            )
+            return _unanswered(failure, Code.DEADLINE_EXCEEDED, timed_out=True)
         except UpstreamUnreachable as failure:
-            is_unsent = not failure.maybe_applied
-            return Answer(Outcome.TRANSIENT, Code.UNAVAILABLE, str(failure), answered=False, unsent=is_unsent)
+            return _unanswered(failure, Code.UNAVAILABLE)
 
     async def _is_there_already(self, operation: Operation) -> bool | Answer:
         """Whether Qdrant already holds what a refused operation wants; an Answer when it cannot be asked."""
@@ -271,6 +262,17 @@ def waiting(answer: Answer) -> Answer:
     """The same for an entry that waits and comes again, whatever was in the way of a read."""
     outcome = Outcome.AUTH if answer.outcome is Outcome.AUTH else Outcome.TRANSIENT
     return replace(answer, outcome=outcome, doubtful=False)
+
+
+def _unanswered(failure: UpstreamUnreachable, code: Code, *, timed_out: bool = False) -> Answer:
+    return Answer(
+        Outcome.TRANSIENT,
+        code,
+        str(failure),
+        answered=False,
+        timed_out=timed_out,
+        unsent=not failure.maybe_applied,
+    )
 
 
 def _answer(outcome: Outcome, reply: Reply) -> Answer:

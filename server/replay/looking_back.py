@@ -200,15 +200,15 @@ class LookBack:
             delivered = await delivery.deliver([operation], None, 0, doubtful=Outcome.TRANSIENT)
             if delivered.answer.outcome is not Outcome.DONE:
                 return delivered.answer
+            refused = sum(len(keys_of(each)) for each in delivered.left_over)
             if delivered.blames:
                 self._telemetry.log.warning(
                     "Qdrant refuses what it had acknowledged",
                     collection=collection,
-                    points=sum(len(keys_of(each)) for each in delivered.left_over),
+                    points=refused,
                     code=delivered.blames[0].answer.code.name,
                     details=delivered.blames[0].answer.details,
                 )
-            refused = sum(len(keys_of(each)) for each in delivered.left_over)
             look.refused += refused
             look.restored += points - refused
         return Answer(Outcome.DONE)

@@ -40,7 +40,11 @@ def check_name(name: str) -> None:
 def check_read_name(name: str) -> None:
     """Raises Refusal for a name that nothing can be read by: an alias may have it all the same."""
     check_name(name)
-    for character in _FORBIDDEN_IN_READS:
+    _check_characters(name, _FORBIDDEN_IN_READS)
+
+
+def _check_characters(name: str, forbidden: str) -> None:
+    for character in forbidden:
         if character in name:
             raise bad_body("collection_name", f'collection name cannot contain "{character}" char')
 
@@ -49,9 +53,7 @@ def check_new_collection(request: pb.CreateCollection) -> None:
     """Raises Refusal for a collection that Qdrant would not make, existing names apart."""
     name = request.collection_name
     check_name(name)
-    for character in _FORBIDDEN_IN_NAMES:
-        if character in name:
-            raise bad_body("collection_name", f'collection name cannot contain "{character}" char')
+    _check_characters(name, _FORBIDDEN_IN_NAMES)
     number_ranges.check(request)
     form = request.vectors_config.WhichOneof("config")
     if form == "params":

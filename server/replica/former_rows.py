@@ -9,12 +9,16 @@ Does not decide when rows may go: that is the proxy's, which knows when Qdrant a
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from generated.qdrant import qdrant_common_pb2 as common
+from generated.understudy.replica.v1 import replica_pb2 as control
 from server.replica import FORGOTTEN_AT_ONCE, catalogue
+from server.replica.points import key_of
 from server.replica.reads import batches, marks
 from server.replica.records import Collection, Key
+from server.replica.requests import parse
 from server.replica.store import Transaction
 
 # How an entry is given up.
@@ -64,10 +68,8 @@ class FormerRows:
                 return
             connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
         is_known = int(catalogue.is_whole(collection))
-        begin, end = (
-            (cause.seq, int(cause.synced), collection.cid),
-            (is_known, int(is_whole), shard_keys, cause.retry_of),
-        )
+        begin = (cause.seq, int(cause.synced), collection.cid)
+        end = (is_known, int(is_whole), shard_keys, cause.retry_of)
         connection.executemany(_NOTE, ((*begin, key, *end) for key in keys))
 
 
@@ -86,16 +88,18 @@ def forget(tx: Transaction, through_seq: int) -> None:
     )
 
 
-def give_up(tx: Transaction, seq: int, keys: Sequence[Key], *, in_part: bool) -> None:
-    """Qdrant will never have entry `seq`: of these points, of all when there are none. `in_part`: of some it may."""
-    connection, how = tx.connection(), IN_PART if in_part else IN_WHOLE
-    if not keys:
-        connection.execute("UPDATE former SET given_up = ? WHERE seq = ?", (how, seq))
-    for batch in batches(keys):
-        connection.execute(
-            f"UPDATE former SET given_up = ? WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
-            (how, seq, *batch),
-        )
+def give_up(tx: Transaction, entries: Iterable[control.RefusedEntry]) -> None:
+    """Qdrant will never have these, for the points that they name, or for all where they name none."""
+    connection = tx.connection()
+    for entry in entries:
+        how = IN_PART if entry.in_part else IN_WHOLE
+        if not entry.ids:
+            connection.execute("UPDATE former SET given_up = ? WHERE seq = ?", (how, entry.seq))
+        for batch in batches(key_of(parse(common.PointId, body)) for body in entry.ids):
+            connection.execute(
+                f"UPDATE former SET given_up = ? WHERE seq = ? AND key IN ({marks(len(batch))})",  # noqa: S608
+                (how, entry.seq, *batch),
+            )
 
 
 def forget_all(tx: Transaction) -> None:

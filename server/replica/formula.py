@@ -296,7 +296,7 @@ def _place(value: json_pb2.Value) -> tuple[float, float] | None:
     if place is None and len(items) == 2:
         lon, lat = map(scalars.number, items)
         place = (lon, lat) if lon is not None and lat is not None else None
-    return place if place is not None and abs(place[0]) <= 180 and abs(place[1]) <= 90 else None
+    return place if place is not None and scalars.is_on_earth(*place) else None
 
 
 def _seconds(text: str) -> float | None:

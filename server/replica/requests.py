@@ -8,6 +8,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from generated.qdrant import points_pb2 as pb
+from generated.qdrant import qdrant_common_pb2 as common
 from server.replica.refusal import bad_body, invalid, undecodable
 from server.rpc import COLLECTIONS, POINTS, UPDATE_BATCH, UPSERT
 
@@ -17,6 +18,7 @@ __all__ = [
     "DELETE",
     "DELETE_PAYLOAD",
     "DELETE_VECTORS",
+    "NOBODY",
     "OVERWRITE_PAYLOAD",
     "POINTS",
     "SET_PAYLOAD",
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=Message)
+
+NOBODY = common.Filter(must=[common.Condition(has_id=common.HasIdCondition())])
+"""Matches no point, in every reading of it."""
 
 DELETE = POINTS + "Delete"
 UPDATE_VECTORS = POINTS + "UpdateVectors"

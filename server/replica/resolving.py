@@ -334,9 +334,8 @@ def nothing(collection_name: str) -> Plain:
     Qdrant refuses updates that name no point, so this sets no key on the points with none of no ids: nothing in every
     reading of it.
     """
-    nobody = common.Filter(must=[common.Condition(has_id=common.HasIdCondition())])
     return r.SET_PAYLOAD, pb.SetPayloadPoints(
-        collection_name=collection_name, wait=True, points_selector=pb.PointsSelector(filter=nobody)
+        collection_name=collection_name, wait=True, points_selector=pb.PointsSelector(filter=r.NOBODY)
     )
 
 

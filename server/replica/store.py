@@ -62,9 +62,7 @@ _LATER_TABLES = """
 -- What points were before late entries, see `former_rows`.
 CREATE TABLE IF NOT EXISTS former (
     n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
-    known INTEGER NOT NULL, payload BLOB, vectors BLOB, whole INTEGER NOT NULL DEFAULT 0,
-    retry_of INTEGER NOT NULL DEFAULT 0, given_up INTEGER NOT NULL DEFAULT 0,
-    shard_keys BLOB NOT NULL DEFAULT x''
+    known INTEGER NOT NULL, payload BLOB, vectors BLOB
 );
 CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
 -- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
@@ -83,7 +81,7 @@ CREATE TABLE IF NOT EXISTS baselines (
 );
 CREATE INDEX IF NOT EXISTS baselines_by_last ON baselines (last_seq);
 """
-# Table, column and what it is declared as: for a table that is there already.
+# Table, column and what it is declared as: they came after the table.
 _LATER_COLUMNS = (
     ("former", "whole", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "retry_of", "INTEGER NOT NULL DEFAULT 0"),

@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError, Message
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
-from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2 as wal
 from server.clock import Clock
@@ -26,7 +25,6 @@ from server.replica.applying import Applier
 from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import FormerRows
 from server.replica.payload_edits import may_hold_unfit_numbers
-from server.replica.points import key_of
 from server.replica.reads import Reads
 from server.replica.refusal import Halted, NotServed, Refusal, no_point
 from server.replica.resolving import Matching, Plain, Resolved, Resolver, is_nothing
@@ -157,9 +155,7 @@ class Writes:
     def give_up(self, entries: Iterable[control.RefusedEntry]) -> None:
         """Note, on the medium, that Qdrant will never have what an operator took out of the quarantine."""
         with self._store.durable_transaction() as tx:
-            for entry in entries:
-                keys = [key_of(r.parse(common.PointId, body)) for body in entry.ids]
-                former_rows.give_up(tx, entry.seq, keys, in_part=entry.in_part)
+            former_rows.give_up(tx, entries)
 
     def apply_direct(self, method: str, body: bytes) -> bytes:
         """A write without a log: prepared and applied under the next number. Raises Refusal."""

@@ -14,6 +14,7 @@ from server.replica.refusal import Refusal
 from server.rpc import Code
 from tests.replica.edge_engine import Edge, vector_of
 from tests.replica.through_client import Through
+from tests.replica.twins import twins_with
 
 MAX_SIM = m.MultiVectorConfig(comparator=m.MultiVectorComparator.MAX_SIM)
 DENSE = {"d": m.VectorParams(size=2, distance=m.Distance.COSINE)} | {
@@ -40,13 +41,8 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Through, E
         rows = [[round(chance.gauss(0, 1), 3) for _ in range(2)] for _ in range(1 + number % 3)]
         sparse = m.SparseVector(indices=[1, 2], values=[1.0, number + 1.0])
         points.append(m.PointStruct(id=number, vector=dict.fromkeys(DENSE, rows) | {"d": rows[0], "s": sparse}))
-    ours, theirs = Through(directory / "ours"), Edge(directory / "theirs", DENSE, SPARSE)
-    ours.client.create_collection("c", vectors_config=DENSE, sparse_vectors_config=SPARSE)
-    ours.client.upsert("c", points, wait=True)
-    theirs.upsert(points)
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    with twins_with(points, directory, DENSE, SPARSE) as made:
+        yield made
 
 
 @pytest.mark.parametrize("strategy", list(m.RecommendStrategy))

@@ -13,6 +13,7 @@ from qdrant_client import models as m
 
 from tests.replica.edge_engine import Edge, filter_of, vector_of
 from tests.replica.through_client import Refusal, Through
+from tests.replica.twins import twins_with
 
 SPARSE = {"idf": m.SparseVectorParams(modifier=m.Modifier.IDF)}
 DENSE = {"d": m.VectorParams(size=4, distance=m.Distance.COSINE)}
@@ -29,13 +30,8 @@ def twins(tmp_path: Path) -> Iterator[tuple[Through, Edge]]:
         sparse = m.SparseVector(indices=indices, values=[round(chance.random() + 0.1, 3) for _ in indices])
         dense = [round(chance.gauss(0, 1), 3) for _ in range(4)]
         points.append(m.PointStruct(id=number, vector={"idf": sparse, "d": dense}, payload={"n": number % 4}))
-    ours, theirs = Through(tmp_path / "ours"), Edge(tmp_path / "theirs", DENSE, SPARSE)
-    ours.client.create_collection("c", vectors_config=DENSE, sparse_vectors_config=SPARSE)
-    ours.client.upsert("c", points, wait=True)
-    theirs.upsert(points)
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    with twins_with(points, tmp_path, DENSE, SPARSE) as made:
+        yield made
 
 
 def scores(hits: Any) -> dict[Any, float]:
