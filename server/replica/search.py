@@ -51,25 +51,30 @@ __all__ = ["Searcher", "matching_keys"]
 
 logger = logging.getLogger("server.replica")
 
-_SNAPSHOT_TRIES = 20
+# As often a read begins anew in a newer snapshot before it walks the store, which is slower and always possible.
+_SNAPSHOT_TRIES = 5
 
 
 Handler: TypeAlias = Callable[["_Answer", Any], Message]
 
 
 class _Answer:
-    """One call: sessions in one snapshot."""
+    """One call: sessions in one snapshot. Without `aids` everything is read from the store."""
 
-    def __init__(self, store: Store, aids: Aids, settings: config.Replica) -> None:
+    def __init__(self, store: Store, aids: Aids | None, settings: config.Replica) -> None:
         self.store = store
         self.settings = settings
         self._aids = aids
+        self._sessions: dict[str, Session] = {}
         # Sampling wants no secret, only spread.
         self.chance = random.Random()  # noqa: S311
 
     def session(self, name: str) -> Session:
-        """Raises Refusal when there is no such collection."""
-        return Session(self.store, catalogue.find(self.store, name), self._aids)
+        """The one of a collection: the queries of a batch share it. Raises Refusal when there is no such collection."""
+        found = self._sessions.get(name)
+        if found is None:
+            found = self._sessions[name] = Session(self.store, catalogue.find(self.store, name), self._aids)
+        return found
 
     def universal(self, session: Session) -> Universal:
         """The runner of queries."""
@@ -286,20 +291,19 @@ class Searcher:
         request_type, handler = found
         request = parse(request_type, body)
         read_checks.check_read(request)
-        for _ in range(_SNAPSHOT_TRIES):
+        aids: Aids | None = replace(self._aids, plan=plan) if plan.is_wanted else self._aids
+        for tries_left in reversed(range(_SNAPSHOT_TRIES + 1)):
             try:
                 with self._store.snapshot():
                     sharding.check_read(self._store, request)
                     strict.check_read(self._store, request)
-                    aids = replace(self._aids, plan=plan) if plan.is_wanted else self._aids
-                    answer = _Answer(self._store, aids, self._settings)
-                    response = handler(answer, request)
+                    response = handler(_Answer(self._store, aids, self._settings), request)
                     break
             except SnapshotPassed:
-                plan.step("began anew", why="the collection was changed meanwhile")
-                continue
-        else:
-            raise NotServed("the collection changes too fast to be read whole")
+                plan.step("began anew", why="the collection was changed meanwhile", without_aids=tries_left == 1)
+                if tries_left == 1:
+                    # What is kept in memory is never old enough for a snapshot that others have passed; the store is.
+                    aids = None
         response.time = self._store.clock.monotonic() - started  # type: ignore[attr-defined]
         reply = response.SerializeToString()
         plan.step("answer", bytes=len(reply))

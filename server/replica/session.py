@@ -20,7 +20,7 @@ from server.replica import catalogue
 from server.replica.chunks import Block, block_of
 from server.replica.columns import Codes, Dictionary, Mask, Table
 from server.replica.fields import Fields
-from server.replica.filters import Combined, HasId, Matcher, compile_filter, is_trivial
+from server.replica.filters import Combined, HasId, Matcher, Node, compile_filter, is_trivial
 from server.replica.indexing import Index
 from server.replica.pace import Pace
 from server.replica.paths import Path, Values, selector
@@ -28,7 +28,7 @@ from server.replica.plan import NO_PLAN, Plan
 from server.replica.points import key_of
 from server.replica.reads import Reads
 from server.replica.records import Collection, Key, Record
-from server.replica.resident import Resident
+from server.replica.resident import Resident, View
 from server.replica.spaces import Space, space_of, spaces_of
 from server.replica.tables import Tables
 
@@ -131,6 +131,9 @@ class Session:
         self._tables = aids.tables if aids is not None else None
         # One request asks several times what passes its filter, and the snapshot does not change meanwhile.
         self._last: tuple[Selection, tuple[Path, ...], Judged | None] | None = None
+        # What is kept moves on with whoever reads a newer snapshot: asked for again it may be too new for this one.
+        self._views: dict[Space, View | None] = {}
+        self._table: Table | None = None
 
     @cached_property
     def fields(self) -> Fields:
@@ -232,13 +235,20 @@ class Session:
         if self._last is not None and self._last[0] is selection and self._last[1] == more:
             return self._last[2]
         node = selection.matcher.node if selection.matcher is not None else Combined()
-        table = self._tables.table(self.collection, node, *more)
+        table = self._table_for(node, *more)
         judged = None if table is None else Judged(table, *table.bounds(node))
         if judged is not None and self.plan.is_wanted:
             surely, maybe = int(np.count_nonzero(judged.surely)), int(np.count_nonzero(judged.maybe))
             self.plan.step("filter", by="columns", exact=surely == maybe, surely=surely, maybe=maybe)
         self._last = selection, more, judged
         return judged
+
+    def _table_for(self, node: Node, *more: Path) -> Table | None:
+        if self._tables is None:
+            return None
+        if self._table is None or self._table.missing(node) or any(path not in self._table.columns for path in more):
+            self._table = self._tables.table(self.collection, node, *more)
+        return self._table
 
     def _note_walk(self, selection: Selection) -> None:
         """For the plan: points are read one by one and tested."""
@@ -276,7 +286,7 @@ class Session:
 
     def blocks(self, space: Space, selection: Selection) -> Iterator[Masked]:
         """The vectors of the matching points that have one, in blocks; with masks of rows that do not count."""
-        view = self._resident.view(self.collection, space) if self._resident is not None else None
+        view = self._view(space)
         self.plan.step("vectors", of=space.name, out_of="store" if view is None else "memory")
         if view is None:
             yield from self._streamed(space, selection)
@@ -288,6 +298,13 @@ class Session:
                 yield from view.among(judged.table, judged.maybe)
             else:
                 yield from view.pick(self.keys(selection))
+
+    def _view(self, space: Space) -> View | None:
+        if self._resident is None:
+            return None
+        if space not in self._views:
+            self._views[space] = self._resident.view(self.collection, space)
+        return self._views[space]
 
     def _streamed(self, space: Space, selection: Selection) -> Iterator[Masked]:
         batch: list[Record] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,43 @@ def test_points_of_an_index_are_not_counted_at_any_cost(reads: Reads, monkeypatc
     assert reads.searcher.indexed_points("c") == {}
     reads.searcher.warm()
     assert reads.searcher.indexed_points("c") == {"k": 706}
+
+
+def overtaken(reads: Reads, *, is_first: bool) -> Callable[[], int]:
+    """Whoever asks for what is kept in memory is overtaken, before or after, by a write and a read of somebody else."""
+    following = reads.searcher._aids.resident._following
+    held, busy = following.slot, threading.local()
+    seen = [0]
+
+    def others() -> None:
+        busy.yes = True
+        reads.local.do(r.UPSERT, make.upsert(make.point(1, make.dense(1, 1), n=seen[0], k="odd")))
+        reads.ask("Query", near(1, 1, limit=1))
+
+    def slot(cid: int, what: Any) -> Any:
+        if not getattr(busy, "yes", False):
+            seen[0] += 1
+            if is_first or seen[0] > 1:
+                thread = threading.Thread(target=others)
+                thread.start()
+                thread.join()
+        return held(cid, what)
+
+    following.slot = slot  # type: ignore[method-assign]
+    return lambda: seen[0]
+
+
+def test_a_batch_looks_at_what_is_kept_once(reads: Reads) -> None:
+    looks = overtaken(reads, is_first=False)
+    request = pb.QueryBatchPoints(collection_name="c", query_points=[near(1, 1, limit=3) for _ in range(50)])
+    assert [ids(one.result) for one in reads.ask("QueryBatch", request).result] == [[UUID, 5, 4]] * 50
+    assert looks() == 1
+
+
+def test_who_is_always_overtaken_reads_the_store(reads: Reads) -> None:
+    looks = overtaken(reads, is_first=True)
+    assert ids(reads.ask("Query", near(1, 1, limit=3)).result) == [UUID, 5, 4]
+    assert looks() > 1
 
 
 def test_facet(reads: Reads) -> None:
