@@ -61,9 +61,12 @@ Handler: TypeAlias = Callable[["_Answer", Any], Message]
 class _Answer:
     """One call: sessions in one snapshot. Without `aids` everything is read from the store."""
 
-    def __init__(self, store: Store, aids: Aids | None, settings: config.Replica) -> None:
+    def __init__(
+        self, store: Store, aids: Aids | None, settings: config.Replica, given_up: threading.Event | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
+        self._given_up = given_up
         self._aids = aids
         self._sessions: dict[str, Session] = {}
         # Sampling wants no secret, only spread.
@@ -73,7 +76,9 @@ class _Answer:
         """The one of a collection: the queries of a batch share it. Raises Refusal when there is no such collection."""
         found = self._sessions.get(name)
         if found is None:
-            found = self._sessions[name] = Session(self.store, catalogue.find(self.store, name), self._aids)
+            found = self._sessions[name] = Session(
+                self.store, catalogue.find(self.store, name), self._aids, self._given_up
+            )
         return found
 
     def universal(self, session: Session) -> Universal:
@@ -282,8 +287,8 @@ class Searcher:
         self._halt = threading.Event()
         self._warmer = threading.Thread(target=self._keep_warm, name="replica-warm", daemon=True)
 
-    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
-        """The serialized response to a read call; `plan` takes down how it came about. Raises Refusal."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN, given_up: threading.Event | None = None) -> bytes:
+        """The serialized response to a read call; `plan` takes down how it came about. Raises Refusal, GivenUp."""
         found = _HANDLERS.get(method.removeprefix(POINTS))
         if found is None or not method.startswith(POINTS):
             raise NotServed(f"{method} is not a read that the replica knows")
@@ -297,7 +302,7 @@ class Searcher:
                 with self._store.snapshot():
                     sharding.check_read(self._store, request)
                     strict.check_read(self._store, request)
-                    response = handler(_Answer(self._store, aids, self._settings), request)
+                    response = handler(_Answer(self._store, aids, self._settings, given_up), request)
                     break
             except SnapshotPassed:
                 plan.step("began anew", why="the collection was changed meanwhile", without_aids=tries_left == 1)

@@ -1,7 +1,8 @@
 """What the replica answers: the Qdrant API and the control service, as raw bytes, in its own process.
 
-Promises: the event loop never waits for SQLite or a search: reads run in a pool of threads, writes in one thread of
-their own, in the order in which they came. What the replica refuses has Qdrant's status and text; answers about a
+Promises: the event loop never waits for SQLite or a search: reads of clients run in one pool of threads, what writes
+and the proxy itself ask in another, writes in one thread of their own, in the order in which they came. A read that
+nobody waits for any more ends early. What the replica refuses has Qdrant's status and text; answers about a
 collection carry its completeness and the log entry it is as of in the trailing metadata.
 Does not check credentials: the socket is private.
 """
@@ -14,6 +15,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import Event
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -60,8 +62,11 @@ _SERVING = b"\x08\x01"
 class Reader(Protocol):
     """Answers reads of points: `search.Searcher`."""
 
-    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN) -> bytes:
-        """The serialized response; `plan` takes down how it came about. Raises Refusal. Thread-safe."""
+    def answer(self, method: str, body: bytes, plan: Plan = NO_PLAN, given_up: Event | None = None) -> bytes:
+        """The serialized response; `plan` takes down how it came about. Raises Refusal. Thread-safe.
+
+        Ends with GivenUp soon after `given_up` is set.
+        """
         ...
 
     def indexed_points(self, name: str) -> Mapping[str, int]:
@@ -108,6 +113,8 @@ class Service:
         self._clock = clock
         self._alone = alone
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="replica-read")
+        # Large reads must not hold up writes: what these need to be prepared does not wait in the same line.
+        self._aside = ThreadPoolExecutor(read_threads, thread_name_prefix="replica-aside")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="replica-write")
         self._applied_seq = store.applied_seq
         self._moved = asyncio.Event()
@@ -131,6 +138,7 @@ class Service:
     def close(self) -> None:
         """Wait for the work under way and end the threads."""
         self._readers.shutdown()
+        self._aside.shutdown()
         self._writer.shutdown()
 
     async def handle(self, call: Call) -> Reply:
@@ -158,26 +166,26 @@ class Service:
     async def _answer_qdrant(self, row: Method, call: Call) -> Reply:
         if row.path == HEALTH_CHECK:
             r.parse(qdrant_pb2.HealthCheckRequest, call.body)
-            version = await self._read(self._version)
+            version = await self._look(self._version)
             return Reply(qdrant_pb2.HealthCheckReply(title=HEALTH_TITLE, version=version).SerializeToString())
         if row.offline is Offline.REFUSED:
             raise NotServed(row.why_refused)
         if row.kind is Kind.READ:
             plan = Plan(self._clock.monotonic) if explains(call.metadata) else NO_PLAN
             started = self._clock.monotonic()
-            reply = await self._read(lambda: self._answer_read(row, call.body, started, plan))
+            reply = await self._read(lambda given_up: self._answer_read(row, call.body, started, plan, given_up))
             return reply.with_trailers((PLAN, plan.as_json())) if plan.is_wanted else reply
         if not self._alone:
             raise Refusal(Code.FAILED_PRECONDITION, "writes reach this replica through the log of its proxy only")
         return Reply(await self._write(lambda: self._writes.apply_direct(row.path, call.body)))
 
-    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan) -> Reply:
+    def _answer_read(self, row: Method, body: bytes, started: float, plan: Plan, given_up: Event) -> Reply:
         # Told before the read: what is newer than promised does no harm.
         named = collection_named_in(row, body)
         trailers = freshness.trailers(catalogue.freshness_of(self._store, named, self._store.applied_seq))
         try:
             if not row.path.startswith(r.COLLECTIONS):
-                return Reply(self._reader.answer(row.path, body, plan), trailers=trailers)
+                return Reply(self._reader.answer(row.path, body, plan, given_up), trailers=trailers)
             indexed = self._reader.indexed_points(named) if row.path == catalogue.GET else {}
             with self._store.snapshot():
                 answer = catalogue.answer(
@@ -200,12 +208,12 @@ class Service:
     async def _prepare(self, body: bytes) -> Message:
         request = r.parse(control.PrepareRequest, body)
         # A batch is resolved in a transaction on trial, so it waits its turn with the writes.
-        run = self._write if request.method == r.UPDATE_BATCH else self._read
+        run = self._write if request.method == r.UPDATE_BATCH else self._look
         return await run(lambda: self._prepared(request))
 
     async def _prepare_group(self, body: bytes) -> Message:
         requests = r.parse(control.PrepareGroupRequest, body).requests
-        responses = await self._read(lambda: [self._prepared_in_group(request) for request in requests])
+        responses = await self._look(lambda: [self._prepared_in_group(request) for request in requests])
         return control.PrepareGroupResponse(responses=responses)
 
     def _prepared_in_group(self, request: control.PrepareRequest) -> control.PrepareResponse:
@@ -253,11 +261,11 @@ class Service:
 
     async def _list_former(self, body: bytes) -> Message:
         request = r.parse(control.ListFormerRequest, body)
-        return await self._read(lambda: self._former.list_points(request))
+        return await self._look(lambda: self._former.list_points(request))
 
     async def _judge_former(self, body: bytes) -> Message:
         request = r.parse(control.JudgeFormerRequest, body)
-        return await self._read(lambda: self._former.judge(request))
+        return await self._look(lambda: self._former.judge(request))
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)
@@ -273,7 +281,7 @@ class Service:
     async def _compare_page(self, body: bytes) -> Message:
         request = r.parse(control.ComparePageRequest, body)
         await self._applied(request.since_seq)
-        return await self._read(lambda: self._imports.compare(request))
+        return await self._look(lambda: self._imports.compare(request))
 
     async def _compare_baselines(self, body: bytes) -> Message:
         request = r.parse(control.CompareBaselinesRequest, body)
@@ -294,7 +302,7 @@ class Service:
 
     async def _status(self, body: bytes) -> Message:
         r.parse(control.StatusRequest, body)
-        return await self._read(self._status_now)
+        return await self._look(self._status_now)
 
     def _status_now(self) -> control.StatusResponse:
         with self._store.snapshot():
@@ -321,8 +329,17 @@ class Service:
 
     # --- threads -----------------------------------------------------------------------------------------------------
 
-    async def _read(self, work: Callable[[], T]) -> T:
-        return await self._run(self._readers, work)
+    async def _read(self, work: Callable[[Event], T]) -> T:
+        given_up = Event()
+        try:
+            return await self._run(self._readers, lambda: work(given_up))
+        except asyncio.CancelledError:
+            # The thread cannot be stopped from here: it looks at this between pages.
+            given_up.set()
+            raise
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        return await self._run(self._aside, work)
 
     async def _write(self, work: Callable[[], T]) -> T:
         # A caller that hangs up must not leave the loop believing that nothing was written.

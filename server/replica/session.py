@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,10 @@ class Selection:
     def is_everything(self) -> bool:
         """Whether every point passes."""
         return self.matcher is None
+
+
+class GivenUp(Exception):
+    """Nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +125,16 @@ def _no_time() -> float:
 class Session:
     """Reads one collection. Inside a write transaction there are no aids: what they hold is committed only."""
 
-    def __init__(self, reads: Reads, collection: Collection, aids: Aids | None = None) -> None:
+    def __init__(
+        self, reads: Reads, collection: Collection, aids: Aids | None = None, given_up: Event | None = None
+    ) -> None:
         self.reads = reads
         self.collection = collection
         self.index = aids.index if aids is not None else None
         self.pace = aids.pace if aids is not None else Pace()
         self.now = aids.now if aids is not None else _no_time
         self.plan = aids.plan if aids is not None else NO_PLAN
+        self._given_up = given_up
         self._resident = aids.resident if aids is not None else None
         self._tables = aids.tables if aids is not None else None
         # One request asks several times what passes its filter, and the snapshot does not change meanwhile.
@@ -196,6 +204,7 @@ class Session:
         """Records of these keys, in their order, read a page at a time; the first page has `size`."""
         remaining = iter(keys)
         while batch := list(islice(remaining, size)):
+            self._go_on()
             found = self.reads.fetch(self.collection.cid, batch, payload=payload, vectors=vectors)
             yield from (found[key] for key in batch if key in found)
             size = _PAGE
@@ -207,8 +216,14 @@ class Session:
             yield page
             if len(page) < size:
                 return
+            self._go_on()
             size = _PAGE
             page = self.reads.scan(cid, page[-1].key, size, payload=payload, vectors=vectors)
+
+    def _go_on(self) -> None:
+        """Raise GivenUp when nobody waits for what is read."""
+        if self._given_up is not None and self._given_up.is_set():
+            raise GivenUp
 
     def keys(self, selection: Selection, *, start: Key | None = None) -> Iterator[Key]:
         """Keys of matching points in order."""
