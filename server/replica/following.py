@@ -143,6 +143,20 @@ class Following:
             self._slots.move_to_end((cid, what))
             return slot
 
+    def last(self, cid: int, what: Hashable) -> Any:
+        """The value of a slot as it was made last, for whatever snapshot; None = not kept. Does not wait, is no use."""
+        with self._lock:
+            slot = self._slots.get((cid, what))
+            return None if slot is None else slot.last
+
+    def has_room(self, cid: int, what: Hashable, needed_bytes: int) -> bool:
+        """Whether a value is kept already, or would be beside all that is: nothing has to go for it."""
+        with self._lock:
+            slot = self._slots.get((cid, what))
+            if slot is not None and slot.last is not None:
+                return True
+            return needed_bytes <= self.limit_bytes - sum(one.byte_size for one in self._slots.values())
+
     def trim(self, cid: int, what: Hashable) -> None:
         """Let go of what was not used for longest, but not of this one."""
         with self._lock:

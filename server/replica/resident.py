@@ -20,6 +20,9 @@ from server.replica.records import Collection, Key
 from server.replica.spaces import Space
 
 _LOAD_PAGE = 8192
+# What the row of a point in a dictionary takes beside the vector and the key.
+_ROW_BYTES = 120
+_KEY_BYTES = 120
 _MERGE_LEAST = 1024
 # Past this share of the points, looking at all of them is cheaper than gathering the wanted ones.
 _SHARE_SCANNED_WHOLE = 0.25
@@ -58,7 +61,7 @@ class View:
     @property
     def byte_size(self) -> int:
         """Memory taken, about."""
-        return 2 * self.base.byte_size + self.recent.byte_size + 4 * len(self.base)
+        return self.base.byte_size + self.recent.byte_size + _ROW_BYTES * (len(self.base_rows) + len(self.recent_rows))
 
     def blocks(self) -> list[tuple[Block, npt.NDArray[np.bool_] | None]]:
         """Everything, as blocks with a mask of rows that do not count."""
@@ -146,7 +149,11 @@ class Resident:
 
     def fits(self, collection: Collection, space: Space) -> bool:
         """Whether the vectors of a space take no more than may be kept."""
-        return collection.points * (4 * max(space.field.size, 1) + 240) <= self._following.limit_bytes
+        return _needed_bytes(collection, space) <= self._following.limit_bytes
+
+    def has_room(self, collection: Collection, space: Space) -> bool:
+        """Whether the vectors of a space are kept, or can be without others having to go."""
+        return self._following.has_room(collection.cid, space, _needed_bytes(collection, space))
 
     def _advanced(self, view: View, cid: int, keys: set[Key]) -> View:
         records = self._store.fetch(cid, keys, payload=False)
@@ -159,3 +166,7 @@ class Resident:
             blocks.append(block_of(space, records))
             after = records[-1].key
         return join(space, blocks)
+
+
+def _needed_bytes(collection: Collection, space: Space) -> int:
+    return collection.points * (4 * max(space.field.size, 1) + _KEY_BYTES + _ROW_BYTES)

@@ -342,12 +342,16 @@ class Session:
         return self._resident is not None and self._resident.fits(self.collection, space)
 
     def warm(self) -> None:
-        """Bring what is kept of the collection up to date: vectors that fit, columns of indexed fields."""
-        if self._tables is not None and self.fields.indexes:
+        """Bring what is kept of the collection up to date: vectors that fit, columns of indexed fields.
+
+        Nothing else goes for it: what does not fit beside the rest would be loaded again and again.
+        """
+        if self._tables is not None and self.fields.indexes and self._tables.has_room(self.collection):
             self._tables.table(self.collection, Combined(), *self.fields.indexes)
         if self._resident is not None:
             for space in spaces_of(self.collection.config).values():
-                self._resident.view(self.collection, space)
+                if self._resident.has_room(self.collection, space):
+                    self._resident.view(self.collection, space)
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
         """Those of `keys` that do not exist."""

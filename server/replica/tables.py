@@ -59,9 +59,13 @@ class Tables:
         self._following.trim(collection.cid, _WHAT)
         return table if any(source in table.columns for source in wanted) else None
 
+    def has_room(self, collection: Collection) -> bool:
+        """Whether the table of a collection is kept, or can be without others having to go."""
+        return self._following.has_room(collection.cid, _WHAT, collection.points * _KEY_BYTES)
+
     def kept(self, cid: int, source: Source) -> Dictionary | None:
         """The dictionary of a column that is in memory, as of whatever snapshot; does not wait."""
-        table: Table | None = self._following.slot(cid, _WHAT).last
+        table: Table | None = self._following.last(cid, _WHAT)
         return table.columns[source].dictionary if table is not None and source in table.columns else None
 
     def _bare(self, cid: int) -> Table:

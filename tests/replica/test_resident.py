@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
+from generated.understudy.replica.v1 import replica_pb2 as control
 from server.clock import SystemClock
+from server.config import Replica
 from server.replica import columns as columns_module
 from server.replica import resident as resident_module
 from server.replica import scan
@@ -21,6 +24,7 @@ from server.replica.following import Following
 from server.replica.memory import default_resident_bytes
 from server.replica.records import Collection, Key, Record
 from server.replica.resident import Resident, View
+from server.replica.search import Searcher
 from server.replica.spaces import spaces_of
 from server.replica.store import Store
 from server.replica.tables import Tables
@@ -94,6 +98,33 @@ def test_rows_of_a_table_are_found_among_the_vectors(
                 for share in (0.05, 0.6):
                     check_among(view, table, chance, share)
     assert False in moved
+    store.close()
+
+
+@pytest.mark.parametrize("rooms", [0, 2, 5])
+def test_warming_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rooms: int) -> None:
+    """Of collections that together need more than may be kept some are kept; the others are not loaded in turns."""
+    chance, count = random.Random(4), 300
+    store = Store(tmp_path / "store", SystemClock())
+    for name in "abcd":
+        with store.transaction() as tx:
+            cid = tx.save_collection(Collection(name, config(), completeness=control.COMPLETENESS_COMPLETE)).cid
+            tx.put(cid, [point(chance, number) for number in range(count)])
+    searcher = Searcher(store, Replica(resident_bytes=rooms * count * (4 * SIZE + 240)))
+    read = [0]
+    scan_store = store.scan
+
+    def counted(*arguments: Any, **more: Any) -> list[Record]:
+        found = scan_store(*arguments, **more)
+        read[0] += len(found)
+        return found
+
+    monkeypatch.setattr(store, "scan", counted)
+    searcher.warm()
+    assert read[0] >= rooms * count * (rooms > 0)
+    read[0] = 0
+    searcher.warm()
+    assert read[0] == 0
     store.close()
 
 
