@@ -22,6 +22,7 @@ from pathlib import Path
 
 from server.clock import Clock
 from server.errors import DataDirUnusable
+from server.replica.checkpoint import Checkpoint
 from server.replica.reads import Reads, batches, marks, verified_name
 from server.replica.records import Changes, Collection, Key, Record
 
@@ -251,6 +252,7 @@ class Store(Reads):
         self._hooks: list[Callable[[Changes], None]] = []
         self._announcements: list[Callable[[Changes], None]] = []
         self._closed = False
+        self._checkpoint = Checkpoint(directory / f"{_FILE}-wal", busy_seconds=_BUSY_SECONDS)
         self._lock_fd = self._hold()
         try:
             self._writer = self._open_or_replace()
@@ -343,6 +345,7 @@ class Store(Reads):
         if connection.in_transaction:
             yield
             return
+        self._checkpoint.let_in()
         connection.execute("BEGIN")
         try:
             # BEGIN alone takes no snapshot: the first read does.
@@ -382,6 +385,7 @@ class Store(Reads):
                 raise
             for hook in self._hooks:
                 hook(changes)
+            self._checkpoint.shorten(writer)
 
     @contextmanager
     def durable_transaction(self) -> Iterator[Transaction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from server.clock import SystemClock
 from server.errors import DataDirUnusable
+from server.replica import checkpoint
 from server.replica.store import Changes, Collection, Record, Store
 
 
@@ -237,3 +239,57 @@ def test_a_store_from_before_baselines_opens(tmp_path: Path) -> None:
     after = Store(tmp_path / "store", SystemClock())
     assert after.connection().execute("SELECT count(*) FROM baselines").fetchone() == (0,)
     after.close()
+
+
+def test_the_write_ahead_file_stays_short_though_reads_overlap(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LIMIT_BYTES", 1 << 20)
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, records(*range(200)))
+    has_ended = threading.Event()
+    reads = [0]
+
+    def read() -> None:
+        while not has_ended.is_set():
+            with store.snapshot():
+                assert len(store.scan(cid)) == 200
+                has_ended.wait(0.01)
+                assert len(store.scan(cid)) == 200
+                reads[0] += 1
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    longest = 0
+    for _ in range(60):
+        with store.transaction() as tx:
+            tx.put(cid, [Record(number(value), b"p", os.urandom(10_000)) for value in range(20)])
+        longest = max(longest, (tmp_path / "store" / "replica.sqlite-wal").stat().st_size)
+    has_ended.set()
+    for thread in threads:
+        thread.join()
+    assert reads[0] > 4
+    # What one write adds beyond the limit, and what came while a snapshot was open for long.
+    assert longest < 4 << 20
+
+
+def test_a_long_snapshot_is_left_alone_and_stops_no_write(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LIMIT_BYTES", 1 << 20)
+    cid = make(store)
+    wal = tmp_path / "store" / "replica.sqlite-wal"
+    with store.snapshot():
+        assert store.scan(cid) == []
+        for _ in range(10):
+            with store.transaction() as tx:
+                tx.put(cid, [Record(number(value), b"p", os.urandom(10_000)) for value in range(20)])
+        assert store.scan(cid) == []
+        assert wal.stat().st_size > 2 << 20
+    for _ in range(10):
+        with store.transaction() as tx:
+            tx.put(cid, [Record(number(value), b"p", os.urandom(10_000)) for value in range(20)])
+    assert wal.stat().st_size < 2 << 20
+    assert len(store.scan(cid)) == 20
