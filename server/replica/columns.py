@@ -10,10 +10,11 @@ that surely pass and those that may: the two are the same unless a part of the f
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from typing import Any, TypeAlias
 
@@ -67,6 +68,7 @@ class Dictionary:
         self._lock = threading.Lock()
         self._codes: dict[bytes, int] = {}
         self.contents: list[bytes] = []
+        self.content_bytes = 0
         self.byte_size = 0
         self._holders: dict[bytes, list[int]] = {}
         self._indexed = 0
@@ -83,6 +85,7 @@ class Dictionary:
                 found = len(self.contents)
                 self.contents.append(content)
                 self._codes[content] = found
+                self.content_bytes += len(content)
                 self.byte_size += 2 * len(content) + 150
             return found
 
@@ -181,8 +184,11 @@ class Table:
         """Memory taken, about."""
         return 70 * len(self.keys) + len(self.gone) + sum(column.byte_size for column in self.columns.values())
 
-    def with_columns(self, records: Iterable[Record], sources: Sequence[Source]) -> Table:
-        """The table with more columns; `records` are all points in id order."""
+    def with_columns(self, records: Iterable[Record], sources: Sequence[Source], most_bytes: float = math.inf) -> Table:
+        """The table with more columns; `records` are all points in id order.
+
+        Without a column whose distinct contents take more than `most_bytes`: it is given up as soon as that shows.
+        """
         encoder = Encoder(sources)
         dictionaries = {source: Dictionary() for source in sources}
         codes: dict[Source, list[int]] = {source: [] for source in sources}
@@ -191,6 +197,12 @@ class Table:
             keys.append(record.key)
             for source, content in encoder.contents(record).items():
                 codes[source].append(dictionaries[source].code(content))
+                if dictionaries[source].content_bytes > most_bytes:
+                    del codes[source], dictionaries[source]
+                    encoder = Encoder(dictionaries)
+            if not dictionaries:
+                return self
+        sources = list(dictionaries)
         if len(self.recent) or self.gone.any() or len(keys) != len(self.keys):
             return self._compacted(keys, dictionaries, codes)
         none = np.empty(0, dtype=np.int32)
@@ -254,6 +266,13 @@ class Table:
     def _recent_row(self, key: Key) -> int | None:
         row = bisect_left(self.recent, key)
         return row if row < len(self.recent) and self.recent[row] == key else None
+
+    def without(self, sources: Iterable[Source]) -> Table:
+        """The table without some of its columns."""
+        unwanted = set(sources)
+        return replace(
+            self, columns={source: self.columns[source] for source in self.columns if source not in unwanted}
+        )
 
     def missing(self, node: Node) -> list[Source]:
         """The columns that a filter needs and that are not there."""

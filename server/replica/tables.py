@@ -22,6 +22,10 @@ _PAGE = 4096
 _KEY_BYTES = 70
 _SAMPLE_POINTS = 200
 _CONTENT_BYTES_MOST = 400
+# Of all that may be kept, what the distinct contents of one column may take when it is made.
+_COLUMN_SHARE = 0.25
+# With points that change a dictionary only grows: past this share the column is made anew when it is next wanted.
+_GROWN_SHARE = 0.5
 _WHAT = "table"
 
 
@@ -56,6 +60,7 @@ class Tables:
             if better is None:
                 return None
             table = better
+            self._wide.update((collection.cid, source) for source in missing if source not in table.columns)
         self._following.trim(collection.cid, _WHAT)
         return table if any(source in table.columns for source in wanted) else None
 
@@ -75,11 +80,17 @@ class Tables:
     def _advanced(self, table: Table, cid: int, keys: set[Key]) -> Table:
         encoder = Encoder(table.columns)
         found = self._store.fetch(cid, keys, payload=encoder.needs_payload, vectors=encoder.needs_vectors)
-        return table.changed(keys, found.values())
+        changed = table.changed(keys, found.values())
+        most = _GROWN_SHARE * self._following.limit_bytes
+        grown = [source for source, column in changed.columns.items() if column.dictionary.content_bytes > most]
+        return changed.without(grown) if grown else changed
 
     def _widened(self, table: Table, cid: int, sources: Sequence[Source]) -> Table:
         missing = [source for source in sources if source not in table.columns]
-        return table.with_columns(self._records(cid, Encoder(missing)), missing) if missing else table
+        if not missing:
+            return table
+        most = _COLUMN_SHARE * self._following.limit_bytes
+        return table.with_columns(self._records(cid, Encoder(missing)), missing, most)
 
     def _records(self, cid: int, encoder: Encoder) -> Iterator[Record]:
         after: Key | None = None

@@ -164,6 +164,65 @@ def test_what_is_used_least_goes_first(store: Store) -> None:
     assert Tables(Following(store, 1000)).table(here(store), node) is None
 
 
+def texts(numbers: range, *, size: int) -> list[Record]:
+    """Points with a text of that many bytes, each another one, and a short field."""
+    return [
+        record_of(m.PointStruct(id=number, vector={}, payload={"a": f"{number:0{size}}", "n": 1})) for number in numbers
+    ]
+
+
+def has(*names: str) -> Matcher:
+    """That none of these fields is empty."""
+    empty = [m.IsEmptyCondition(is_empty=m.PayloadField(key=name)) for name in names]
+    return compile_filter(filter_of(m.Filter(must_not=empty)), fields_of())
+
+
+def test_a_column_that_turns_out_too_large_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cid, room = here(store).cid, 400_000
+    with store.transaction() as tx:
+        tx.put(cid, [record_of(m.PointStruct(id=number, vector={}, payload={"n": 1})) for number in range(300)])
+        tx.put(cid, texts(range(300, 800), size=1000))
+    following = Following(store, room)
+    tables = Tables(following)
+    matcher = has("a", "n")
+    table = tables.table(here(store), matcher.node)
+    assert table is not None and [str(source) for source in table.columns] == [str(one) for one in has_path("n")]
+    assert following.byte_size < room
+    surely, maybe = table.bounds(matcher.node)
+    # What the column that is there leaves open is looked at point by point.
+    assert not surely.any() and maybe.all()
+    read: list[int] = []
+    scan = store.scan
+    monkeypatch.setattr(store, "scan", lambda *given, **more: (read.append(1), scan(*given, **more))[1])
+    assert tables.table(here(store), matcher.node) is table and not read
+    assert tables.table(here(store), has("a").node) is None and not read
+
+
+def has_path(name: str) -> list[columns_module.Source]:
+    """The column of one field."""
+    return columns_module.sources_of(has(name).node)
+
+
+def test_a_dictionary_that_has_grown_is_made_anew(store: Store) -> None:
+    """What points held once is forgotten, and what they hold now is found."""
+    cid, room = here(store).cid, 400_000
+    following = Following(store, room)
+    tables = Tables(following)
+    matcher = has("a")
+    with store.transaction() as tx:
+        tx.put(cid, texts(range(200), size=250))
+    largest = 0
+    for turn in range(1, 21):
+        with store.transaction() as tx:
+            tx.put(cid, texts(range(200 + turn), size=250 + turn))
+        table = tables.table(here(store), matcher.node)
+        assert table is not None
+        assert list(table.keys_of(table.bounds(matcher.node)[0])) == walked(store, matcher)
+        [column] = table.columns.values()
+        largest = max(largest, column.dictionary.content_bytes)
+    assert room * tables_module._COLUMN_SHARE < largest <= room * tables_module._GROWN_SHARE
+
+
 def test_contents_are_numbered_once() -> None:
     values = [json_pb2.Value(string_value="x"), json_pb2.Value(list_value=json_pb2.ListValue())]
     assert unpack(pack(values)) == values and unpack(pack([])) == []
