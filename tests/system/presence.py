@@ -2,8 +2,8 @@
 
 Promises: `explain` excuses a failed call only when the proxy was killed, stopped or not yet started while the call was
 under way, or when the client's own channel says that it could not connect, shortly after that. A deadline is excused
-only when there was no proxy from the start of the call to its end. Everything else that reaches a client is an error of
-the proxy.
+only when nearly all the time that the client gave was one without a proxy. Everything else that reaches a client is an
+error of the proxy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import grpc
 
 # A channel that could not connect says so to every call until it tries again: see QUICK_CHANNEL.
 _NOTICED_SECONDS = 2.0
+# What a client must at least have left once there is a proxy again: the channel has to connect first.
+_ENOUGH_SECONDS = 1.0
 QUICK_CHANNEL = {"grpc.initial_reconnect_backoff_ms": 50, "grpc.max_reconnect_backoff_ms": 200}
 
 
@@ -51,8 +53,8 @@ class Absences:
             return time.monotonic() - self.spans[-1][0] < _NOTICED_SECONDS
         ended = time.monotonic()
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            # All the time that the client had.
-            return any(began <= started and ended <= over for began, over in self.spans)
+            absent = sum(max(0.0, min(over, ended) - max(began, started)) for began, over in self.spans)
+            return absent > 0.0 and ended - started - absent < _ENOUGH_SECONDS
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return False
         if any(began <= ended and started <= over for began, over in self.spans):

@@ -90,6 +90,7 @@ EXCUSES = [
     (UNAVAILABLE, 4.0, "failed to connect to all addresses: 127.0.0.1:7002", False),
     (UNAVAILABLE, 1.0, "failed to connect to all addresses: 127.0.0.1:7001", False),
     (LATE, 7.0, "", False),
+    (LATE, 4.0, "", False),
     (REFUSED, 7.0, "", False),
     (CANCELLED, 7.0, "", False),
 ]
@@ -101,6 +102,14 @@ def test_only_what_met_no_proxy_is_excused(code: grpc.StatusCode, began: float, 
     absences = Absences("127.0.0.1:7001", [[now - 10.0, now - 5.0]])
     assert absences.explain(failure(code, details), now - began) is is_excused
     assert not Absences("127.0.0.1:7001").explain(failure(code, details), now - began)
+
+
+@pytest.mark.parametrize(("left", "is_excused"), [(0.2, True), (0.9, True), (1.1, False)])
+def test_a_deadline_is_excused_when_hardly_any_time_was_left(left: float, is_excused: bool) -> None:
+    now = time.monotonic()
+    absences = Absences("127.0.0.1:7001", [[now - 60.0, now - 50.0], [now - 10.0, now - left]])
+    assert absences.explain(failure(LATE), now - 5.0) is is_excused
+    assert not absences.explain(failure(LATE), now - 40.0)
 
 
 def test_while_there_is_no_proxy_a_deadline_is_excused_and_a_cancellation_only_at_a_stop() -> None:

@@ -265,7 +265,7 @@ class Writer:
                 result = await self.call(name, self.collection, **arguments)
             except Exception as error:  # noqa: BLE001 - whatever reaches the client is what this counts
                 if not self.retry and not self.record.may_repeat(error, began):
-                    self.record.failed(f"{name}: {error!r}")
+                    self.record.failed(f"{name}, after {time.monotonic() - began:.2f} s: {error!r}")
                     return False
                 self.record.retries += 1
                 await asyncio.sleep(_RETRY_PAUSE_SECONDS)
@@ -314,7 +314,7 @@ class Reader:
             if self.record.may_repeat(error, began):
                 self.record.retries += 1
             else:
-                self.record.failed(f"{name}: {error!r}")
+                self.record.failed(f"{name}, after {time.monotonic() - began:.2f} s: {error!r}")
         else:
             self.record.reads += 1
 
