@@ -410,18 +410,19 @@ class Log(Reading, Keeping):
         passed = min(applied_seq, self.replayed_seq)
         oldest_kept_ns = ledger.oldest_kept_ns(now_ns, retention_seconds, self._bytes)
         is_idle = self._turnstile.is_idle and self._encoder.tip.codec is ledger.segments[-1].codec
-        if is_idle and ledger.is_last_over(passed, oldest_kept_ns):
+        ends_last = is_idle and ledger.is_last_over(passed, oldest_kept_ns)
+        if ends_last:
             self._roll()
         over = ledger.over(passed, oldest_kept_ns)
-        # The segment that is being written stays.
-        numbers = [segment.number for segment in over if segment.codec is not self._encoder.tip.codec]
-        over = over[: len(numbers)]
+        if over and over[-1] is ledger.segments[-1] and not ends_last:
+            # What is on its way may go there, also when the next one has been begun and is not known of yet.
+            over.pop()
         if not over:
             return 0
-        done = self._future()
-        self._send(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
+        first_number, done = over[0].number, self._future()
+        self._send(Retire(over[-1].number + 1, [segment.path for segment in over], done))
         await done
-        return len(over)
+        return ledger.segments[0].number - first_number
 
     async def close(self) -> None:
         """Write what is queued, sign the head, release the directory. Raises WalLatched when that failed."""

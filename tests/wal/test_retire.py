@@ -1,0 +1,94 @@
+"""Segments that go, while others write, read, cancel and fail."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+
+from server.wal.limits import WalLimits
+from tests.faults.crash_disk import CrashDisk
+from tests.wal.support import SYNCED, Entropy, bodies, entry, failing, opened, read_all
+
+TINY = WalLimits(segment_bytes=800, cache_bytes=0)
+LATER_NS = 1 << 62
+
+
+async def test_an_entry_on_its_way_into_the_last_known_segment_stays() -> None:
+    """The next segment has begun for those who append, and is not known to be there yet."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=WalLimits(segment_bytes=2000, cache_bytes=0))
+    for _ in range(4):
+        await log.append(entry(b"s" * 150, SYNCED))
+    assert log.segment_count == 1
+    fits = asyncio.create_task(log.append(entry(b"fits")))
+    rolls = asyncio.create_task(log.append(entry(b"y" * 900)))
+    retiring = asyncio.create_task(log.retire(log.last_seq, LATER_NS, 0.0))
+    assert await asyncio.gather(fits, rolls) == [5, 6]
+    await retiring
+    assert log.segment_count >= 2
+    assert [record.seq for record in await log.read_pending(10, 1 << 20)] == [5, 6]
+    again = opened(disk=disk.after_kill(), entropy=Entropy("again"))
+    assert bodies(await again.read_pending(10, 1 << 20)) == [b"fits", b"y" * 900]
+    await again.close()
+    await log.close()
+
+
+async def test_what_the_replayer_has_not_seen_is_never_retired() -> None:
+    """Writers in bursts, a replayer and a compaction that never rests; segments hold a few entries each."""
+    log = opened(disk=CrashDisk(), limits=TINY)
+    rng = random.Random(1)
+    shown: list[int] = []
+    is_over = False
+    removed = 0
+
+    caught_up = asyncio.Event()
+
+    async def write() -> None:
+        for _ in range(60):
+            caught_up.clear()
+            await asyncio.gather(*(log.append(entry(rng.randbytes(rng.randrange(20, 300)))) for _ in range(16)))
+            await caught_up.wait()
+
+    async def replay() -> None:
+        while not is_over or log.pending_count:
+            records = await log.read_pending(20, 1 << 20)
+            shown.extend(record.seq for record in records)
+            if records:
+                await log.mark_replayed(records[-1].seq)
+            if not log.pending_count:
+                caught_up.set()
+            await asyncio.sleep(0)
+
+    async def compact() -> None:
+        nonlocal removed
+        while not is_over:
+            removed += await log.retire(log.last_seq, LATER_NS, 0.0)
+            await asyncio.sleep(0)
+
+    others = asyncio.gather(replay(), compact())
+    await write()
+    is_over = True
+    await others
+    assert removed > 50
+    assert shown == list(range(1, 16 * 60 + 1)), "each once, in order"
+    await log.close()
+
+
+async def test_a_segment_stays_while_the_one_after_it_cannot_be_made() -> None:
+    """All of the log may go, and the disk is too full for the empty segment that it would go on in."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=WalLimits(ballast_bytes=0, free_bytes_min=0))
+    await log.append(entry(b"before", SYNCED))
+    disk.on_call = failing("create", name="segment", code=errno.ENOSPC)
+    assert await log.retire(1, LATER_NS, 0.0) == 0
+    disk.on_call = None
+    assert await log.append(entry(b"after")) == 2
+    assert bodies(await read_all(log)) == [b"before", b"after"]
+    again = opened(disk=disk.after_kill(), entropy=Entropy("again"))
+    assert bodies(await read_all(again)) == [b"before", b"after"]
+    await again.close()
+    assert await log.retire(1, LATER_NS, 0.0) == 0, "the one after it is pending"
+    await log.mark_replayed(2)
+    assert await log.retire(2, LATER_NS, 0.0) == 1
+    await log.close()
