@@ -281,6 +281,7 @@ class Log(Reading, Keeping):
                         self._take_write(command, outcome)
                     case Roll(tip=tip) if outcome.error is None:
                         self._ledger.began(tip)
+                        self.keys.began(tip.codec.header.key_id)
                     case Roll():
                         self._bytes -= SEGMENT_HEADER_BYTES
                     case _:

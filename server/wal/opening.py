@@ -123,7 +123,7 @@ def _recover(
         clean=False,
     )
     publish(disk, directory / HEAD_NAME, [encode_head(renewed, key)])
-    found.keyring = prune(disk, directory, found.keyring, head.key_id)
+    found.keyring = prune(disk, directory, found.keyring, {head.key_id})
     recovery = Recovery(
         created=is_new,
         clean=head.clean and not cuts,
