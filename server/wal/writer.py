@@ -357,8 +357,9 @@ class Writer:
         self._dirty_since, self._is_head_due = None, False
 
     def _retire(self, first_segment: int, paths: Sequence[Path]) -> None:
-        # The segment that was to follow may not have been made: then the one that is being written stays.
-        first_segment = min(first_segment, self._written.codec.header.number)
+        # Whoever asked may not have known yet that more is gone, nor that the segment that was to follow could not be
+        # made: then the one that is being written stays.
+        first_segment = min(max(first_segment, self._head.first_segment), self._written.codec.header.number)
         self._renew_head(first_segment=first_segment)
         for path in paths:
             if path != self._path_of(self._written) and self._disk.facts(path) is not None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import threading
+from pathlib import Path
+
+import pytest
 
 from server.wal.limits import WalLimits
 from tests.faults.crash_disk import CrashDisk
@@ -12,6 +16,22 @@ from tests.wal.support import SYNCED, Entropy, bodies, entry, failing, opened, r
 
 TINY = WalLimits(segment_bytes=800, cache_bytes=0)
 LATER_NS = 1 << 62
+
+
+class SlowToRemove(CrashDisk):
+    """Waits before it removes a segment, when it is told to; other threads go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.is_slow = False
+
+    def remove(self, path: Path) -> None:
+        """See Disk."""
+        if self.is_slow and path.name.startswith("segment"):
+            self.begun.set()
+            assert self.may_go_on.wait(30)
+        super().remove(path)
 
 
 async def test_an_entry_on_its_way_into_the_last_known_segment_stays() -> None:
@@ -92,3 +112,33 @@ async def test_a_segment_stays_while_the_one_after_it_cannot_be_made() -> None:
     await log.mark_replayed(2)
     assert await log.retire(2, LATER_NS, 0.0) == 1
     await log.close()
+
+
+@pytest.mark.parametrize("then", ["rotate", "compact"])
+async def test_after_a_cancelled_retire_the_log_does_not_begin_earlier_again(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody holds the next one back any more; what it asks for was seen before the writer was done."""
+    disk = SlowToRemove()
+    log = opened(disk=disk, limits=TINY)
+    for _ in range(20):
+        await log.append(entry(b"s" * 200, SYNCED))
+    disk.is_slow = True
+    cancelled = asyncio.create_task(log.retire(20, LATER_NS, 0.0))
+    assert await asyncio.to_thread(disk.begun.wait, 30)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    asked = asyncio.Event()
+    send = log._send
+    monkeypatch.setattr(log, "_send", lambda command: (send(command), asked.set()))
+    following = asyncio.create_task(log.rotate_key() if then == "rotate" else log.retire(4, LATER_NS, 0.0))
+    await asyncio.wait_for(asked.wait(), 30)
+    disk.may_go_on.set()
+    await following
+    assert await log.append(entry(b"after")) == 21
+    for state in (disk.after_kill(), disk.after_power_cut(None)):
+        again = opened(disk=state, entropy=Entropy("again"))
+        assert (again.first_seq, bodies(await read_all(again))) == (21, [b"after"])
+        await again.close()
+    await log.close()
+    assert opened(disk=disk, entropy=Entropy("at last")).last_seq == 21
