@@ -62,6 +62,7 @@ class Log(Reading, Keeping):
         clock: Clock,
         limits: WalLimits,
         entropy: Entropy,
+        space: Space,
         runner: Runner[Command],
     ) -> None:
         found, head = opened.survey, opened.head
@@ -71,10 +72,8 @@ class Log(Reading, Keeping):
         self._encoder = Encoder(
             head, opened.key, clock, limits, entropy, tip=opened.tip, synced=opened.tip, generation=head.generation
         )
-        self._space = Space(disk, found.directory, limits)
-        Keeping.__init__(
-            self, Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id), self._space, clock
-        )
+        self._space = space
+        Keeping.__init__(self, Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id), space, clock)
         self.keys = LogKeys(
             disk,
             found.directory,
@@ -106,7 +105,7 @@ class Log(Reading, Keeping):
             tip=opened.tip,
             file=opened.file,
             rules=opened.rules,
-            space=self._space,
+            space=space,
             deliver=self._deliver,
             runner=runner,
         )
@@ -131,12 +130,13 @@ class Log(Reading, Keeping):
         """
         rules = FrameRules(frozenset(kinds), limits.entry_bytes, limits.entry_points)
         directory = directory.absolute()
+        space = Space(disk, directory, limits)
         try:
-            opened = open_directory(disk, directory, rules, clock, entropy, external=external)
+            opened = open_directory(disk, directory, rules, clock, entropy, space=space, external=external)
         except OSError as error:
             raise WalError(f"cannot open the log in {directory}: {error.strerror or error}") from error
         runner = ThreadRunner() if runner is None else runner
-        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy, runner=runner)
+        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy, space=space, runner=runner)
 
     # --- what is known without reading -------------------------------------------------------------------------------
 
