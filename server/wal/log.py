@@ -284,6 +284,9 @@ class Log(Reading, Keeping):
                         self.keys.began(tip.codec.header.key_id)
                     case Roll():
                         self._bytes -= SEGMENT_HEADER_BYTES
+                    case Retire(first_segment=number):
+                        self._ledger.retired(number)
+                        _settle(command.done, outcome)
                     case _:
                         _settle(command.done, outcome)
             self._encoder.learn(outcome)
@@ -400,9 +403,7 @@ class Log(Reading, Keeping):
             self._encoder.sign_with(key)
             self._roll()
             # Signs the head and removes nothing.
-            done = self._future()
-            self._send(Retire(self._ledger.segments[0].number, (), done))
-            await done
+            await self._begin_at(self._ledger.segments[0].number, ())
             return self.keys.took_over(key)
 
     async def _retire(self, applied_seq: int, now_ns: int, retention_seconds: float) -> int:
@@ -420,10 +421,16 @@ class Log(Reading, Keeping):
             over.pop()
         if not over:
             return 0
-        first_number, done = over[0].number, self._future()
-        self._send(Retire(over[-1].number + 1, [segment.path for segment in over], done))
-        await done
+        first_number = over[0].number
+        await self._begin_at(over[-1].number + 1, [segment.path for segment in over])
         return ledger.segments[0].number - first_number
+
+    def _begin_at(self, number: int, over: Sequence[Path]) -> asyncio.Future[None]:
+        """Sign the head and remove the segments before this one."""
+        done = self._future()
+        self._ledger.retires(number)
+        self._send(Retire(number, over, done))
+        return done
 
     async def close(self) -> None:
         """Write what is queued, sign the head, release the directory. Raises WalLatched when that failed."""

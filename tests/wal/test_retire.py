@@ -6,20 +6,24 @@ import asyncio
 import errno
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from server.errors import WalDamaged, WalFull
+from server.wal import inspect
 from server.wal.limits import WalLimits
+from server.wal.patrol import Patrol
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import SYNCED, Entropy, bodies, entry, failing, opened, read_all
+from tests.wal.support import KINDS, SYNCED, Entropy, bodies, entry, failing, opened, read_all
 
 TINY = WalLimits(segment_bytes=800, cache_bytes=0)
 LATER_NS = 1 << 62
 
 
 class SlowToRemove(CrashDisk):
-    """Waits before it removes a segment, when it is told to; other threads go on."""
+    """Waits once it has removed a segment, when it is told to; other threads go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,10 +32,10 @@ class SlowToRemove(CrashDisk):
 
     def remove(self, path: Path) -> None:
         """See Disk."""
+        super().remove(path)
         if self.is_slow and path.name.startswith("segment"):
             self.begun.set()
             assert self.may_go_on.wait(30)
-        super().remove(path)
 
 
 async def test_an_entry_on_its_way_into_the_last_known_segment_stays() -> None:
@@ -142,3 +146,52 @@ async def test_after_a_cancelled_retire_the_log_does_not_begin_earlier_again(
         await again.close()
     await log.close()
     assert opened(disk=disk, entropy=Entropy("at last")).last_seq == 21
+
+
+@pytest.mark.parametrize("kept", [6, 0], ids=["some", "all"])
+async def test_a_segment_that_is_being_removed_is_no_damage(kept: int) -> None:
+    """The file is gone, and the writer has not told of it yet."""
+    disk = SlowToRemove()
+    log = opened(disk=disk, limits=TINY)
+    for _ in range(20):
+        await log.append(entry(b"s" * 200, SYNCED))
+    disk.is_slow = True
+    retiring = asyncio.create_task(log.retire(20 - kept, LATER_NS, 0.0))
+    assert await asyncio.to_thread(disk.begun.wait, 30)
+    first = log.written()[0].path
+    assert disk.facts(first) is None
+    patrol = Patrol(log, disk)
+    for _ in range(log.segment_count):
+        assert await patrol.step(1 << 20) is None
+    status = await inspect.verify_open(log, disk, KINDS)
+    assert (status.problems, status.entries_verified) == ((), kept)
+    assert [record.seq for record in await log.read(0, 100, 1 << 20)] == list(range(21 - kept, 21))
+    assert [
+        listed.record.seq for listed in (await inspect.list_open(log, wanted=None, after_seq=0, limit=9)).records
+    ] == [record.seq for record in await log.read(0, 9, 1 << 20)]
+    if kept:
+        disk.drop(log.written()[-1].path)
+        with pytest.raises(WalDamaged, match="gone"):
+            await log.read(19, 1, 1 << 20)
+    disk.may_go_on.set()
+    assert await retiring > 0
+    assert not log.holds(first)
+    assert log.holds(log.written()[-1].path)
+
+
+async def test_a_segment_that_could_not_be_removed_is_held_again() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=replace(TINY, ballast_bytes=0, free_bytes_min=0))
+    for _ in range(20):
+        await log.append(entry(b"s" * 200, SYNCED))
+    first = log.written()[0].path
+    disk.on_call = failing("create", name="head", code=errno.ENOSPC)
+    with pytest.raises(WalFull):
+        await log.retire(10, LATER_NS, 0.0)
+    assert log.holds(first)
+    disk.drop(first)
+    with pytest.raises(WalDamaged, match="gone"):
+        await log.read(0, 1, 1 << 20)
+    assert (await Patrol(log, disk).step(1 << 20)) is not None
+    disk.on_call = None
+    await log.close()
