@@ -110,12 +110,15 @@ class Space:
             limits = self._limits
             free = free_of(self.free_bytes, ballast_bytes=limits.ballast_bytes, free_bytes_min=limits.free_bytes_min)
             act, room = TABLE[self.ballast, free]
-            if act is Act.RELEASE:
-                self._remove()
-            elif act is Act.MAKE and not self._make():
-                # A quota: the file system has room, and not for us.
-                room = Room.SPENT
-            self.room = room
+            try:
+                if act is Act.RELEASE:
+                    self._remove()
+                elif act is Act.MAKE and not self._make():
+                    # A quota: the file system has room, and not for us.
+                    room = Room.SPENT
+            finally:
+                # Whatever became of the file: entries are taken or refused by what is free.
+                self.room = room
 
     def release(self) -> bool:
         """The disk is full: give the ballast up. False when there is none to give."""

@@ -351,6 +351,30 @@ async def test_a_ballast_that_cannot_be_made_for_another_reason_is_told() -> Non
     await log.close()
 
 
+async def test_a_ballast_that_cannot_be_made_does_not_keep_offline_writes_out() -> None:
+    """There is room again; that the file system has no blocks to keep back is another matter."""
+    disk = SmallDisk(60_000)
+    log = opened(disk=disk, limits=LIMITS)
+    changes: list[bool] = []
+    log.on_change = lambda: changes.append(bool(log.why_no_writes))
+    disk.capacity = MARK // 2
+    await log.tend()
+    assert log.space.room is Room.SPENT
+    disk.capacity = 60_000
+    disk.on_call = failing("allocate", code=errno.EOPNOTSUPP)
+    disk.free = 60_000
+    for _ in range(2):
+        with pytest.raises(WalError, match="not supported"):
+            await log.tend()
+        assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.AMPLE)
+    assert changes == [True, False]
+    assert await log.append(entry(b"x")) == 1
+    disk.free = MARK - 1
+    await log.tend()
+    assert log.space.room is Room.SPENT
+    await log.close()
+
+
 @pytest.mark.parametrize("size", [BALLAST - 1, BALLAST + 1, BALLAST])
 @pytest.mark.parametrize("wanted", [BALLAST, 0])
 async def test_the_ballast_of_an_earlier_process(size: int, wanted: int) -> None:
