@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from server.errors import WalFull
 from server.wal.files import Disk
@@ -25,6 +26,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SCARCE_SHARE = 0.25
 
 _log = logging.getLogger("understudy.wal")
+T = TypeVar("T")
 
 
 class Ballast(Enum):
@@ -103,28 +105,32 @@ class Space:
     def look(self) -> None:
         """See how much is free and act on it. Raises OSError when the disk does not say."""
         with self._guard:
-            if not self._has_looked:
-                self._adopt()
-                self._has_looked = True
+            self._adopt()
             self.free_bytes = self._disk.free_bytes(self._directory)
             limits = self._limits
             free = free_of(self.free_bytes, ballast_bytes=limits.ballast_bytes, free_bytes_min=limits.free_bytes_min)
             act, room = TABLE[self.ballast, free]
-            if act is Act.RELEASE:
-                self._remove()
-            elif act is Act.MAKE and not self._make():
-                # A quota: the file system has room, and not for us.
-                room = Room.SPENT
-            self.room = room
+            try:
+                if act is Act.RELEASE:
+                    self._remove()
+                elif act is Act.MAKE and not self._make():
+                    # A quota: the file system has room, and not for us.
+                    room = Room.SPENT
+            finally:
+                # Whatever became of the file: entries are taken or refused by what is free.
+                self.room = room
 
     def release(self) -> bool:
         """The disk is full: give the ballast up. False when there is none to give."""
         with self._guard:
-            if self.ballast is not Ballast.HELD:
-                return False
-            self._remove()
-            self.room = Room.SPENT
-            return True
+            # Also before the first look: an earlier process may have left one.
+            is_released = self._adopt()
+            if self.ballast is Ballast.HELD:
+                self._remove()
+                is_released = True
+            if is_released:
+                self.room = Room.SPENT
+            return is_released
 
     def refusal(self) -> WalFull:
         """The error for an entry that is not taken."""
@@ -138,25 +144,28 @@ class Space:
             hint="Free space there; no restart is needed, replay goes on",
         )
 
-    def with_reserve(self, act: Callable[[], None]) -> None:
+    def with_reserve(self, act: Callable[[], T]) -> T:
         """Do something that must not fail for want of space: once more in the room of the ballast if it does."""
         try:
-            act()
+            return act()
         except OSError as failure:
             if failure.errno not in NO_SPACE or not self.release():
                 raise
-            act()
+            return act()
 
-    def _adopt(self) -> None:
-        """What an earlier process left: kept when it is the file that we would make."""
+    def _adopt(self) -> bool:
+        """What an earlier process left, once: kept when it is the file that we would make. True when it was removed."""
+        if self._has_looked:
+            return False
         found = self._disk.facts(self._path)
-        if found is None:
-            return
-        if self.ballast is Ballast.MISSING and found.is_file and found.size == self._limits.ballast_bytes:
+        is_ours = found is not None and found.is_file and found.size == self._limits.ballast_bytes
+        if is_ours and self.ballast is Ballast.MISSING:
             self.ballast = Ballast.HELD
-        else:
+        elif found is not None:
             self._disk.remove(self._path)
             self._disk.sync_directory(self._directory)
+        self._has_looked = True
+        return found is not None and self.ballast is not Ballast.HELD
 
     def _remove(self) -> None:
         # Gone for the table even when that fails: it must not be counted upon.

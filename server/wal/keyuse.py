@@ -1,13 +1,13 @@
 """What needs which key, and when an old one goes.
 
-Promises: a key file is removed only after every file of the directory was looked at and none names it, and never the
-one that signs. What needs a key is read from the files themselves: segments, head, quarantined entries and whole copies
+Promises: a key file is removed only after every file of the directory was looked at and none names it, and never one
+that signs. What needs a key is read from the files themselves: segments, head, quarantined entries and whole copies
 of them, under whatever name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def key_uses(disk: Disk, directory: Path, keyring: Keyring, signing: bytes) -> l
     return sorted(rows, key=lambda row: (not row.signs, row.key_id))
 
 
-def prune(disk: Disk, directory: Path, keyring: Keyring, signing: bytes) -> Keyring:
-    """Remove key files that nothing needs, durably; returns the keyring without them."""
-    unused = keyring.files - {signing}
+def prune(disk: Disk, directory: Path, keyring: Keyring, signing: Collection[bytes]) -> Keyring:
+    """Remove key files that nothing needs and that sign nothing, durably; returns the keyring without them."""
+    unused = keyring.files.difference(signing)
     if unused:
         unused -= needs(disk, directory).keys()
     if not unused:

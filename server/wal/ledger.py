@@ -27,6 +27,8 @@ class Ledger:
         self.cache = TailCache(limits.cache_bytes)
         self.last_seq = found.last_seq
         self._cursor = found.replayed_seq
+        # For each retirement under way the first segment that stays: those before it may be gone at any moment.
+        self._leaving: list[int] = []
 
     @property
     def replayed_seq(self) -> int:
@@ -66,8 +68,23 @@ class Ledger:
         return found
 
     def holds(self, path: Path) -> bool:
-        """Whether a file is one of the log's segments."""
-        return any(segment.path == path for segment in self.segments)
+        """Whether a file is one of the log's segments; one that is about to be removed is not."""
+        first_number = max(self._leaving, default=0)
+        return any(segment.path == path and segment.number >= first_number for segment in self.segments)
+
+    @property
+    def leaving_seq(self) -> int:
+        """Entries up to here are in segments that are about to be removed."""
+        first_number = max(self._leaving, default=0)
+        return max((segment.last_seq for segment in self.segments if segment.number < first_number), default=0)
+
+    def retires(self, number: int) -> None:
+        """Segments before this one are about to be removed."""
+        self._leaving.append(number)
+
+    def retired(self, number: int) -> None:
+        """They were removed, or could not be."""
+        self._leaving.remove(number)
 
     def oldest_kept_ns(self, now_ns: int, retention_seconds: float, total_bytes: int) -> int:
         """Segments whose last entry is older may go. Retention shrinks to the grace time when space is short."""

@@ -62,6 +62,7 @@ class Log(Reading, Keeping):
         clock: Clock,
         limits: WalLimits,
         entropy: Entropy,
+        space: Space,
         runner: Runner[Command],
     ) -> None:
         found, head = opened.survey, opened.head
@@ -71,10 +72,8 @@ class Log(Reading, Keeping):
         self._encoder = Encoder(
             head, opened.key, clock, limits, entropy, tip=opened.tip, synced=opened.tip, generation=head.generation
         )
-        self._space = Space(disk, found.directory, limits)
-        Keeping.__init__(
-            self, Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id), self._space, clock
-        )
+        self._space = space
+        Keeping.__init__(self, Quarantine(disk, found.directory, found.keyring, head.key_id, head.log_id), space, clock)
         self.keys = LogKeys(
             disk,
             found.directory,
@@ -106,7 +105,7 @@ class Log(Reading, Keeping):
             tip=opened.tip,
             file=opened.file,
             rules=opened.rules,
-            space=self._space,
+            space=space,
             deliver=self._deliver,
             runner=runner,
         )
@@ -131,12 +130,13 @@ class Log(Reading, Keeping):
         """
         rules = FrameRules(frozenset(kinds), limits.entry_bytes, limits.entry_points)
         directory = directory.absolute()
+        space = Space(disk, directory, limits)
         try:
-            opened = open_directory(disk, directory, rules, clock, entropy, external=external)
+            opened = open_directory(disk, directory, rules, clock, entropy, space=space, external=external)
         except OSError as error:
             raise WalError(f"cannot open the log in {directory}: {error.strerror or error}") from error
         runner = ThreadRunner() if runner is None else runner
-        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy, runner=runner)
+        return cls(opened, disk=disk, clock=clock, limits=limits, entropy=entropy, space=space, runner=runner)
 
     # --- what is known without reading -------------------------------------------------------------------------------
 
@@ -281,8 +281,12 @@ class Log(Reading, Keeping):
                         self._take_write(command, outcome)
                     case Roll(tip=tip) if outcome.error is None:
                         self._ledger.began(tip)
+                        self.keys.began(tip.codec.header.key_id)
                     case Roll():
                         self._bytes -= SEGMENT_HEADER_BYTES
+                    case Retire(first_segment=number):
+                        self._ledger.retired(number)
+                        _settle(command.done, outcome)
                     case _:
                         _settle(command.done, outcome)
             self._encoder.learn(outcome)
@@ -399,9 +403,7 @@ class Log(Reading, Keeping):
             self._encoder.sign_with(key)
             self._roll()
             # Signs the head and removes nothing.
-            done = self._future()
-            self._send(Retire(self._ledger.segments[0].number, (), done))
-            await done
+            await self._begin_at(self._ledger.segments[0].number, ())
             return self.keys.took_over(key)
 
     async def _retire(self, applied_seq: int, now_ns: int, retention_seconds: float) -> int:
@@ -410,18 +412,25 @@ class Log(Reading, Keeping):
         passed = min(applied_seq, self.replayed_seq)
         oldest_kept_ns = ledger.oldest_kept_ns(now_ns, retention_seconds, self._bytes)
         is_idle = self._turnstile.is_idle and self._encoder.tip.codec is ledger.segments[-1].codec
-        if is_idle and ledger.is_last_over(passed, oldest_kept_ns):
+        ends_last = is_idle and ledger.is_last_over(passed, oldest_kept_ns)
+        if ends_last:
             self._roll()
         over = ledger.over(passed, oldest_kept_ns)
-        # The segment that is being written stays.
-        numbers = [segment.number for segment in over if segment.codec is not self._encoder.tip.codec]
-        over = over[: len(numbers)]
+        if over and over[-1] is ledger.segments[-1] and not ends_last:
+            # What is on its way may go there, also when the next one has been begun and is not known of yet.
+            over.pop()
         if not over:
             return 0
+        first_number = over[0].number
+        await self._begin_at(over[-1].number + 1, [segment.path for segment in over])
+        return ledger.segments[0].number - first_number
+
+    def _begin_at(self, number: int, over: Sequence[Path]) -> asyncio.Future[None]:
+        """Sign the head and remove the segments before this one."""
         done = self._future()
-        self._send(Retire(numbers[-1] + 1, [segment.path for segment in over], done))
-        await done
-        return len(over)
+        self._ledger.retires(number)
+        self._send(Retire(number, over, done))
+        return done
 
     async def close(self) -> None:
         """Write what is queued, sign the head, release the directory. Raises WalLatched when that failed."""

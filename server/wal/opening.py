@@ -1,16 +1,18 @@
 """From a directory to a log that may be appended to.
 
-Promises: takes the lock first; refuses before it changes anything; what it recovers is durable before it returns.
+Promises: takes the lock first; refuses before it changes anything; what it recovers is durable before it returns. On a
+full disk it uses the ballast of the life before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from server.clock import Clock
 from server.errors import WalKeyUnsafe
+from server.wal.ballast import Space
 from server.wal.files import Disk, Lock, OpenFile, cut_off, publish
 from server.wal.keyring import KEYS_DIRECTORY, Entropy, create_key
 from server.wal.keysource import ExternalKeys
@@ -50,6 +52,15 @@ class Opened:
     recovery: Recovery
 
 
+@dataclass(slots=True)
+class _Mended:
+    """What attempts to open have changed: a later one does not find it any more."""
+
+    created: bool = False
+    cuts: list[Cut] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+
+
 def open_directory(
     disk: Disk,
     directory: Path,
@@ -57,13 +68,21 @@ def open_directory(
     clock: Clock,
     entropy: Entropy,
     *,
+    space: Space,
     external: ExternalKeys | None = None,
 ) -> Opened:
     """Lock, read, recover. Raises WalLocked, WalDamaged, WalKeyMissing, WalKeyUnsafe, DataDirUnusable."""
     disk.make_directory(directory)
     lock = disk.lock(directory / LOCK_NAME)
+    mended = _Mended()
+
+    def recover() -> Opened:
+        return _recover(
+            disk, directory, rules, clock=clock, entropy=entropy, lock=lock, external=external, mended=mended
+        )
+
     try:
-        return _recover(disk, directory, rules, clock=clock, entropy=entropy, lock=lock, external=external)
+        return space.with_reserve(recover)
     except BaseException:
         lock.release()
         raise
@@ -78,21 +97,23 @@ def _recover(
     entropy: Entropy,
     lock: Lock,
     external: ExternalKeys | None,
+    mended: _Mended,
 ) -> Opened:
     found = survey(disk, directory, rules, external=external)
     if found.refusals:
         raise damaged(found)
     if external is not None:
         _refuse_replaced_key(found, external)
-    leftovers = _sweep(disk, found)
+    mended.leftovers += _sweep(disk, found)
     # Names found here may come from an attempt that ended before it synced them; they are about to be relied upon.
     for folder in (directory / KEYS_DIRECTORY, directory / QUARANTINE_DIRECTORY):
         disk.make_directory(folder)
         disk.sync_directory(folder)
     disk.sync_directory(directory)
-    is_new = found.is_empty
+    mended.created |= found.is_empty
     head = _first_head(disk, found, clock, entropy) if found.head is None else found.head
-    cuts = tuple(_cut(disk, found, problem, clock) for problem in found.cuts)
+    for problem in found.cuts:
+        mended.cuts.append(_cut(disk, found, problem, clock))
     if found.segments:
         _make_durable(disk, found, head)
     else:
@@ -123,14 +144,14 @@ def _recover(
         clean=False,
     )
     publish(disk, directory / HEAD_NAME, [encode_head(renewed, key)])
-    found.keyring = prune(disk, directory, found.keyring, head.key_id)
+    found.keyring = prune(disk, directory, found.keyring, {head.key_id})
     recovery = Recovery(
-        created=is_new,
-        clean=head.clean and not cuts,
-        cuts=cuts,
+        created=mended.created,
+        clean=head.clean and not mended.cuts,
+        cuts=tuple(mended.cuts),
         segments=len(found.segments),
         entries_verified=found.entries_verified,
-        leftovers_removed=leftovers,
+        leftovers_removed=tuple(mended.leftovers),
     )
     return Opened(lock, found, renewed, key, tip, disk.open_append(last.path), rules, recovery)
 

@@ -93,9 +93,10 @@ class Reading:
                     limit_bytes=limit_bytes,
                 )
             except FileNotFoundError as error:
-                # Retired meanwhile: look again. Otherwise somebody took it away.
+                # Retired meanwhile: look at what follows. Otherwise somebody took it away.
                 if self._ledger.holds(stretches[0].path):
                     raise WalDamaged(f"a segment is gone: {error.filename}") from error
+                after_seq = max(after_seq, self._ledger.leaving_seq)
             except OSError as error:
                 raise WalError(f"cannot read the log in {self._directory}: {error.strerror or error}") from error
 

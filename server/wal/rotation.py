@@ -2,6 +2,7 @@
 
 Promises: a new key is on the medium before anything is signed with it. In order: the key file, a segment signed with
 the key, the head; a crash between two of these leaves a log that opens, and goes on with the key of its last segment.
+So do quarantined entries, whatever becomes of the head: a key that anything may still be signed with is not removed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class LogKeys:
         self._entropy = entropy
         self._encoder = encoder
         self._quarantine = quarantine
+        # What the quarantine signs with.
+        self._key_id = encoder.head.key_id
 
     async def make(self) -> bytes:
         """A new key, on the medium. Raises WalKeyExternal when keys come from elsewhere."""
@@ -54,16 +57,21 @@ class LogKeys:
             raise WalError(f"cannot write a new key to {self._keyring.directory}: {error.strerror or error}") from error
         return key
 
-    def took_over(self, key: bytes) -> str:
-        """A segment signed with `key` is there: quarantined entries are from now on, too. Returns the key's id.
+    def began(self, key_id: bytes) -> None:
+        """A segment signed with this key is there: quarantined entries are from now on, too."""
+        if key_id != self._key_id:
+            self._quarantine.sign_with(self._keyring, key_id)
+            self._key_id = key_id
 
-        Raises WalFull when that segment could not be made: the log goes on with the key before.
+    def took_over(self, key: bytes) -> str:
+        """The id of a key, once segments are signed with it.
+
+        Raises WalFull when the first one could not be made: the log goes on with the key before.
         """
         key_id = key_id_of(key)
         if self._encoder.head.key_id != key_id:
             hint = "Free space there and rotate again; nothing was signed with the new key"
             raise WalFull(f"the disk of {self._directory} is full: the log keeps its key", hint=hint)
-        self._quarantine.sign_with(self._keyring, key_id)
         return key_id.hex()
 
     async def prune(self) -> None:
@@ -79,7 +87,7 @@ class LogKeys:
     def _prune(self) -> Keyring:
         # An entry that is on its way into the quarantine was signed with a key that may be the one to go.
         with self._quarantine.guard:
-            return prune(self._disk, self._directory, self._keyring, self._encoder.head.key_id)
+            return prune(self._disk, self._directory, self._keyring, {self._encoder.head.key_id, self._key_id})
 
     async def uses(self) -> list[KeyUse]:
         """See `key_uses`."""

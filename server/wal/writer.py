@@ -357,9 +357,12 @@ class Writer:
         self._dirty_since, self._is_head_due = None, False
 
     def _retire(self, first_segment: int, paths: Sequence[Path]) -> None:
+        # Whoever asked may not have known yet that more is gone, nor that the segment that was to follow could not be
+        # made: then the one that is being written stays.
+        first_segment = min(max(first_segment, self._head.first_segment), self._written.codec.header.number)
         self._renew_head(first_segment=first_segment)
         for path in paths:
-            if self._disk.facts(path) is not None:
+            if path != self._path_of(self._written) and self._disk.facts(path) is not None:
                 self._disk.remove(path)
         self._disk.sync_directory(self._directory)
 

@@ -16,6 +16,7 @@ _DAMAGE = "tests/wal/test_damage.py"
 _RECORD = "tests/wal/test_record.py"
 _RIGHT_CHECKSUMS = f"{_RECORD}::test_every_flipped_bit_shows_even_when_the_checksums_are_made_right_again"
 _LOG = "tests/wal/test_log.py"
+_RETIRE = "tests/wal/test_retire.py"
 _FAULTS = "tests/wal/test_faults.py"
 _LATCHED = f"{_FAULTS}::test_after_a_failed_write_or_sync_writers_are_refused_and_readers_served"
 _FILES = "tests/wal/test_files.py"
@@ -112,6 +113,23 @@ DURABLE = (
         "cut_off(self._disk, self._path_of(self._written), self._written.offset)",
         "pass",
         f"{_FAULTS}::test_a_full_disk_refuses_and_the_log_goes_on_when_there_is_space_again",
+    ),
+    _bug(
+        "a segment goes while an entry is on its way into it",
+        "nothing acknowledged is lost",
+        "wal/log.py",
+        "if over and over[-1] is ledger.segments[-1] and not ends_last:",
+        "if over and over[-1].codec is self._encoder.tip.codec:",
+        f"{_RETIRE}::test_an_entry_on_its_way_into_the_last_known_segment_stays",
+        f"{_RETIRE}::test_what_the_replayer_has_not_seen_is_never_retired",
+    ),
+    _bug(
+        "the quarantine keeps the key of before a rotation that failed at its end",
+        "a key that is needed stays",
+        "wal/log.py",
+        "                        self.keys.began(tip.codec.header.key_id)\n",
+        "",
+        "tests/wal/test_keys.py::test_quarantined_entries_follow_a_rotation_that_did_not_end_well",
     ),
 )
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from server.wal.ballast import Space
 from server.wal.files import Disk
 from server.wal.keysource import ExternalKeys
 from server.wal.limits import WalLimits
@@ -80,7 +81,8 @@ def bodies(records: Sequence[Record]) -> list[bytes]:
 
 def recovered(disk: CrashDisk, external: ExternalKeys | None = None) -> tuple[Opened, list[Record]]:
     """Open a directory as the log does, without its thread, and read every entry."""
-    result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("recovered"), external=external)
+    space = Space(disk, DIRECTORY, WalLimits())
+    result = open_directory(disk, DIRECTORY, RULES, ManualClock(), Entropy("recovered"), space=space, external=external)
     result.file.close()
     result.lock.release()
     stretches = [Stretch(each.path, each.codec, SEGMENT_HEADER_BYTES, each.size) for each in result.survey.segments]

@@ -9,19 +9,24 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.errors import WalError, WalFull, WalLatched
+from server.wal import inspect
 from server.wal.ballast import BALLAST_NAME, TABLE, Act, Ballast, Free, Room, Space, free_of
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
+from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.support import (
     DIRECTORY,
+    KINDS,
     PENDING,
     SYNCED,
     Entropy,
@@ -346,6 +351,30 @@ async def test_a_ballast_that_cannot_be_made_for_another_reason_is_told() -> Non
     await log.close()
 
 
+async def test_a_ballast_that_cannot_be_made_does_not_keep_offline_writes_out() -> None:
+    """There is room again; that the file system has no blocks to keep back is another matter."""
+    disk = SmallDisk(60_000)
+    log = opened(disk=disk, limits=LIMITS)
+    changes: list[bool] = []
+    log.on_change = lambda: changes.append(bool(log.why_no_writes))
+    disk.capacity = MARK // 2
+    await log.tend()
+    assert log.space.room is Room.SPENT
+    disk.capacity = 60_000
+    disk.on_call = failing("allocate", code=errno.EOPNOTSUPP)
+    disk.free = 60_000
+    for _ in range(2):
+        with pytest.raises(WalError, match="not supported"):
+            await log.tend()
+        assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.AMPLE)
+    assert changes == [True, False]
+    assert await log.append(entry(b"x")) == 1
+    disk.free = MARK - 1
+    await log.tend()
+    assert log.space.room is Room.SPENT
+    await log.close()
+
+
 @pytest.mark.parametrize("size", [BALLAST - 1, BALLAST + 1, BALLAST])
 @pytest.mark.parametrize("wanted", [BALLAST, 0])
 async def test_the_ballast_of_an_earlier_process(size: int, wanted: int) -> None:
@@ -399,6 +428,87 @@ def test_a_ballast_that_was_begun_and_found_no_room_is_removed(tmp_path: Path, m
     assert not path.exists()
 
 
+async def stopped(disk: SmallDisk, *, replayed_seq: int = 0) -> None:
+    """A log that was closed, with a ballast and one entry, on a disk that others have filled since."""
+    log = opened(disk=disk, limits=LIMITS)
+    await log.tend()
+    await log.append(entry(b"first"))
+    await log.mark_replayed(replayed_seq)
+    await log.close()
+    assert DIRECTORY / BALLAST_NAME in disk.everything()
+    disk.capacity = disk.used
+
+
+async def test_a_start_on_a_full_disk_uses_the_ballast_of_the_life_before() -> None:
+    disk = SmallDisk(60_000)
+    await stopped(disk)
+    log = opened(disk=disk, limits=LIMITS, entropy=Entropy("again"))
+    assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.SPENT)
+    assert DIRECTORY / BALLAST_NAME not in disk.everything()
+    with pytest.raises(WalFull, match=r"the ballast .* has no room yet"):
+        await log.append(entry(b"refused"))
+    (record,) = await log.read_pending(10, 1 << 20)
+    await log.quarantine([Refused(record, 3, "no")])
+    await log.mark_replayed(1)
+    await log.close()
+    result, records = recovered(disk.after_power_cut(None))
+    assert (result.recovery.clean, bodies(records), result.survey.replayed_seq) == (True, [b"first"], 1)
+
+
+def test_compacting_at_rest_on_a_full_disk_makes_room() -> None:
+    disk = SmallDisk(60_000)
+    asyncio.run(stopped(disk, replayed_seq=1))
+    tools: dict[str, Any] = {"clock": ManualClock(), "kinds": KINDS, "limits": LIMITS, "disk": disk}
+    assert inspect.compact(DIRECTORY, applied_seq=1, retention_seconds=0.0, **tools).segments_removed == 1
+
+
+async def test_without_a_ballast_a_start_on_a_full_disk_says_what_is_wrong_and_changes_nothing() -> None:
+    disk = SmallDisk(60_000)
+    await stopped(disk)
+    disk.drop(DIRECTORY / BALLAST_NAME)
+    disk.capacity = disk.used
+    before = disk.content(DIRECTORY / "head")
+    with pytest.raises(WalError, match="cannot open the log in /data/wal: No space left"):
+        opened(disk=disk, limits=LIMITS, entropy=Entropy("again"))
+    assert disk.content(DIRECTORY / "head") == before
+    assert not disk.locks
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_what_the_first_try_of_a_start_cut_off_is_told(code: int) -> None:
+    disk = SmallDisk(60_000)
+    await stopped(disk)
+    path = DIRECTORY / "segment-0000000000000001.wal"
+    disk.put(path, disk.content(path) + b"torn")
+    disk.on_call = failing("create", name="head", times=1, code=code)
+    log = opened(disk=disk, limits=LIMITS, entropy=Entropy("again"))
+    assert [(cut.file, cut.length) for cut in log.recovery.cuts] == [(path.name, 4)]
+    assert (log.recovery.clean, log.recovery.created, log.space.ballast) == (False, False, Ballast.MISSING)
+    await log.close()
+
+
+async def test_the_ballast_of_the_life_before_is_there_before_anybody_looked() -> None:
+    disk = SmallDisk(60_000)
+    await stopped(disk)
+    disk.capacity = 60_000
+    log = opened(disk=disk, limits=LIMITS, entropy=Entropy("again"))
+    (record,) = await log.read_pending(10, 1 << 20)
+    disk.capacity = disk.used
+    await log.quarantine([Refused(record, 3, "no")])
+    assert (log.space.ballast, log.space.room) == (Ballast.MISSING, Room.SPENT)
+    await log.close()
+
+
+async def test_a_ballast_of_another_size_makes_room_too() -> None:
+    disk = SmallDisk(60_000)
+    await stopped(disk)
+    limits = replace(LIMITS, ballast_bytes=0, free_bytes_min=0)
+    log = opened(disk=disk, limits=limits, entropy=Entropy("again"))
+    assert (log.space.ballast, log.last_seq) == (Ballast.UNWANTED, 1)
+    assert DIRECTORY / BALLAST_NAME not in disk.everything()
+    await log.close()
+
+
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB; only root may mount one."""
@@ -429,6 +539,17 @@ async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
     await log.close()
     log = opened(small_file_system / "wal", disk=RealDisk(), limits=limits, entropy=Entropy("again"))
     await log.tend()
+    with pytest.raises(WalFull):
+        await log.append(entry(b"second"))
+    hog.unlink()
+    await log.tend()
+    assert log.space.ballast is Ballast.HELD
+    await log.close()
+    with hog.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    log = opened(small_file_system / "wal", disk=RealDisk(), limits=limits, entropy=Entropy("full"))
+    assert log.space.ballast is Ballast.MISSING
     with pytest.raises(WalFull):
         await log.append(entry(b"second"))
     hog.unlink()

@@ -21,8 +21,10 @@ import pytest
 
 from server.errors import UnderstudyError
 from server.wal import files
+from server.wal.ballast import Space
 from server.wal.conflict_log import ConflictLog
 from server.wal.files import RealDisk
+from server.wal.limits import WalLimits
 from server.wal.opening import open_directory
 from server.wal.reader import Stretch, read_entries
 from server.wal.record import SEGMENT_HEADER_BYTES
@@ -268,7 +270,10 @@ async def test_every_system_call_fails_once(directory: Path, kind: str) -> None:
             assert "internal error" not in told, f"{name}: {told}"
             assert not watcher.again, f"{name}: {watcher.again}"
             assert not watcher.opened, f"{name}: descriptors left open"
-            result = open_directory(RealDisk(), directory / "wal", RULES, ManualClock(), Entropy("recovered"))
+            space = Space(RealDisk(), directory / "wal", WalLimits())
+            result = open_directory(
+                RealDisk(), directory / "wal", RULES, ManualClock(), Entropy("recovered"), space=space
+            )
             result.file.close()
             result.lock.release()
             stretches = [Stretch(one.path, one.codec, SEGMENT_HEADER_BYTES, one.size) for one in result.survey.segments]

@@ -27,8 +27,9 @@ from server.errors import (
 )
 from server.wal import inspect
 from server.wal.files import FileFacts, RealDisk
+from server.wal.keyring import Keyring, create_key
 from server.wal.keysource import CREDENTIAL_NAME, KEYS_MAX, SOURCE_BYTES_MAX, ExternalKeys, external_keys, parse_keys
-from server.wal.keyuse import needs
+from server.wal.keyuse import needs, prune
 from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.opening import new_segment
@@ -40,7 +41,18 @@ from server.wal.scan import segment_name
 from server.wal.signing import key_id_of
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, KINDS, Entropy, bodies, entry, opened, quarantined, read_all, recovered
+from tests.wal.support import (
+    DIRECTORY,
+    KINDS,
+    Entropy,
+    bodies,
+    entry,
+    failing,
+    opened,
+    quarantined,
+    read_all,
+    recovered,
+)
 
 SMALL = WalLimits(segment_bytes=6000, head_bytes=2500, cache_bytes=0)
 CHANGING = {"append", "sync", "synced", "rename", "create", "remove", "sync_directory", "truncate", "rewrite", "mkdir"}
@@ -283,6 +295,55 @@ async def test_every_call_of_a_rotation_fails_once(code: int) -> None:
         assert result.head.key_id == result.survey.segments[-1].codec.header.key_id
         number += 1
     assert number > 8
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, None], ids=["latched", "full", "cancelled"])
+async def test_quarantined_entries_follow_a_rotation_that_did_not_end_well(code: int | None) -> None:
+    """The segment of the new key is there; its head could not be signed, or nobody waited for it."""
+    disk = CrashDisk()
+    log = opened(disk=disk, limits=replace(SMALL, ballast_bytes=0))
+    await log.append(entry(b"before"))
+    old = signing(disk)
+    if code is None:
+        rotating = asyncio.create_task(log.rotate_key())
+        loop = asyncio.get_running_loop()
+        disk.on_call = lambda called, path: (
+            loop.call_soon_threadsafe(rotating.cancel) if path.name.startswith(segment_name(2)) else None
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await rotating
+    else:
+        disk.on_call = failing("create", name="head", code=code)
+        with pytest.raises(WalError):
+            await log.rotate_key()
+    disk.on_call = None
+    await log.reopen()
+    await log.append(entry(b"refused"))
+    (_, record) = await log.read_pending(2, 1 << 20)
+    await log.mark_replayed(1)
+    assert await log.retire(1, LONG_AFTER_NS, 0.0) == 1, "the last segment that needs the old key"
+    await log.quarantine([Refused(record, 3, "no")])
+    await log.mark_replayed(2)
+    assert signing(disk) != old
+    assert {key_id.hex() for key_id in needs(disk, DIRECTORY)} == key_files(disk) == {signing(disk)}
+    again = opened(disk=disk.after_kill(), entropy=Entropy("again"))
+    assert [item.flaw for item in again.quarantined()] == [""]
+    assert (await again.read_quarantined(2)).body == b"refused"
+    await again.close()
+    await log.close()
+
+
+def test_a_key_that_signs_stays_although_no_file_names_it_yet() -> None:
+    disk = CrashDisk()
+    disk.make_directory(DIRECTORY / "keys")
+    keyring = Keyring(DIRECTORY / "keys", {})
+    for number in range(3):
+        keyring, _ = create_key(disk, keyring, Entropy(str(number)))
+    segment, quarantine, unused = sorted(keyring.files)
+    left = prune(disk, DIRECTORY, keyring, {segment, quarantine})
+    assert left.files == {segment, quarantine}
+    assert key_files(disk) == {segment.hex(), quarantine.hex()}
+    assert unused not in left.keys
 
 
 async def test_without_room_for_a_new_segment_the_log_keeps_its_key() -> None:

@@ -31,7 +31,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from server.errors import UnderstudyError
+from server.wal.ballast import Space
 from server.wal.files import RealDisk
+from server.wal.limits import WalLimits
 from server.wal.opening import open_directory
 from server.wal.quarantine import Quarantine
 from server.wal.reader import Stretch, read_entries
@@ -127,7 +129,8 @@ class Promised:
 
     def _compare(self, directory: Path, name: str) -> None:
         disk = RealDisk()
-        opened = open_directory(disk, directory, RULES, ManualClock(), Entropy(name))
+        space = Space(disk, directory, WalLimits())
+        opened = open_directory(disk, directory, RULES, ManualClock(), Entropy(name), space=space)
         opened.file.close()
         opened.lock.release()
         found = opened.survey
