@@ -37,12 +37,12 @@ class Keeping:
             return self._quarantine.items()
 
     def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
-        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
-        for item in self.quarantined():
-            if not item.flaw:
-                with _told(f"cannot read entry {item.seq} in quarantine"):
-                    record = self._quarantine.record(item.seq)
-                yield item, record
+        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file.
+
+        One that cannot be read or trusted is left out and warned of: it must not keep the others from being looked at.
+        """
+        with _told("cannot read the quarantine"):
+            yield from self._quarantine.entries()
 
     async def read_quarantined(self, seq: int) -> Record:
         """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""

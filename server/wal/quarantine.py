@@ -1,16 +1,18 @@
 """Entries that Qdrant refuses: one signed file each, kept until an operator decides.
 
 Promises: a file is whole or absent after a crash; what is listed without a flaw was signed by this log; an entry leaves
-only by `release`.
+only by `release`. A file that the disk does not give back has a flaw, and stands in the way of nothing else.
 """
 
 from __future__ import annotations
 
+import errno
 import hmac
+import logging
 import struct
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -27,6 +29,10 @@ DETAILS_BYTES_MAX = 4096
 _ITEM = struct.Struct("<8sHHI8s16sQHBBiIHHIIqq")
 _U32 = struct.Struct("<I")
 SUFFIX = ".entry"
+# Errors that tell of this process and not of the file: another try may read it.
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+_log = logging.getLogger("understudy.wal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,20 @@ class Quarantine:
         with self.guard:
             return [item for _, item in sorted(self._known().items())]
 
+    def entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is to be trusted, oldest first, each with its entry: every file is read now, also one with a flaw."""
+        flawed = []
+        for item in self.items():
+            decoded = self._load(item.path)
+            if not isinstance(decoded, str):
+                if item.flaw:
+                    self._found(item, decoded[0])
+                yield decoded
+            elif self._found(item, replace(item, flaw=decoded)):
+                flawed.append(item.path)
+        if flawed:
+            _log.warning("%d entries in quarantine are not to be trusted, the first: %s", len(flawed), flawed[0])
+
     def record(self, seq: int) -> Record:
         """The entry itself. Raises WalDamaged when its file is not to be trusted, WalError when there is none."""
         path = self._path(seq)
@@ -177,6 +197,15 @@ class Quarantine:
                 self._disk.sync_directory(self._folder)
             self._known().pop(path, None)
 
+    def _found(self, before: QuarantineItem, now: QuarantineItem) -> bool:
+        """What a file looks like by now; False when it was released or replaced meanwhile."""
+        with self.guard:
+            known = self._known()
+            if known.get(before.path) is not before:
+                return False
+            known[before.path] = now
+            return True
+
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:020d}{SUFFIX}"
 
@@ -195,10 +224,16 @@ class Quarantine:
         return decoded[0]
 
     def _load(self, path: Path) -> tuple[QuarantineItem, Record] | str:
-        facts = self._disk.facts(path)
-        if facts is None or not facts.is_file:
-            return "it is not a plain file"
-        decoded = decode_item(self._disk.read(path, 0, facts.size), self._keyring, path)
+        try:
+            facts = self._disk.facts(path)
+            if facts is None or not facts.is_file:
+                return "it is not a plain file"
+            data = self._disk.read(path, 0, facts.size)
+        except OSError as error:
+            if error.errno in _OF_THE_PROCESS:
+                raise
+            return f"it cannot be read: {error.strerror or error}"
+        decoded = decode_item(data, self._keyring, path)
         if not isinstance(decoded, str) and path != self._path(decoded[1].seq):
             return f"it is entry {decoded[1].seq} under another name"
         return decoded
