@@ -71,7 +71,7 @@ class Upkeep:
         metrics.wal_entries("synced", max(0, log.last_seq - log.first_seq + 1 - log.pending_count))
         metrics.wal(log.total_bytes, oldest_pending_seconds(log, self._clock), log.latched is not None)
         metrics.mirror_lag(self._mirror.lag_entries)
-        metrics.quarantine(len(log.quarantined()))
+        metrics.quarantine(log.quarantined_count)
 
 
 async def look_again(patrol: Patrol, bytes_per_second: int, telemetry: Telemetry) -> None:

@@ -11,7 +11,7 @@ import hmac
 import logging
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,7 +129,11 @@ def decode_item(data: bytes, keyring: Keyring, path: Path) -> tuple[QuarantineIt
 
 
 class Quarantine:
-    """The refused entries of one log. Blocking; safe to use from several threads: `guard` is held for each change."""
+    """The refused entries of one log. Blocking; safe to use from several threads.
+
+    `guard` is held for each change, with its syncs. Who asks what is there does not wait for it, but for the first look
+    at the directory; `count` and `sign_with` wait for nothing, so that the event loop may call them.
+    """
 
     def __init__(self, disk: Disk, directory: Path, keyring: Keyring, key_id: bytes, log_id: bytes) -> None:
         self._disk = disk
@@ -138,36 +142,56 @@ class Quarantine:
         self._key_id = key_id
         self._log_id = log_id
         self.guard = threading.Lock()
-        self._items: dict[Path, QuarantineItem] | None = None
+        # Held for steps in memory only.
+        self._memory = threading.Lock()
+        # By name; set once, under the guard, and changed in place.
+        self._items: dict[str, QuarantineItem] | None = None
+        self._listed: int | None = None
 
     def keep(self, refused: Sequence[Refused], now_ns: int) -> None:
         """Write entries durably; the same entry again replaces it. A crash or an error may leave some of them there."""
         with self.guard:
-            key = self._keyring.key(self._key_id, "the quarantine")
+            with self._memory:
+                keyring, key_id = self._keyring, self._key_id
+            key = keyring.key(key_id, "the quarantine")
             known = self._known()
             files = {}
             kept = {}
             for each in refused:
                 record, path = each.record, self._path(each.record.seq)
-                files[path] = [encode_item(each, self._key_id, key, self._log_id, now_ns=now_ns)]
-                kept[path] = QuarantineItem(record.seq, record.kind, each.code, _shortened(each.details), now_ns, path)
+                files[path] = [encode_item(each, key_id, key, self._log_id, now_ns=now_ns)]
+                details = _shortened(each.details)
+                kept[path.name] = QuarantineItem(record.seq, record.kind, each.code, details, now_ns, path)
             publish_all(self._disk, files)
-            known |= kept
+            with self._memory:
+                known |= kept
 
     def sign_with(self, keyring: Keyring, key_id: bytes) -> None:
-        """Entries kept from now on are signed with this key; those before stay as they are."""
-        with self.guard:
+        """Entries kept from now on are signed with this key; those before, and one that is on its way, are not."""
+        with self._memory:
             self._keyring, self._key_id = keyring, key_id
+
+    @property
+    def count(self) -> int:
+        """How many entries there are, damaged ones too. The names are listed once, until the directory is read."""
+        known = self._items
+        if known is not None:
+            return len(known)
+        if self._listed is None:
+            self._listed = len(self._names())
+        return self._listed
 
     def items(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first; damaged ones carry a flaw."""
-        with self.guard:
-            return [item for _, item in sorted(self._known().items())]
+        known = self._read()
+        with self._memory:
+            found = list(known.items())
+        return [item for _, item in sorted(found)]
 
-    def entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
-        """What is to be trusted, oldest first, each with its entry: every file is read now, also one with a flaw."""
+    def entries(self, seqs: Collection[int] | None = None) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is to be trusted, oldest first, each with its entry: all, or these. Files with a flaw are read again."""
         flawed = []
-        for item in self.items():
+        for item in self.items() if seqs is None else self._among(seqs):
             decoded = self._load(item.path)
             if not isinstance(decoded, str):
                 if item.flaw:
@@ -192,28 +216,46 @@ class Quarantine:
         """Remove an entry, durably."""
         path = self._path(seq)
         with self.guard:
+            known = self._known()
             if self._disk.facts(path) is not None:
                 self._disk.remove(path)
                 self._disk.sync_directory(self._folder)
-            self._known().pop(path, None)
+            with self._memory:
+                known.pop(path.name, None)
+
+    def _among(self, seqs: Collection[int]) -> list[QuarantineItem]:
+        """Those of these entries that are here, oldest first."""
+        known = self._read()
+        found = (known.get(self._path(seq).name) for seq in sorted(seqs))
+        return [item for item in found if item is not None]
 
     def _found(self, before: QuarantineItem, now: QuarantineItem) -> bool:
         """What a file looks like by now; False when it was released or replaced meanwhile."""
-        with self.guard:
-            known = self._known()
-            if known.get(before.path) is not before:
+        known = self._read()
+        with self._memory:
+            if known.get(before.path.name) is not before:
                 return False
-            known[before.path] = now
+            known[before.path.name] = now
             return True
 
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:020d}{SUFFIX}"
 
-    def _known(self) -> dict[Path, QuarantineItem]:
+    def _names(self) -> list[str]:
+        return [name for name in self._disk.names(self._folder) if not name.endswith(TEMP_SUFFIX)]
+
+    def _read(self) -> dict[str, QuarantineItem]:
+        """What is known, for whoever does not hold the guard: it is taken for the first look only."""
+        known = self._items
+        if known is None:
+            with self.guard:
+                known = self._known()
+        return known
+
+    def _known(self) -> dict[str, QuarantineItem]:
         """What the directory holds, read once: nobody else changes it while we hold the lock of the log."""
         if self._items is None:
-            names = (name for name in self._disk.names(self._folder) if not name.endswith(TEMP_SUFFIX))
-            self._items = {self._folder / name: self._look(self._folder / name) for name in names}
+            self._items = {name: self._look(self._folder / name) for name in self._names()}
         return self._items
 
     def _look(self, path: Path) -> QuarantineItem:

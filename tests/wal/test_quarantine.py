@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,7 @@ from server.wal.record import Record
 from server.wal.signing import Signer, subkey
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
+from tests.wal.io_life import ArmedDisk
 from tests.wal.support import DIRECTORY, Entropy, entry, failing, opened
 
 FOLDER = DIRECTORY / "quarantine"
@@ -223,6 +225,68 @@ async def test_what_is_released_while_it_is_read_is_no_flaw(caplog: pytest.LogCa
     await log.release_quarantined(2)
     assert [item.seq for item, _ in walk] == [3]
     assert caplog.text == ""
+    await log.close()
+
+
+async def test_asking_what_is_there_does_not_wait_for_a_sync(tmp_path: Path) -> None:
+    """Nor does the next key: the event loop goes on while the disk takes its time over a refused entry."""
+    begun, may_end = threading.Event(), threading.Event()
+    overdue: list[Path] = []
+
+    def check(operation: str, path: Path) -> None:
+        if operation == "sync" and path.name.startswith("00000000000000000002.entry"):
+            begun.set()
+            if not may_end.wait(timeout=15):
+                overdue.append(path)
+
+    log = opened(tmp_path / "wal", disk=ArmedDisk(RealDisk(), check))
+    for number in range(2):
+        await log.append(entry(b"%d" % number))
+    first, second = await log.read(0, 10, 10**6)
+    await log.quarantine([Refused(first, 3, "no")])
+    keeping = asyncio.create_task(log.quarantine([Refused(second, 3, "no")]))
+    assert await asyncio.to_thread(begun.wait, 10)
+    old = (await log.keys.uses())[0].key_id
+    upkeep(log, ManualClock()).refresh()
+    assert (log.quarantined_count, [item.seq for item in log.quarantined()]) == (1, [1])
+    assert trusted(log) == [1]
+    assert await log.rotate_key() != old
+    assert not keeping.done()
+    may_end.set()
+    await keeping
+    assert overdue == [], "the event loop waited for the sync"
+    assert (log.quarantined_count, trusted(log)) == (2, [1, 2])
+    held = {use.key_id: use.needed_by for use in await log.keys.uses()}
+    assert "quarantine/00000000000000000002.entry" in held[old]
+    await log.close()
+
+
+async def test_the_number_of_entries_is_known_without_reading_them() -> None:
+    disk = CrashDisk()
+    log, records = await with_three_refused(disk)
+    disk.put(FOLDER / "00000000000000000009.entry.tmp", b"torn")
+    disk.calls.clear()
+    assert [log.quarantined_count for _ in range(3)] == [3, 3, 3]
+    assert disk.calls == [("names", "quarantine")]
+    await log.quarantine([Refused(record, 3, "no") for record in records[2:5]])
+    assert log.quarantined_count == 5
+    await log.release_quarantined(1)
+    assert log.quarantined_count == 4
+    await log.close()
+
+
+async def test_entries_are_read_when_their_turn_comes_and_only_those_that_are_wanted() -> None:
+    disk = CrashDisk()
+    log, _ = await with_three_refused(disk)
+    assert log.quarantined_count == len(log.quarantined())
+    disk.calls.clear()
+    walk = log.quarantined_entries()
+    next(walk)
+    assert [name for operation, name in disk.calls if operation == "read"] == ["00000000000000000001.entry"]
+    disk.calls.clear()
+    assert [item.seq for item, _ in log.quarantined_entries({3, 2, 7})] == [2, 3]
+    names = [name for operation, name in disk.calls if operation == "read"]
+    assert names == ["00000000000000000002.entry", "00000000000000000003.entry"]
     await log.close()
 
 
