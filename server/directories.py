@@ -1,17 +1,18 @@
 """The data directories: made private, and refused with a clear line when they cannot be.
 
-Promises: what this makes is 0700 or 0600 whatever the umask. Does not follow symbolic links to secrets.
+Promises: what this makes is 0700 or 0600 whatever the umask; a secret is whole or absent after a crash. Does not follow
+symbolic links to secrets.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import stat
 import tempfile
 from pathlib import Path
 
 from server.errors import DataDirUnusable
+from server.wal.files import Disk, RealDisk, publish
 
 SECRET_BYTES = 32
 # sun_path holds 108 bytes with its end.
@@ -33,41 +34,33 @@ def prepare_directory(path: Path) -> Path:
     return path
 
 
-def read_or_make_secret(path: Path) -> bytes:
-    """The 32 secret bytes in `path`, made when it is not there; raises DataDirUnusable when it cannot be trusted."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+def read_or_make_secret(path: Path, disk: Disk | None = None) -> bytes:
+    """The 32 secret bytes in `path`, made when it is not there; raises DataDirUnusable when it cannot be trusted.
+
+    What it returns is on the medium. A start that a full disk or a crash ended leaves nothing that the next one minds.
+    """
+    disk = RealDisk() if disk is None else disk
     try:
-        return _read_secret(path, flags)
-    except FileNotFoundError:
-        _make_secret(path)
-        return _read_secret(path, flags)
+        if disk.facts(path) is None:
+            publish(disk, path, [secrets.token_bytes(SECRET_BYTES)])
+        return _read_secret(path, disk)
     except OSError as error:
-        raise DataDirUnusable(f"cannot read {path}: {error.strerror}") from error
+        raise DataDirUnusable(f"cannot read or make {path}: {error.strerror or error}") from error
 
 
-def _read_secret(path: Path, flags: int) -> bytes:
-    descriptor = os.open(path, flags)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != os.geteuid():
-            raise DataDirUnusable(f"{path} may be read by others", hint=f"chmod 600 {path} and check its owner")
-        secret = file.read(SECRET_BYTES + 1)
+def _read_secret(path: Path, disk: Disk) -> bytes:
+    facts = disk.facts(path)
+    if facts is None or not facts.is_file:
+        raise DataDirUnusable(f"{path} is not a plain file", hint="Replace the link by the file itself")
+    if facts.mode & 0o077 or not facts.is_ours:
+        raise DataDirUnusable(f"{path} may be read by others", hint=f"chmod 600 {path} and check its owner")
+    secret = disk.read(path, 0, SECRET_BYTES + 1)
     if len(secret) != SECRET_BYTES:
-        raise DataDirUnusable(f"{path} does not hold {SECRET_BYTES} bytes", hint="Put the file back from a copy")
+        raise DataDirUnusable(
+            f"{path} does not hold {SECRET_BYTES} bytes",
+            hint="Put the file back from a copy; or remove it: then each credential counts again once Qdrant took it",
+        )
     return secret
-
-
-def _make_secret(path: Path) -> None:
-    # Written under another name first: a crash must not leave a short secret behind.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(secrets.token_bytes(SECRET_BYTES))
-        temporary.rename(path)
-    except OSError as error:
-        raise DataDirUnusable(f"cannot write {path}: {error.strerror}") from error
 
 
 def socket_directory(prefix: str) -> Path:

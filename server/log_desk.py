@@ -5,6 +5,7 @@ Promises: arguments and answers are JSON; the same keys whether a server runs or
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
@@ -143,13 +144,13 @@ class LogDesk:
 
     async def quarantined(self, _asked: Document) -> AsyncIterator[Document]:
         """What is in quarantine."""
-        for item in self._log.quarantined():
+        for item in await asyncio.to_thread(self._log.quarantined):
             yield refused(item)
 
     async def quarantined_whole(self, asked: Document) -> AsyncIterator[Document]:
         """What is in quarantine, with its contents; {seq} = only that one."""
         only = asked.get("seq")
-        items = [item for item in self._log.quarantined() if only in (None, item.seq)]
+        items = [item for item in await asyncio.to_thread(self._log.quarantined) if only in (None, item.seq)]
         if only is not None and not items:
             raise not_quarantined(int(only))
         for item in items:

@@ -88,7 +88,7 @@ async def status_document(sources: Sources) -> dict[str, Any]:
         }
         if sources.look_back
         else None,
-        "quarantine": len(log.quarantined()),
+        "quarantine": log.quarantined_count,
         "conflicts": {
             "kept": sources.conflicts.count,
             "bytes": sources.conflicts.size_bytes,

@@ -1,13 +1,15 @@
 """The slow loops beside the calls: numbers for the metrics, old segments of the log, bit rot in closed ones.
 
 Promises: gauges are at most a second old; a segment goes only when both readers of the log have passed it and its
-retention is over (the log checks that again). Damage is told once, and changes nothing. An error is logged and the loop
-goes on.
+retention is over (the log checks that again). Damage is told once, and changes nothing. An error is logged, keeps
+nothing else from being done, and the loop goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 from server.clock import Clock
 from server.errors import UnderstudyError
@@ -26,25 +28,41 @@ _DAY_SECONDS = 86_400.0
 class Upkeep:
     """Runs until cancelled."""
 
-    def __init__(self, log: Log, mirror: Mirror, *, retention_days: float, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        log: Log,
+        mirror: Mirror,
+        *,
+        retention_days: float,
+        clock: Clock,
+        telemetry: Telemetry,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._log = log
         self._mirror = mirror
         self._retention_seconds = retention_days * _DAY_SECONDS
         self._clock = clock
         self._telemetry = telemetry
+        self._sleep = sleep
 
     async def run(self) -> None:
         """Gauges every second, retention every minute."""
         retire_at = self._clock.monotonic()
         while True:
-            try:
+            with self._logged():
                 self.refresh()
-                if self._clock.monotonic() >= retire_at:
-                    retire_at = self._clock.monotonic() + _RETIRE_EVERY_SECONDS
+            if self._clock.monotonic() >= retire_at:
+                retire_at = self._clock.monotonic() + _RETIRE_EVERY_SECONDS
+                with self._logged():
                     await self._log.retire(self._mirror.applied_seq, self._clock.wall_ns(), self._retention_seconds)
-            except (UnderstudyError, OSError) as error:
-                self._telemetry.log.error("upkeep failed", error=str(error))
-            await asyncio.sleep(_GAUGES_EVERY_SECONDS)
+            await self._sleep(_GAUGES_EVERY_SECONDS)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        try:
+            yield
+        except (UnderstudyError, OSError) as error:
+            self._telemetry.log.error("upkeep failed", error=str(error))
 
     def refresh(self) -> None:
         """Bring the gauges up to date."""
@@ -52,8 +70,8 @@ class Upkeep:
         metrics.wal_entries("pending", log.pending_count)
         metrics.wal_entries("synced", max(0, log.last_seq - log.first_seq + 1 - log.pending_count))
         metrics.wal(log.total_bytes, oldest_pending_seconds(log, self._clock), log.latched is not None)
-        metrics.quarantine(len(log.quarantined()))
         metrics.mirror_lag(self._mirror.lag_entries)
+        metrics.quarantine(log.quarantined_count)
 
 
 async def look_again(patrol: Patrol, bytes_per_second: int, telemetry: Telemetry) -> None:

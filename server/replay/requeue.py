@@ -2,13 +2,14 @@
 
 Promises: a retried entry is durable at the tail of the log before it leaves the quarantine; entries leave in reverse
 order, so that after a crash at any point what is still in quarantine counts and its repetition is passed over: nothing
-is lost, nothing overtakes. What later writes would be overwritten is refused by number. Does not wait for the replay.
+is lost, nothing overtakes. What later writes would be overwritten is refused by number. Holds in memory what is
+retried, and one more entry. Does not wait for the replay.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class Requeue:
         repeats it, or because a crash came before the cursor had passed it.
         """
         async with self._one_at_a_time, self._alone():
-            present = {item.seq for item in self._log.quarantined()}
+            present = {item.seq for item in await asyncio.to_thread(self._log.quarantined)}
             missing = [seq for seq in seqs if seq not in present]
             if missing:
                 raise WalError(
@@ -121,9 +122,8 @@ class Requeue:
     def _withheld(self, seqs: set[int]) -> list[RefusedEntry]:
         """What Qdrant lacks of entries in quarantine; of one whose file is damaged, all."""
         withheld = Withheld()
-        for held in self._held():
-            if held.seq in seqs:
-                withheld.note(held.parcel)
+        for held in self._held(seqs):
+            withheld.note(held.parcel)
         entries = withheld.entries()
         return entries + [RefusedEntry(seq=seq) for seq in sorted(seqs - {entry.seq for entry in entries})]
 
@@ -140,15 +140,16 @@ class Requeue:
                     )
 
     async def _plan(self, wanted: list[int] | None) -> tuple[Plan, Overwritten]:
-        held = await asyncio.to_thread(self._held)
-        planned = plan(held, wanted)
-        return planned, Overwritten(planned, held, self._kinds, self._collection_of)
+        planned = await asyncio.to_thread(plan, self._held, wanted)
+        return planned, Overwritten(planned, self._held_one, self._kinds, self._collection_of)
 
-    def _held(self) -> list[Held]:
-        return [
-            Held(unpack(record, self._kinds), item.code, item.details)
-            for item, record in self._log.quarantined_entries()
-        ]
+    def _held(self, seqs: Collection[int] | None = None) -> Iterator[Held]:
+        """What is in quarantine, all or these, one after the other: the quarantine may be larger than the memory."""
+        for item, record in self._log.quarantined_entries(seqs):
+            yield Held(unpack(record, self._kinds), item.code, item.details)
+
+    def _held_one(self, seq: int) -> Held | None:
+        return next(self._held((seq,)), None)
 
     async def _look(self, overwritten: Overwritten, after: int) -> int:
         """Show the entries after `after` to `overwritten`; returns the last one."""

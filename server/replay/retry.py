@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from generated.qdrant import points_pb2
@@ -122,11 +122,12 @@ class Held:
 class Plan:
     """What a retry does: `repeat` goes to the tail of the log, then leaves the quarantine, last one first.
 
-    `ahead` are entries in quarantine that `repeat` would have to wait for.
+    `ahead` are entries in quarantine that `repeat` would have to wait for, `there` all that can be read.
     """
 
     repeat: list[Held]
-    ahead: list[int] = field(default_factory=list)
+    ahead: list[int]
+    there: frozenset[int]
 
     @property
     def seqs(self) -> list[int]:
@@ -139,19 +140,16 @@ class Plan:
         return self.repeat[0].seq
 
 
-def plan(held: Iterable[Held], wanted: Iterable[int] | None) -> Plan:
-    """What goes back when `wanted` (None = all) is retried. Raises WalError for what cannot be."""
-    there = list(held)
-    asked = {each.seq for each in there} if wanted is None else set(wanted)
-    missing = sorted(asked - {each.seq for each in there})
-    if missing:
-        raise WalError(
-            f"entry {missing[0]} cannot be retried: it is not in quarantine, or its file is damaged",
-            hint="`understudy wal quarantine list` shows what is there",
-        )
-    causality, chosen = Causality(), []
-    for each in there:
-        if each.seq in asked or any(causality.split(one).follows for one in each.parcel.operations):
+def plan(walk: Callable[[], Iterable[Held]], wanted: Iterable[int] | None) -> Plan:
+    """What goes back when `wanted` (None = all) is retried. Raises WalError for what cannot be.
+
+    Each `walk` shows the quarantine from the oldest entry on; what stays there is not held.
+    """
+    asked = None if wanted is None else set(wanted)
+    causality, chosen, there = Causality(), [], set[int]()
+    for each in walk():
+        there.add(each.seq)
+        if asked is None or each.seq in asked or any(causality.split(one).follows for one in each.parcel.operations):
             if each.parcel.problem:
                 raise WalError(
                     f"entry {each.seq} cannot be retried: {each.parcel.problem}",
@@ -159,10 +157,17 @@ def plan(held: Iterable[Held], wanted: Iterable[int] | None) -> Plan:
                 )
             each.parcel.taint(causality, Code(each.code), each.details)
             chosen.append(each)
-    return Plan(chosen, _ahead_of(chosen, there))
+    missing = sorted((asked or set()) - there)
+    if missing:
+        raise WalError(
+            f"entry {missing[0]} cannot be retried: it is not in quarantine, or its file is damaged",
+            hint="`understudy wal quarantine list` shows what is there",
+        )
+    stays = len(chosen) < len(there)
+    return Plan(chosen, _ahead_of(chosen, walk()) if stays else [], frozenset(there))
 
 
-def _ahead_of(chosen: list[Held], there: list[Held]) -> list[int]:
+def _ahead_of(chosen: list[Held], there: Iterable[Held]) -> list[int]:
     """What stays in quarantine and would hold the chosen ones back again."""
     seqs = {each.seq for each in chosen}
     found = []
@@ -176,10 +181,17 @@ def _ahead_of(chosen: list[Held], there: list[Held]) -> list[int]:
 
 
 class Overwritten:
-    """Later entries of the log that a retry would overwrite. Give it every entry after `plan.first_seq`, in order."""
+    """Later entries of the log that a retry would overwrite. Give it every entry after `plan.first_seq`, in order.
+
+    `held_of` reads what is in quarantine under a number, if anything is.
+    """
 
     def __init__(
-        self, planned: Plan, held: Iterable[Held], kinds: Mapping[int, str], collection_of: Callable[[str], str]
+        self,
+        planned: Plan,
+        held_of: Callable[[int], Held | None],
+        kinds: Mapping[int, str],
+        collection_of: Callable[[str], str],
     ) -> None:
         self._kinds = kinds
         self._collection_of = collection_of
@@ -187,7 +199,8 @@ class Overwritten:
             (each.seq, [touched_by(one, collection_of) for one in each.parcel.operations]) for each in planned.repeat
         ]
         self._going = set(planned.seqs)
-        self._held = {each.seq: each for each in held}
+        self._there = planned.there
+        self._held_of = held_of
         self._found: dict[int, _Later] = {}
 
     @property
@@ -207,7 +220,7 @@ class Overwritten:
             return
         if origin in self._found:
             self._repeated(self._found[origin], parcel)
-        held = self._held.get(record.seq)
+        held = self._held_of(record.seq) if record.seq in self._there else None
         if held is not None and held.parcel.record.body == record.body:
             return
         later = _Later(record.seq, _digest(parcel), [touched_by(one, self._collection_of) for one in parcel.operations])

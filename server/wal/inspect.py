@@ -241,7 +241,7 @@ def _verify_stretch(
 
 async def list_open(log: Log, *, wanted: Wanted | None, after_seq: int, limit: int) -> Listed:
     """Up to `limit` entries of a log in use; fewer, with `next_after` set, when a long stretch held little wanted."""
-    quarantined_seqs = {item.seq for item in log.quarantined()}
+    quarantined_seqs = {item.seq for item in await asyncio.to_thread(log.quarantined)}
     found: list[ListedRecord] = []
     scanned = size = 0
     while records := await log.read(after_seq, _PAGE_ENTRIES, _PAGE_BYTES):

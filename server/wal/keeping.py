@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from server.clock import Clock
@@ -31,18 +31,25 @@ class Keeping:
         with _told(f"cannot quarantine {_named([each.record.seq for each in refused])}"):
             await asyncio.to_thread(self._space.with_reserve, keep)
 
+    @property
+    def quarantined_count(self) -> int:
+        """How many refused entries there are; the event loop may ask as often as it likes."""
+        with _told("cannot look at the quarantine"):
+            return self._quarantine.count
+
     def quarantined(self) -> list[QuarantineItem]:
-        """Every refused entry, oldest first. Reads the directory the first time."""
+        """Every refused entry, oldest first. Blocking: it reads the directory the first time."""
         with _told("cannot read the quarantine"):
             return self._quarantine.items()
 
-    def quarantined_entries(self) -> Iterator[tuple[QuarantineItem, Record]]:
-        """What is in quarantine and to be trusted, oldest first, each with its entry. Blocking: it reads every file."""
-        for item in self.quarantined():
-            if not item.flaw:
-                with _told(f"cannot read entry {item.seq} in quarantine"):
-                    record = self._quarantine.record(item.seq)
-                yield item, record
+    def quarantined_entries(self, seqs: Collection[int] | None = None) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is in quarantine and to be trusted, oldest first, each with its entry: all, or these. Blocking: it reads
+        each file when its turn comes.
+
+        One that cannot be read or trusted is left out and warned of: it must not keep the others from being looked at.
+        """
+        with _told("cannot read the quarantine"):
+            yield from self._quarantine.entries(seqs)
 
     async def read_quarantined(self, seq: int) -> Record:
         """One refused entry, as it was put there. Raises WalDamaged when its file is not to be trusted."""

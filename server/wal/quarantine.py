@@ -1,16 +1,18 @@
 """Entries that Qdrant refuses: one signed file each, kept until an operator decides.
 
 Promises: a file is whole or absent after a crash; what is listed without a flaw was signed by this log; an entry leaves
-only by `release`.
+only by `release`. A file that the disk does not give back has a flaw, and stands in the way of nothing else.
 """
 
 from __future__ import annotations
 
+import errno
 import hmac
+import logging
 import struct
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -27,6 +29,10 @@ DETAILS_BYTES_MAX = 4096
 _ITEM = struct.Struct("<8sHHI8s16sQHBBiIHHIIqq")
 _U32 = struct.Struct("<I")
 SUFFIX = ".entry"
+# Errors that tell of this process and not of the file: another try may read it.
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+_log = logging.getLogger("understudy.wal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,11 @@ def decode_item(data: bytes, keyring: Keyring, path: Path) -> tuple[QuarantineIt
 
 
 class Quarantine:
-    """The refused entries of one log. Blocking; safe to use from several threads: `guard` is held for each change."""
+    """The refused entries of one log. Blocking; safe to use from several threads.
+
+    `guard` is held for each change, with its syncs. Who asks what is there does not wait for it, but for the first look
+    at the directory; `count` and `sign_with` wait for nothing, so that the event loop may call them.
+    """
 
     def __init__(self, disk: Disk, directory: Path, keyring: Keyring, key_id: bytes, log_id: bytes) -> None:
         self._disk = disk
@@ -132,31 +142,65 @@ class Quarantine:
         self._key_id = key_id
         self._log_id = log_id
         self.guard = threading.Lock()
-        self._items: dict[Path, QuarantineItem] | None = None
+        # Held for steps in memory only.
+        self._memory = threading.Lock()
+        # By name; set once, under the guard, and changed in place.
+        self._items: dict[str, QuarantineItem] | None = None
+        self._listed: int | None = None
 
     def keep(self, refused: Sequence[Refused], now_ns: int) -> None:
         """Write entries durably; the same entry again replaces it. A crash or an error may leave some of them there."""
         with self.guard:
-            key = self._keyring.key(self._key_id, "the quarantine")
+            with self._memory:
+                keyring, key_id = self._keyring, self._key_id
+            key = keyring.key(key_id, "the quarantine")
             known = self._known()
             files = {}
             kept = {}
             for each in refused:
                 record, path = each.record, self._path(each.record.seq)
-                files[path] = [encode_item(each, self._key_id, key, self._log_id, now_ns=now_ns)]
-                kept[path] = QuarantineItem(record.seq, record.kind, each.code, _shortened(each.details), now_ns, path)
+                files[path] = [encode_item(each, key_id, key, self._log_id, now_ns=now_ns)]
+                details = _shortened(each.details)
+                kept[path.name] = QuarantineItem(record.seq, record.kind, each.code, details, now_ns, path)
             publish_all(self._disk, files)
-            known |= kept
+            with self._memory:
+                known |= kept
 
     def sign_with(self, keyring: Keyring, key_id: bytes) -> None:
-        """Entries kept from now on are signed with this key; those before stay as they are."""
-        with self.guard:
+        """Entries kept from now on are signed with this key; those before, and one that is on its way, are not."""
+        with self._memory:
             self._keyring, self._key_id = keyring, key_id
+
+    @property
+    def count(self) -> int:
+        """How many entries there are, damaged ones too. The names are listed once, until the directory is read."""
+        known = self._items
+        if known is not None:
+            return len(known)
+        if self._listed is None:
+            self._listed = len(self._names())
+        return self._listed
 
     def items(self) -> list[QuarantineItem]:
         """Every refused entry, oldest first; damaged ones carry a flaw."""
-        with self.guard:
-            return [item for _, item in sorted(self._known().items())]
+        known = self._read()
+        with self._memory:
+            found = list(known.items())
+        return [item for _, item in sorted(found)]
+
+    def entries(self, seqs: Collection[int] | None = None) -> Iterator[tuple[QuarantineItem, Record]]:
+        """What is to be trusted, oldest first, each with its entry: all, or these. Files with a flaw are read again."""
+        flawed = []
+        for item in self.items() if seqs is None else self._among(seqs):
+            decoded = self._load(item.path)
+            if not isinstance(decoded, str):
+                if item.flaw:
+                    self._found(item, decoded[0])
+                yield decoded
+            elif self._found(item, replace(item, flaw=decoded)):
+                flawed.append(item.path)
+        if flawed:
+            _log.warning("%d entries in quarantine are not to be trusted, the first: %s", len(flawed), flawed[0])
 
     def record(self, seq: int) -> Record:
         """The entry itself. Raises WalDamaged when its file is not to be trusted, WalError when there is none."""
@@ -172,19 +216,46 @@ class Quarantine:
         """Remove an entry, durably."""
         path = self._path(seq)
         with self.guard:
+            known = self._known()
             if self._disk.facts(path) is not None:
                 self._disk.remove(path)
                 self._disk.sync_directory(self._folder)
-            self._known().pop(path, None)
+            with self._memory:
+                known.pop(path.name, None)
+
+    def _among(self, seqs: Collection[int]) -> list[QuarantineItem]:
+        """Those of these entries that are here, oldest first."""
+        known = self._read()
+        found = (known.get(self._path(seq).name) for seq in sorted(seqs))
+        return [item for item in found if item is not None]
+
+    def _found(self, before: QuarantineItem, now: QuarantineItem) -> bool:
+        """What a file looks like by now; False when it was released or replaced meanwhile."""
+        known = self._read()
+        with self._memory:
+            if known.get(before.path.name) is not before:
+                return False
+            known[before.path.name] = now
+            return True
 
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:020d}{SUFFIX}"
 
-    def _known(self) -> dict[Path, QuarantineItem]:
+    def _names(self) -> list[str]:
+        return [name for name in self._disk.names(self._folder) if not name.endswith(TEMP_SUFFIX)]
+
+    def _read(self) -> dict[str, QuarantineItem]:
+        """What is known, for whoever does not hold the guard: it is taken for the first look only."""
+        known = self._items
+        if known is None:
+            with self.guard:
+                known = self._known()
+        return known
+
+    def _known(self) -> dict[str, QuarantineItem]:
         """What the directory holds, read once: nobody else changes it while we hold the lock of the log."""
         if self._items is None:
-            names = (name for name in self._disk.names(self._folder) if not name.endswith(TEMP_SUFFIX))
-            self._items = {self._folder / name: self._look(self._folder / name) for name in names}
+            self._items = {name: self._look(self._folder / name) for name in self._names()}
         return self._items
 
     def _look(self, path: Path) -> QuarantineItem:
@@ -195,10 +266,16 @@ class Quarantine:
         return decoded[0]
 
     def _load(self, path: Path) -> tuple[QuarantineItem, Record] | str:
-        facts = self._disk.facts(path)
-        if facts is None or not facts.is_file:
-            return "it is not a plain file"
-        decoded = decode_item(self._disk.read(path, 0, facts.size), self._keyring, path)
+        try:
+            facts = self._disk.facts(path)
+            if facts is None or not facts.is_file:
+                return "it is not a plain file"
+            data = self._disk.read(path, 0, facts.size)
+        except OSError as error:
+            if error.errno in _OF_THE_PROCESS:
+                raise
+            return f"it cannot be read: {error.strerror or error}"
+        decoded = decode_item(data, self._keyring, path)
         if not isinstance(decoded, str) and path != self._path(decoded[1].seq):
             return f"it is entry {decoded[1].seq} under another name"
         return decoded

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from google.protobuf.message import Message
 
 from generated.qdrant import collections_pb2, points_pb2
+from generated.understudy.replica.v1.replica_pb2 import RefusedEntry
 from generated.understudy.wal.v1 import entry_pb2
 from server.config import QuarantinePolicy
 from server.errors import WalError, WalFull
@@ -381,6 +385,45 @@ async def test_what_was_shown_is_what_is_done(tmp_path: Path) -> None:
         with pytest.raises(WalError, match="changed meanwhile"):
             await requeue(log).retry(None, force=False, expected=[1])
         assert log.last_seq == 2
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+LARGE_BYTES = 1_000_000
+
+
+@pytest.mark.parametrize("decision", ["forecast", "drop", "retry"])
+async def test_a_decision_about_one_entry_does_not_hold_all_of_them(tmp_path: Path, decision: str) -> None:
+    """What is in quarantine may be larger than the memory."""
+    count = 24
+    given_up = []
+
+    async def give_up(entries: Sequence[RefusedEntry]) -> None:
+        given_up.extend(entries)
+
+    async with opened(tmp_path / "wal") as log:
+        for number in range(count):
+            await append(log, upsert(point(number)))
+            (record,) = await log.read(number, 1, 10**9)
+            large = entry(upsert(point(number, (0.5,) * (LARGE_BYTES // 4)))).SerializeToString()
+            await log.quarantine([Refused(replace(record, body=large), 3, "no")])
+        await log.mark_replayed(count)
+    async with opened(tmp_path / "wal") as log:
+        hand = requeue(log, WalLimits())
+        tracemalloc.start()
+        try:
+            if decision == "forecast":
+                assert (await hand.forecast([3])).seqs == [3]
+            elif decision == "drop":
+                await hand.drop([3], give_up)
+                assert [(each.seq, len(each.ids)) for each in given_up] == [(3, 1)]
+            else:
+                assert await hand.retry([3], force=False) == {3: count + 1}
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < count // 2 * LARGE_BYTES
+        assert len(log.quarantined()) == count - (decision != "forecast")
 
 
 # --- halt ------------------------------------------------------------------------------------------------------------

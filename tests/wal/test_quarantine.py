@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import google_crc32c
 import pytest
 
 from server.errors import WalDamaged, WalError
+from server.mirror import Mirror
+from server.telemetry import Telemetry
+from server.upkeep import Upkeep
 from server.wal.files import RealDisk
+from server.wal.limits import WalLimits
+from server.wal.log import Log
 from server.wal.quarantine import DETAILS_BYTES_MAX, Refused
+from server.wal.record import Record
 from server.wal.signing import Signer, subkey
+from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, Entropy, entry, opened
+from tests.wal.io_life import ArmedDisk
+from tests.wal.support import DIRECTORY, Entropy, entry, failing, opened
 
 FOLDER = DIRECTORY / "quarantine"
 
@@ -136,4 +149,170 @@ async def test_files_that_are_none_of_ours_are_listed_with_a_flaw() -> None:
     disk.put(DIRECTORY / "segment-0000000000000001.wal", other.content(DIRECTORY / "segment-0000000000000001.wal"))
     log = opened(disk=disk, entropy=Entropy("again"))
     assert "missing" in {item.path.name: item.flaw for item in log.quarantined()}[path.name]
+    await log.close()
+
+
+# --- what the disk does not give back --------------------------------------------------------------------------------
+
+
+async def with_three_refused(disk: CrashDisk) -> tuple[Log, list[Record]]:
+    """Another process than the one that put entries 1 to 3 of six into quarantine."""
+    log = opened(disk=disk)
+    for number in range(6):
+        await log.append(entry(b"%d" % number))
+    records = await log.read(0, 10, 10**6)
+    await log.quarantine([Refused(record, 3, "no") for record in records[:3]])
+    await log.close()
+    return opened(disk=disk, entropy=Entropy("again")), records
+
+
+def trusted(log: Log) -> list[int]:
+    return [item.seq for item, _ in log.quarantined_entries()]
+
+
+def flaws(log: Log) -> dict[int, str]:
+    return {item.seq: item.flaw for item in log.quarantined() if item.flaw}
+
+
+@pytest.mark.parametrize("operation", ["facts", "read"])
+async def test_a_file_that_cannot_be_read_stands_in_the_way_of_nothing(
+    operation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = CrashDisk()
+    log, records = await with_three_refused(disk)
+    disk.on_call = failing(operation, name="00000000000000000002")
+    assert flaws(log) == {2: "it cannot be read: Input/output error"}
+    assert trusted(log) == [1, 3]
+    assert "1 entries in quarantine are not to be trusted" in caplog.text
+    with pytest.raises(WalError, match="Input/output error"):
+        await log.read_quarantined(2)
+    await log.quarantine([Refused(records[3], 3, "no")])
+    assert trusted(log) == [1, 3, 4]
+    # The disk gives it back after all.
+    disk.on_call = None
+    assert trusted(log) == [1, 2, 3, 4]
+    assert flaws(log) == {}
+    # It was seen whole, and cannot be read again.
+    disk.on_call = failing("read", name="00000000000000000002")
+    assert trusted(log) == [1, 3, 4]
+    assert list(flaws(log)) == [2]
+    await log.release_quarantined(2)
+    assert [item.seq for item in log.quarantined()] == [1, 3, 4]
+    await log.close()
+
+
+async def test_a_lack_of_descriptors_is_no_flaw_of_a_file() -> None:
+    disk = CrashDisk()
+    log, _ = await with_three_refused(disk)
+    disk.on_call = failing("read", name="0", code=errno.EMFILE)
+    with pytest.raises(WalError, match="Too many open files"):
+        log.quarantined()
+    disk.on_call = None
+    assert flaws(log) == {}
+    disk.on_call = failing("read", name="0", code=errno.EMFILE)
+    with pytest.raises(WalError, match="Too many open files"):
+        trusted(log)
+    disk.on_call = None
+    assert trusted(log) == [1, 2, 3]
+    await log.close()
+
+
+async def test_what_is_released_while_it_is_read_is_no_flaw(caplog: pytest.LogCaptureFixture) -> None:
+    disk = CrashDisk()
+    log, _ = await with_three_refused(disk)
+    walk = log.quarantined_entries()
+    assert next(walk)[0].seq == 1
+    await log.release_quarantined(2)
+    assert [item.seq for item, _ in walk] == [3]
+    assert caplog.text == ""
+    await log.close()
+
+
+async def test_asking_what_is_there_does_not_wait_for_a_sync(tmp_path: Path) -> None:
+    """Nor does the next key: the event loop goes on while the disk takes its time over a refused entry."""
+    begun, may_end = threading.Event(), threading.Event()
+    overdue: list[Path] = []
+
+    def check(operation: str, path: Path) -> None:
+        if operation == "sync" and path.name.startswith("00000000000000000002.entry"):
+            begun.set()
+            if not may_end.wait(timeout=15):
+                overdue.append(path)
+
+    log = opened(tmp_path / "wal", disk=ArmedDisk(RealDisk(), check))
+    for number in range(2):
+        await log.append(entry(b"%d" % number))
+    first, second = await log.read(0, 10, 10**6)
+    await log.quarantine([Refused(first, 3, "no")])
+    keeping = asyncio.create_task(log.quarantine([Refused(second, 3, "no")]))
+    assert await asyncio.to_thread(begun.wait, 10)
+    old = (await log.keys.uses())[0].key_id
+    upkeep(log, ManualClock()).refresh()
+    assert (log.quarantined_count, [item.seq for item in log.quarantined()]) == (1, [1])
+    assert trusted(log) == [1]
+    assert await log.rotate_key() != old
+    assert not keeping.done()
+    may_end.set()
+    await keeping
+    assert overdue == [], "the event loop waited for the sync"
+    assert (log.quarantined_count, trusted(log)) == (2, [1, 2])
+    held = {use.key_id: use.needed_by for use in await log.keys.uses()}
+    assert "quarantine/00000000000000000002.entry" in held[old]
+    await log.close()
+
+
+async def test_the_number_of_entries_is_known_without_reading_them() -> None:
+    disk = CrashDisk()
+    log, records = await with_three_refused(disk)
+    disk.put(FOLDER / "00000000000000000009.entry.tmp", b"torn")
+    disk.calls.clear()
+    assert [log.quarantined_count for _ in range(3)] == [3, 3, 3]
+    assert disk.calls == [("names", "quarantine")]
+    await log.quarantine([Refused(record, 3, "no") for record in records[2:5]])
+    assert log.quarantined_count == 5
+    await log.release_quarantined(1)
+    assert log.quarantined_count == 4
+    await log.close()
+
+
+async def test_entries_are_read_when_their_turn_comes_and_only_those_that_are_wanted() -> None:
+    disk = CrashDisk()
+    log, _ = await with_three_refused(disk)
+    assert log.quarantined_count == len(log.quarantined())
+    disk.calls.clear()
+    walk = log.quarantined_entries()
+    next(walk)
+    assert [name for operation, name in disk.calls if operation == "read"] == ["00000000000000000001.entry"]
+    disk.calls.clear()
+    assert [item.seq for item, _ in log.quarantined_entries({3, 2, 7})] == [2, 3]
+    names = [name for operation, name in disk.calls if operation == "read"]
+    assert names == ["00000000000000000002.entry", "00000000000000000003.entry"]
+    await log.close()
+
+
+@dataclass
+class AtTheEnd:
+    """A replica that has applied everything."""
+
+    applied_seq: int = 10**9
+    lag_entries: int = 0
+
+
+def upkeep(log: Log, clock: ManualClock) -> Upkeep:
+    mirror = cast(Mirror, AtTheEnd())
+    return Upkeep(log, mirror, retention_days=0, clock=clock, telemetry=Telemetry.silent(), sleep=clock.sleep)
+
+
+async def test_segments_go_although_the_quarantine_cannot_be_read() -> None:
+    disk, clock = CrashDisk(), ManualClock()
+    log = opened(disk=disk, clock=clock, limits=WalLimits(segment_bytes=900))
+    for number in range(12):
+        await log.append(entry(b"%0200d" % number))
+    await log.mark_replayed(log.last_seq)
+    assert log.segment_count > 3
+    disk.on_call = failing("names", name="quarantine")
+    running = asyncio.create_task(upkeep(log, clock).run())
+    await clock.somebody_sleeps()
+    running.cancel()
+    assert log.segment_count == 1
     await log.close()
