@@ -40,7 +40,7 @@ from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs, marker_on
 from server.replay import Examiner, Replayer
-from server.replay.grace import GraceWindow
+from server.replay.grace_keeping import GraceKeeping
 from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
@@ -170,11 +170,9 @@ class Understudy:
         replica = machine.replica(store, settings.replica, clock=clock, telemetry=telemetry)
         await replica.start()
         stack.push_async_callback(replica.stop)
-        self._window = GraceWindow(
-            settings.replay.grace_seconds if upstream is not None and fallback.enabled else 0.0,
-            lambda: log.replayed_seq,
-            clock,
-        )
+        grace_seconds = settings.replay.grace_seconds if upstream is not None and fallback.enabled else 0.0
+        self._grace = await GraceKeeping.open(log, disk, grace_seconds, clock, telemetry)
+        self._window = self._grace.window
         repairs = self._repairs(store, mode, replica)
         mirror = Mirror(
             log,
@@ -184,6 +182,8 @@ class Understudy:
             has_remote=upstream is not None,
             forgets_through_seq=self._window.forgettable,
             in_doubt=repairs.was_in_doubt,
+            given_up=self._grace.given_up,
+            on_new_replica=self._grace.replica_is_new,
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
@@ -342,7 +342,7 @@ class Understudy:
         monitor.on_change = self._upstream_changed
         if self._window.is_on:
             monitor.on_connection_lost = self._window.connection_lost
-            self._run("grace", self._window.keep(parts.mirror.forget))
+            self._run("grace", self._grace.keep(parts.mirror))
         parts.mode.on_change = self._mode_changed
         self._run("replay", replayer.run())
         if fallback.enabled:
@@ -391,7 +391,7 @@ class Understudy:
 
     async def _give_up(self, entries: Sequence[control_pb.RefusedEntry]) -> None:
         """An operator drops entries: what they did to the replica must not be taken for what Qdrant lost."""
-        await self._parts.mirror.give_up(entries, self.settings.replay.call_timeout_seconds)
+        await self._grace.give_up(entries, self._parts.mirror, self.settings.replay.call_timeout_seconds)
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a part's loop until the end; one that ends by itself is a fault that must show."""

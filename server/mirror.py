@@ -42,7 +42,9 @@ class Mirror:
     """Carries the log to the replica. Belongs to one event loop.
 
     `forgets_through_seq`: what points were before entries up to there is of no use any more; None = nobody will ask.
-    `in_doubt`: Qdrant may have acknowledged writes that the log lacks, from before this process.
+    `in_doubt`: Qdrant may have acknowledged writes that the log lacks, from before this process. `given_up`: what an
+    operator took out of the quarantine for good; a replica that applies such an entry learns it in the same step.
+    `on_new_replica` is called before anything is applied, when the replica holds nothing that the log holds.
     """
 
     def __init__(
@@ -55,8 +57,12 @@ class Mirror:
         has_remote: bool = True,
         forgets_through_seq: Callable[[], int | None] = lambda: None,
         in_doubt: bool = False,
+        given_up: Callable[[], Sequence[control_pb.RefusedEntry]] = tuple,
+        on_new_replica: Callable[[], None] = lambda: None,
     ) -> None:
         self._in_doubt = in_doubt
+        self._given_up = given_up
+        self._on_new_replica = on_new_replica
         self.applied_seq = 0
         self.rewound = False
         self._log = log
@@ -112,7 +118,12 @@ class Mirror:
                 in_doubt=self._in_doubt and not self._known_before,
             )
         )
+        if not self._known_before and answer.applied_seq < max(1, self._log.first_seq):
+            self._on_new_replica()
         self._known_before = True
+        if given_up := self._given_up():
+            # What it holds already: the command may have found no server, or a power cut has set the replica back.
+            await self._control.apply(self._apply_request([], given_up))
         self.applied_seq = answer.applied_seq
         self.rewound = self.rewound or answer.rewound
         self._detached = asyncio.Event()
@@ -125,7 +136,9 @@ class Mirror:
         records = await self._log.read(self.applied_seq, self._settings.apply_batch_entries, _APPLY_BYTES)
         if not records:
             return
-        answer = await self._control.apply(self._apply_request(records))
+        first, last = records[0].seq, records[-1].seq
+        given_up = [entry for entry in self._given_up() if first <= entry.seq <= last]
+        answer = await self._control.apply(self._apply_request(records, given_up))
         # Qdrant has answered the others; nobody asks for the replica's answer to them.
         awaited = {record.seq for record in records if record.state is EntryState.PENDING}
         self._results.update((result.seq, result) for result in answer.results if result.seq in awaited)
@@ -150,8 +163,12 @@ class Mirror:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    def _apply_request(self, records: list[Record]) -> control_pb.ApplyRequest:
-        request = control_pb.ApplyRequest(entries=map(_log_entry, records), replayed_seq=self._log.replayed_seq)
+    def _apply_request(
+        self, records: list[Record], given_up: Sequence[control_pb.RefusedEntry] = ()
+    ) -> control_pb.ApplyRequest:
+        request = control_pb.ApplyRequest(
+            entries=map(_log_entry, records), replayed_seq=self._log.replayed_seq, given_up=given_up
+        )
         through_seq = self._forgets_through_seq()
         if through_seq is not None:
             request.keeps_former, request.forgets_through_seq = True, through_seq
@@ -171,9 +188,7 @@ class Mirror:
                 await self.caught_up(max((entry.seq for entry in entries), default=0))
         except TimeoutError as error:
             raise ReplicaUnavailable("the replica is behind the log") from error
-        request = self._apply_request([])
-        request.given_up.extend(entries)
-        await self._control.apply(request)
+        await self._control.apply(self._apply_request([], entries))
 
     async def caught_up(self, seq: int) -> None:
         """Wait until the replica holds every entry up to `seq`."""

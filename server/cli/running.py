@@ -58,7 +58,7 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
             clock,
             Requeue(log, limits, WAL_KINDS),
             applied_seq=lambda: applied_seq(fallback.local_path),
-            give_up=lambda entries: asyncio.to_thread(give_up, fallback.local_path, entries),
+            give_up=lambda entries: asyncio.to_thread(give_up, log, entries),
             retention_days=fallback.wal_retention_days,
             version=version(),
         )
@@ -69,19 +69,11 @@ def on_open_log(settings: Settings, name: str, arguments: dict[str, Any]) -> dic
     )
 
 
-def give_up(store: Path, entries: Sequence[RefusedEntry]) -> None:
-    """What these did to the replica is not to be taken for what Qdrant lost, see `server.replica.former_rows`."""
-    from server.replica import former_rows
-    from server.replica.store import Store
+def give_up(log: Log, entries: Sequence[RefusedEntry]) -> None:
+    """What these did to the replica, or will do, is not to be taken for what Qdrant lost: it learns it at the start."""
+    from server.replay.grace_notes import GraceNotes
 
-    if not store.is_dir():
-        return
-    opened = Store(store, SystemClock())
-    try:
-        with opened.durable_transaction() as tx:
-            former_rows.give_up(tx, entries)
-    finally:
-        opened.close()
+    GraceNotes(RealDisk(), log.directory, log.log_id, log.replayed_seq).give_up(entries)
 
 
 def applied_seq(store: Path) -> int:

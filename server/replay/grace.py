@@ -5,7 +5,7 @@ Qdrant acknowledged within `grace_seconds` before; a point that such a look put 
 are a few numbers, whatever happens. A probe that was slow on a connection that stayed does not count.
 
 Does not promise that anything was lost: over gRPC a restart looks like a cut of the network. After a start it counts
-everything that the replica has not been told to forget.
+everything after the entry up to which an earlier process had let go (`grace_notes`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ class GraceWindow:
         self._replayed_seq = replayed_seq
         self._clock = clock
         self._pause_seconds = max(1.0, grace_seconds / _SAMPLES_PER_GRACE)
-        self._samples = deque([_Sample(clock.monotonic(), 0)])
-        self._since_seq = 0
         self.is_due = self.is_on
         self.losses = 0
+        self.begin(0)
+
+    def begin(self, past_seq: int) -> None:
+        """Entries up to `past_seq` were acknowledged longer ago than the grace, as far as anybody can tell."""
+        self._samples = deque([_Sample(self._clock.monotonic(), past_seq)])
+        self._since_seq = past_seq
 
     @property
     def is_on(self) -> bool:
@@ -67,7 +71,7 @@ class GraceWindow:
 
     async def keep(self, forget: Callable[[], Awaitable[None]]) -> None:
         """Observe until cancelled; `forget` lets go of what no look will be at."""
-        told = 0
+        told = -1
         while True:
             self.observe()
             if self.forgets_through_seq > told:

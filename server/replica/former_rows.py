@@ -24,10 +24,14 @@ from server.replica.store import Transaction
 # How an entry is given up.
 IN_WHOLE, IN_PART = 1, 2
 
+# Where the log ended when this store began to follow it, see `FormerRows`.
+BEGAN_AT = "former_began_at"
+
 _NOTE = """
 INSERT INTO former (seq, synced, cid, key, known, payload, vectors, whole, shard_keys, retry_of)
 SELECT ?1, ?2, ?3, ?4, CASE WHEN p.pid IS NULL THEN ?5 ELSE 1 END, p.payload, v.vectors, ?6, ?7, ?8
 FROM (SELECT 1) LEFT JOIN points p ON p.cid = ?3 AND p.key = ?4 LEFT JOIN vectors v ON v.pid = p.pid
+WHERE p.pid IS NOT NULL OR ?5 OR ?9
 """
 
 
@@ -41,10 +45,16 @@ class Cause:
 
 
 class FormerRows:
-    """Takes down what is about to be changed."""
+    """Takes down what is about to be changed by entries after `through_seq`; none before will be looked at.
 
-    def __init__(self, limit_points: int) -> None:
+    `began_at_seq`: where the log ended when this store began to follow it. What nobody knows the state before of is not
+    kept of entries up to there: others may have changed it for as long as the store before this one is gone.
+    """
+
+    def __init__(self, limit_points: int, through_seq: int = 0, began_at_seq: int = 0) -> None:
         self._limit_points = limit_points
+        self._through_seq = through_seq
+        self._began_at_seq = began_at_seq
 
     def note(
         self,
@@ -60,6 +70,8 @@ class FormerRows:
 
         `shard_keys` is the selector of the write.
         """
+        if cause.seq <= self._through_seq:
+            return
         connection = tx.connection()
         first, last = _bounds(connection)
         excess = (last - first + 1 if last else 0) + len(keys) - self._limit_points
@@ -69,7 +81,7 @@ class FormerRows:
             connection.execute("DELETE FROM former WHERE n < ?", (first + excess,))
         is_known = int(catalogue.is_whole(collection))
         begin = (cause.seq, int(cause.synced), collection.cid)
-        end = (is_known, int(is_whole), shard_keys, cause.retry_of)
+        end = (is_known, int(is_whole), shard_keys, cause.retry_of, int(cause.seq > self._began_at_seq))
         connection.executemany(_NOTE, ((*begin, key, *end) for key in keys))
 
 

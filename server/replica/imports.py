@@ -52,6 +52,8 @@ class Imports:
                 applied_seq = follows
                 tx.set_applied_seq(applied_seq)
                 baseline_rows.forget(tx)
+            if rewound or not known_log:
+                tx.set_meta(former_rows.BEGAN_AT, str(request.last_seq))
             if rewound or request.in_doubt:
                 # Before any entry is applied: what a point was before it is not known either.
                 for collection in tx.collections():

@@ -248,13 +248,12 @@ class Service:
         request = r.parse(control.ApplyRequest, body)
 
         def apply() -> control.ApplyResponse:
-            if request.given_up:
-                self._writes.give_up(request.given_up)
             return self._writes.apply(
                 request.entries,
                 request.replayed_seq,
                 keeps_former=request.keeps_former,
                 forgets_through_seq=request.forgets_through_seq,
+                given_up=request.given_up,
             )
 
         return await self._write(apply)

@@ -9,7 +9,7 @@ sides may now differ. Only one thread may apply at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -125,13 +125,18 @@ class Writes:
         *,
         keeps_former: bool = False,
         forgets_through_seq: int = 0,
+        given_up: Sequence[control.RefusedEntry] = (),
     ) -> control.ApplyResponse:
         """Apply log entries; those already in are answered without being done again. Qdrant has those up to
-        `replayed_seq`.
+        `replayed_seq`, and will never have what an operator took out of the quarantine, `given_up`: that is on the
+        medium when this returns.
         """
         response = control.ApplyResponse()
-        former = FormerRows(self._former_points) if keeps_former and self._former_points else None
-        with self._store.transaction() as tx:
+        keeps_former = keeps_former and self._former_points > 0
+        with self._store.durable_transaction() if given_up else self._store.transaction() as tx:
+            former: FormerRows | None = None
+            if keeps_former:
+                former = FormerRows(self._former_points, forgets_through_seq, int(tx.meta(former_rows.BEGAN_AT) or 0))
             if former is None:
                 former_rows.forget_all(tx)
             else:
@@ -148,14 +153,10 @@ class Writes:
                     # Qdrant has answered the others.
                     told = catalogue.freshness_of(tx, entry.entry.collection, applied_seq)
                     response.results[-1].freshness.CopyFrom(told)
+            former_rows.give_up(tx, given_up)
             tx.set_applied_seq(applied_seq)
         response.applied_seq = applied_seq
         return response
-
-    def give_up(self, entries: Iterable[control.RefusedEntry]) -> None:
-        """Note, on the medium, that Qdrant will never have what an operator took out of the quarantine."""
-        with self._store.durable_transaction() as tx:
-            former_rows.give_up(tx, entries)
 
     def apply_direct(self, method: str, body: bytes) -> bytes:
         """A write without a log: prepared and applied under the next number. Raises Refusal."""

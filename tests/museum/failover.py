@@ -14,6 +14,7 @@ _FORMER = "tests/replica/test_former.py"
 _WIRE = "tests/replica/test_wire.py"
 _LOOKING_BACK = "tests/replay/test_looking_back.py"
 _GRACE = "tests/replay/test_grace.py"
+_GRACE_NOTES = "tests/replay/test_grace_notes.py::test_a_replica_that_begins_anew_is_not_looked_at_further_back"
 _HISTORIES = "tests/simulation/test_histories.py::test_every_history_has_an_order"
 
 
@@ -483,6 +484,14 @@ GRACE = (
         "        if has_sent:\n            self._note(self._since_seq)\n",
         "",
         _GRACE,
+    ),
+    _bug(
+        "with a new store the look at what Qdrant lost goes through the whole log",
+        "what others wrote is left alone",
+        "replay/grace_keeping.py",
+        "            window.begin(notes.past_seq or 0)\n",
+        "            window.begin(0)\n",
+        _GRACE_NOTES,
     ),
 )
 

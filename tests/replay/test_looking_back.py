@@ -46,7 +46,7 @@ class Looked(Divided):
             here.store, matching.scan, here.touched, ManualClock(), resolved_points=20, former_points=100
         )
         plain = here.writes.apply
-        here.writes.apply = lambda entries, seq=0, **_: plain(entries, seq, keeps_former=True)  # type: ignore[method-assign]
+        here.writes.apply = lambda entries, seq=0, **more: plain(entries, seq, **{**more, "keeps_former": True})  # type: ignore[method-assign]
         self.desk = FormerDesk(here.store)
         self.telemetry = Telemetry.silent()
         self.lines = self.telemetry.log = Lines()  # type: ignore[assignment]
@@ -105,7 +105,7 @@ class Looked(Divided):
         parcel = unpack(self.log.kept.pop(seq).record, WAL_KINDS)
         withheld = Withheld()
         withheld.note(parcel)
-        self.here.writes.give_up(withheld.entries())
+        self.here.writes.apply((), given_up=withheld.entries())
         self.looking._stepper.look_again()
 
     async def look(self, *refused: str) -> None:

@@ -182,7 +182,11 @@ class Kept:
             after = page.next_after
 
     def judged(
-        self, *shown: pb.RetrievedPoint, ids: tuple[int, ...] = (1,), window: control.FormerWindow = WINDOW
+        self,
+        *shown: pb.RetrievedPoint,
+        ids: tuple[int, ...] = (1,),
+        window: control.FormerWindow = WINDOW,
+        is_unbroken: bool = False,
     ) -> tuple[dict[int, Any], list[int], int]:
         request = control.JudgeFormerRequest(
             window=window,
@@ -190,6 +194,7 @@ class Kept:
             ids=[point_id(number).SerializeToString() for number in ids],
             page=pb.GetResponse(result=shown).SerializeToString(),
             is_log_whole=True,
+            is_unbroken=is_unbroken,
         )
         response = self.desk.judge(request)
         put = map(pb.PointStruct.FromString, response.put)
@@ -301,12 +306,45 @@ def test_what_is_given_up_is_never_wanted(kept: Kept, numbers: tuple[int, ...], 
     both = shown(1, a=1), shown(2, a=1)
     assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == {1, 2}
     given_up = [point_id(number).SerializeToString() for number in numbers]
-    kept.writes.give_up([control.RefusedEntry(seq=3, ids=given_up)])
+    kept.writes.apply((), keeps_former=True, given_up=[control.RefusedEntry(seq=3, ids=given_up)])
     assert kept.judged(*both, ids=(1, 2), window=window)[0].keys() == restored
     # What Qdrant had before is looked after as ever.
     found, _, foreign = kept.judged(ids=(1, 2), window=window)
     assert (found.keys(), foreign) == ({1, 2}, 0)
     assert dict(found[1].payload) == payload({"a": 1})
+
+
+def test_a_store_that_begins_anew_keeps_rows_of_the_grace_only(kept: Kept) -> None:
+    entries = [entry(seq, r.UPSERT, put(seq, a=seq), synced=True) for seq in range(2, 8)]
+    kept.writes.apply(entries, keeps_former=True, forgets_through_seq=4)
+    # As Qdrant acknowledged 5 to 7 a moment ago, and lost them; what others did about 2 to 4 since is theirs.
+    assert kept.listed() == [("c", [5, 6, 7])]
+    assert kept.judged(ids=(5, 6, 7))[0].keys() == {5, 6, 7}
+
+
+def test_an_entry_that_was_dropped_is_applied_as_that(kept: Kept) -> None:
+    kept.apply(2, r.UPSERT, put(1, a=1))
+    entries = [entry(3, r.UPSERT, put(1, a=2), synced=False), entry(4, r.UPSERT, put(2, a=2), synced=False)]
+    kept.writes.apply(entries, keeps_former=True, given_up=[control.RefusedEntry(seq=3)])
+    window = control.FormerWindow(replayed_seq=4)
+    assert kept.judged(shown(1, a=1), ids=(1, 2), window=window)[0].keys() == {2}
+
+
+@pytest.mark.parametrize(("log_before", "is_guessed"), [(0, True), (2, True), (3, False)])
+def test_what_nobody_knows_is_not_guessed_of_entries_from_before_the_store(
+    tmp_path: Path, log_before: int, is_guessed: bool
+) -> None:
+    with local(tmp_path) as made:
+        kept = Kept(made)
+        made.imports.attach(control.AttachRequest(last_seq=log_before, log_id="log"))
+        kept.apply(1, CREATE, create())
+        stale = control.SetCompletenessRequest(collection="c", completeness=control.COMPLETENESS_HYDRATING)
+        made.imports.set_completeness(stale)
+        kept.apply(3, r.UPSERT, put(1, a=1))
+        assert kept.judged(shown(1, a=7), is_unbroken=True)[0].keys() == ({1} if is_guessed else set())
+        # What the store has seen itself is known.
+        kept.apply(4, r.UPSERT, put(1, a=2))
+        assert kept.judged(shown(1, a=1), is_unbroken=True)[0].keys() == {1}
 
 
 def test_pages_pass_nothing_over(kept: Kept) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from qdrant_client import models
 
+from server.replay.grace_notes import GraceNotes
+from server.wal.files import RealDisk
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.test_outage import gather
+from tests.system.test_wal_commands import answer
 from tests.system.understudy import Understudy
 from tests.system.workload import Point, differences
-from tests.upstream.process import Standin
+from tests.upstream.process import Standin, until
 
 BEFORE = 1500
 
@@ -83,3 +86,29 @@ def test_a_lost_store_is_copied_again_although_the_log_was_compacted(standin: St
         client.close()
     finally:
         understudy.stop()
+
+
+def test_with_a_new_store_nothing_older_than_the_grace_is_taken_for_lost(standin: Standin, tmp_path: Path) -> None:
+    """A spoilt one is put aside by itself; the log still holds it all, and somebody else has deleted a point since."""
+    with Understudy(tmp_path / "understudy", standin.address, UNDERSTUDY_REPLAY_GRACE_SECONDS="2") as understudy:
+        client, direct = understudy.client(), standin.client()
+        understudy.wait_state("remote")
+        client.create_collection("c", models.VectorParams(size=2, distance=models.Distance.DOT))
+        client.upsert("c", [models.PointStruct(id=number, vector=[number, 1.0]) for number in (1, 2)])
+        log = answer(understudy, "status")
+
+        def is_past() -> bool:
+            notes = GraceNotes(RealDisk(), understudy.data / "wal", log["log_id"], log["last_seq"])
+            return notes.past_seq == log["last_seq"]
+
+        until(is_past, 30.0, "the grace is over")
+        direct.delete("c", [2])
+        client.close()
+        assert understudy.terminate() == 0
+        with (understudy.data / "store" / "replica.sqlite").open("r+b") as file:
+            file.write(bytes(4096))
+        understudy.start()
+        understudy.wait_state("remote")
+        assert understudy.status()["grace"] == {"is_due": False, "looks": 0, "restored_points": 0}
+        assert [record.id for record in direct.scroll("c")[0]] == [1]
+        direct.close()
