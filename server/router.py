@@ -108,10 +108,12 @@ class Parts:
 class _Sent:
     """A write on its way into the log: whether Qdrant may have it, and its number once the log has it.
 
-    `is_refused`: the replica, whole, lacks what the write is about, so Qdrant did not do it either.
+    `was_tried`: Qdrant was asked, and is not asked again. `is_refused`: the replica, whole, lacks what the write is
+    about, so Qdrant did not do it either.
     """
 
-    maybe_applied: bool
+    was_tried: bool = False
+    maybe_applied: bool = False
     seq: int = 0
     is_refused: bool = False
 
@@ -245,16 +247,21 @@ class Router:
 
     async def _write_in_turn(self, call: Call, row: Method, request: Message) -> Reply:
         async with self._conflicts.hold(claim_of(row, request)):
+            sent = _Sent()
             if not self._mode.is_remote:
-                return await self._write_local(call, row, request, _Sent(maybe_applied=False))
+                reply = await self._write_local(call, row, request, sent)
+                if reply is not None:
+                    return reply
             # Until it is in the log, on whichever way: a stop in between leaves a doubt.
             with self._open_writes.open(), self._repairs.online_write(self._loses_points_of(request)):
-                reply, maybe_applied = await self._write_remote(call)
+                sent.was_tried = True
+                reply, sent.maybe_applied = await self._write_remote(call)
                 if reply is not None:
                     return await self._acknowledged(call, row, request, reply)
-                sent = _Sent(maybe_applied)
                 try:
-                    return await self._write_local(call, row, request, sent)
+                    reply = await self._write_local(call, row, request, sent)
+                    assert reply is not None
+                    return reply
                 finally:
                     if sent.leaves_doubt:
                         self._in_doubt(request, "Qdrant may have a write that did not get into the log")
@@ -305,8 +312,11 @@ class Router:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
             self._in_doubt(request, str(error))
 
-    async def _write_local(self, call: Call, row: Method, request: Message, sent: _Sent) -> Reply:
-        """Check, prepare, log, apply; acknowledged when it is on disk and in the replica."""
+    async def _write_local(self, call: Call, row: Method, request: Message, sent: _Sent) -> Reply | None:
+        """Check, prepare, log, apply; acknowledged when it is on disk and in the replica.
+
+        None, with nothing done: calls go to Qdrant by now, and this one was not tried there yet.
+        """
         refusal = await self._let_in(call, Kind.WRITE, collection_name(request))
         if refusal is not None:
             return refusal
@@ -315,6 +325,9 @@ class Router:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
         await self._pace.admit()
         async with self._gate:
+            if self._mode.is_remote and not sent.was_tried:
+                # The drain ended while it waited: logged now, it would begin another one.
+                return None
             with self._telemetry.span("replica.prepare", method=call.method):
                 prepared = await self._within(call, self._prepare(row, request, scrubbed.body))
             refused: Reply | None = None

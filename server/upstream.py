@@ -289,7 +289,10 @@ class Upstream:
         return _CONNECTIVITY[self._open().get_state()]
 
     async def wait_for_change(self, last: Connectivity) -> Connectivity:
-        """Wait until the state is another than `last`, and return it."""
+        """Wait until the state is another than `last`, and return it.
+
+        A connection that was lost counts as IDLE also when there is another one by then.
+        """
         while (now := self.connectivity()) is last and now is not Connectivity.SHUTDOWN:
             # gRPC never wakes a watcher whose channel is closed, so close() does.
             watch = asyncio.ensure_future(self._open().wait_for_state_change(_CORE_CONNECTIVITY[last]))
@@ -301,6 +304,9 @@ class Upstream:
                 watch.cancel()
             if not watch.cancelled() and (error := watch.exception()) and not self._closed:
                 raise error
+            if last is Connectivity.READY and self.connectivity() is last:
+                # gRPC tells that it was left, not what came next: whoever is connected to now may be another Qdrant.
+                return Connectivity.IDLE
         return now
 
     def connect(self) -> None:

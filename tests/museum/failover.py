@@ -13,6 +13,8 @@ _FORGETS = "tests/simulation/test_simulation.py::test_the_promises_hold_when_qdr
 _FORMER = "tests/replica/test_former.py"
 _WIRE = "tests/replica/test_wire.py"
 _LOOKING_BACK = "tests/replay/test_looking_back.py"
+_CUTOVER = "tests/router/test_cutover.py"
+_MONITOR = "tests/proxy/test_upstream_monitor.py"
 _GRACE = "tests/replay/test_grace.py"
 _GRACE_NOTES = "tests/replay/test_grace_notes.py::test_a_replica_that_begins_anew_is_not_looked_at_further_back"
 _HISTORIES = "tests/simulation/test_histories.py::test_every_history_has_an_order"
@@ -36,9 +38,9 @@ ROUTING = (
         "writes during a drain go straight to Qdrant",
         "no later write overtakes an earlier one",
         "router.py",
-        "            if not self._mode.is_remote:\n                return await self._write_local",
+        "            if not self._mode.is_remote:\n                reply = await self._write_local",
         "            if not self._mode.is_remote and not self._mode.is_draining:\n"
-        "                return await self._write_local",
+        "                reply = await self._write_local",
         seed=True,
     ),
     _bug(
@@ -417,6 +419,14 @@ CUTOVER = (
         '        self._step("a write went to the log", Event.WRITE_LOGGED)\n',
         "        return\n",
     ),
+    _bug(
+        "who waited for the end of a drain begins another one",
+        "a drain ends once",
+        "router.py",
+        "            if self._mode.is_remote and not sent.was_tried:\n",
+        "            if False:\n",
+        f"{_CUTOVER}::test_who_waited_at_the_gate_goes_to_qdrant_when_the_drain_is_over",
+    ),
 )
 
 GRACE = (
@@ -427,6 +437,14 @@ GRACE = (
         "            monitor.on_connection_lost = self._window.connection_lost\n",
         "",
         _FORGETS,
+    ),
+    _bug(
+        "a connection that was lost and is there again goes unnoticed",
+        "what Qdrant acknowledged and lost is sent again",
+        "upstream.py",
+        "            if last is Connectivity.READY and self.connectivity() is last:\n",
+        "            if False:\n",
+        f"{_MONITOR}::test_a_connection_that_is_lost_and_replaced_while_the_loop_is_busy_is_told",
     ),
     _bug(
         "no look at what Qdrant has lost",

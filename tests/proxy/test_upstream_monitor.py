@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -249,6 +250,56 @@ async def test_refused_then_accepted(peer: GrpcPeer) -> None:
             await watched.until(up=False)
             await watched.counted("failed", 3)
             await toxics.accept()
+            await watched.until(up=True)
+        await upstream.close()
+
+
+class ToxicsBeside:
+    """A TCP proxy in a thread of its own: it runs on while the event loop of the test is busy."""
+
+    def __init__(self, peer: GrpcPeer) -> None:
+        host, port = peer.address.split(":")
+        self.toxics = TcpToxics(host, int(port))
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever)
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something done there."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    def __enter__(self) -> ToxicsBeside:
+        self._thread.start()
+        self.do(self.toxics.accept())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self.toxics.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+async def test_a_connection_that_is_lost_and_replaced_while_the_loop_is_busy_is_told(peer: GrpcPeer, cuts: int) -> None:
+    """Behind a load balancer the next connection is there at once: when the watcher gets its turn it is READY again."""
+    with ToxicsBeside(peer) as beside:
+        upstream = Upstream(beside.toxics.address, clock=CLOCK, max_backoff_seconds=0.3)
+        async with watching(upstream) as watched:
+            told: list[bool] = []
+            watched.monitor.on_connection_lost = lambda: told.append(watched.monitor.verdict.up)
+            await watched.until(up=True)
+            await watched.counted("ok", 1)
+            give_up_at = CLOCK.monotonic() + 20
+            for _ in range(cuts):
+                beside.do(beside.toxics.reset())
+                while upstream.connectivity() is Connectivity.READY and CLOCK.monotonic() < give_up_at:
+                    pass
+                while upstream.connectivity() is not Connectivity.READY and CLOCK.monotonic() < give_up_at:
+                    upstream.connect()
+            assert (beside.toxics.accepted, told) == (cuts + 1, [])
+            await watched.counted("ok", 2)
+            assert told == [True]
+            assert [verdict.up for verdict in watched.verdicts[:2]] == [True, False]
             await watched.until(up=True)
         await upstream.close()
 

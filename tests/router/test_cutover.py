@@ -1,0 +1,115 @@
+"""The end of a drain, with writers who wait for it: who goes where when the switch comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from server.cutover import CutOver
+from server.errors import UpstreamTimeout
+from server.health.detector import Verdict
+from server.health.state import State
+from server.mode import Change
+from server.pace import DrainPace
+from server.telemetry import Telemetry
+from tests.router.test_router import CLOCK, MakeRig, Rig, make_rig, source, until, upsert
+
+__all__ = ["make_rig"]
+
+
+def draining(rig: Rig) -> Rig:
+    """Qdrant is back, nothing is pending, the switch has not come yet."""
+    rig.mode.upstream_changed(Verdict(up=True, since=0.0, reason="test"), pending=0, must_look=True)
+    assert rig.mode.is_draining
+    return rig
+
+
+def cut_over(rig: Rig, drain_now: Callable[[], Awaitable[bool]] | None = None) -> CutOver:
+    async def nothing_left() -> bool:
+        return rig.log.pending_count == 0
+
+    return CutOver(
+        rig.mode,
+        rig.router._gate,
+        drain_now=drain_now or nothing_left,
+        drain_again=lambda _: None,
+        pending_count=lambda: rig.log.pending_count,
+        barrier_seconds=5,
+        telemetry=Telemetry.silent(),
+    )
+
+
+def changes_of(rig: Rig) -> list[tuple[State, State]]:
+    changes: list[tuple[State, State]] = []
+
+    def note(change: Change) -> None:
+        changes.append((change.before, change.after))
+
+    rig.mode.on_change = note
+    return changes
+
+
+async def test_who_waited_at_the_gate_goes_to_qdrant_when_the_drain_is_over(make_rig: MakeRig) -> None:
+    """Logged after the switch, each of them would begin another drain."""
+    rig = draining(make_rig())
+    changes = changes_of(rig)
+    inside, go = asyncio.Event(), asyncio.Event()
+
+    async def drain_now() -> bool:
+        inside.set()
+        await go.wait()
+        return True
+
+    switch = asyncio.create_task(cut_over(rig, drain_now)())
+    await inside.wait()
+    writes = [asyncio.create_task(rig.router.handle(upsert(number))) for number in range(5)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.qdrant.calls == []
+    go.set()
+    await switch
+    replies = await asyncio.gather(*writes)
+    assert [source(reply) for reply in replies] == ["remote"] * 5
+    assert changes == [(State.DRAINING, State.REMOTE)]
+    assert rig.log.pending_count == 0
+    assert rig.replica.prepared_together == []
+    await until(lambda: len(rig.replica.applied) == 5)
+
+
+async def test_who_was_held_during_the_drain_goes_to_qdrant_when_it_is_over(make_rig: MakeRig) -> None:
+    rig = draining(make_rig())
+    changes = changes_of(rig)
+    held, let_go = asyncio.Event(), asyncio.Event()
+
+    async def pause(_: float) -> None:
+        held.set()
+        await let_go.wait()
+
+    rig.router._pace = DrainPace(
+        is_draining=lambda: rig.mode.is_draining,
+        pending_count=lambda: 1000,
+        hold_seconds=3600,
+        clock=CLOCK,
+        sleep=pause,
+    )
+    rig.router._pace._was_draining, rig.router._pace._pending_at_start, rig.router._pace._admitted = True, 1000, 1000
+    write = asyncio.create_task(rig.router.handle(upsert()))
+    await held.wait()
+    await cut_over(rig)()
+    let_go.set()
+    assert source(await write) == "remote"
+    assert changes == [(State.DRAINING, State.REMOTE)]
+
+
+@pytest.mark.parametrize("maybe_applied", [False, True])
+async def test_what_qdrant_was_asked_once_is_logged_although_calls_go_there(
+    make_rig: MakeRig, maybe_applied: bool
+) -> None:
+    rig = make_rig().online()
+    rig.qdrant.answers = [UpstreamTimeout("no time left", maybe_applied=maybe_applied)]
+    reply = await rig.router.handle(upsert())
+    assert (reply.body, source(reply)) == (b"applied", "local")
+    assert len(rig.qdrant.calls) == 1
+    assert [entry.maybe_applied for _, entry in await rig.entries()] == [maybe_applied]
