@@ -21,6 +21,7 @@ from server.credentials.ledger import COLLECTIONS_PER_TOKEN, Grant, LedgerFile
 from server.credentials.named import collections_in
 from server.credentials.presented import API_KEY, Absent, Credential, presented, raw_value
 from server.credentials.proof import Proof, is_checked, proof_of
+from server.credentials.rights import Right, right_to
 from server.rpc import COLLECTIONS, HEALTH_CHECK, Call, Code, Kind, Metadata, Reply, refuse
 from server.wal.files import Disk, RealDisk
 
@@ -319,6 +320,8 @@ class Credentials:
         if names is None or not names:
             return _may_not("this token is good for some collections only, and the call is not about one")
         allowed = (grant.read_in if kind is Kind.READ else grant.write_in) & found.claims.collections
+        if kind is not Kind.READ and (right := right_to(call.method)) is not Right.DATA:
+            allowed &= found.claims.indexable if right is Right.INDEXES else frozenset()
         if {*names, *([collection] if collection else [])} <= allowed:
             return None
         return _may_not("Qdrant was not seen to allow this to the token in this collection")

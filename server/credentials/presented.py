@@ -35,12 +35,14 @@ class Claims:
 
     `collections` is None for a token that is good for all of them. `is_manager`: it may write anywhere. `is_checkable`
     is False for a token with a condition that only Qdrant can check (`value_exists`) or that we do not understand.
+    `indexable`: those of the collections in which it may also make and drop payload indexes.
     """
 
     expires: int | None = None
     collections: frozenset[str] | None = None
     is_manager: bool = False
     is_checkable: bool = True
+    indexable: frozenset[str] = frozenset()
 
     def is_expired(self, now_ns: int) -> bool:
         """Whether the token is too old. Qdrant allows 30 s of clock skew; this does not."""
@@ -119,14 +121,18 @@ def _claims(content: dict[str, Any]) -> Claims:
         return Claims(expires, None, access == "m", checkable)
     if not isinstance(access, list):
         return Claims(expires, frozenset(), is_checkable=False)
-    names = set()
+    names, narrowed, unindexable = set[str](), set[str](), set[str]()
     for entry in access:
         if not isinstance(entry, dict) or not isinstance(entry.get("collection"), str):
             return Claims(expires, frozenset(), is_checkable=False)
+        names.add(entry["collection"])
         # A token narrowed to points by their payload: the narrowing cannot be kept offline.
-        if entry.get("payload") is None:
-            names.add(entry["collection"])
-    return Claims(expires, frozenset(names), is_checkable=checkable)
+        if entry.get("payload") is not None:
+            narrowed.add(entry["collection"])
+        if entry.get("access") != "rw":
+            unindexable.add(entry["collection"])
+    good = frozenset(names - narrowed)
+    return Claims(expires, good, is_checkable=checkable, indexable=good - unindexable)
 
 
 def _json(part: str) -> Any:

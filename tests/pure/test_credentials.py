@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from pydantic import SecretStr
 
-from generated.qdrant import points_pb2
+from generated.qdrant import collections_pb2, points_pb2
 from server import config
 from server.credentials import Credentials, Witness
 from server.errors import DataDirUnusable
@@ -374,6 +374,57 @@ def test_a_forbidden_call_takes_a_token_out_of_that_collection(door: Door) -> No
     assert not door.lets_in(key, collection_name="a") and door.lets_in(key, UPSERT, collection_name="b")
     door.saw(key, QUERY, Code.PERMISSION_DENIED, "ExpiredSignature", collection_name="b")
     assert not door.lets_in(key, collection_name="b")
+
+
+POINTS_ROWS = [
+    "Upsert", "Delete", "UpdateVectors", "DeleteVectors", "SetPayload", "OverwritePayload", "DeletePayload",
+    "ClearPayload", "UpdateBatch",
+]  # fmt: skip
+# As Qdrant has it for a token of the collection: whether `prw` and `rw` may (its test_jwt_access.py). For vector names
+# no such row was found.
+TOKEN_ROWS = {
+    **{f"/qdrant.Points/{name}": (True, True) for name in POINTS_ROWS},
+    "/qdrant.Points/CreateFieldIndex": (False, True),
+    "/qdrant.Points/DeleteFieldIndex": (False, True),
+    "/qdrant.Points/CreateVectorName": (False, False),
+    "/qdrant.Points/DeleteVectorName": (False, False),
+    "/qdrant.Collections/Create": (False, False),
+    "/qdrant.Collections/Update": (False, False),
+    "/qdrant.Collections/Delete": (False, False),
+    "/qdrant.Collections/UpdateAliases": (False, False),
+}
+
+
+def test_each_write_has_a_row() -> None:
+    assert set(TOKEN_ROWS) == {row.path for row in METHODS.values() if row.kind is WRITE}
+
+
+@pytest.mark.parametrize("method", TOKEN_ROWS)
+def test_a_token_of_a_collection_may_do_offline_what_it_may_online(door: Door, method: str) -> None:
+    fields: dict[str, Any] = {}
+    if method.endswith("UpdateAliases"):
+        alias = collections_pb2.CreateAlias(collection_name="a", alias_name="a")
+        fields["actions"] = [collections_pb2.AliasOperations(create_alias=alias)]
+    for access, may in (
+        ("r", False),
+        *zip(("prw", "rw"), TOKEN_ROWS[method], strict=True),
+        ("new", TOKEN_ROWS[method][0]),
+    ):
+        key = token({"access": [{"collection": "a", "access": access}]})
+        door.saw(key, QUERY)
+        if access != "r":
+            door.saw(key, UPSERT)
+        assert door.code(key, method, **fields) is (Code.OK if may else Code.PERMISSION_DENIED), access
+    manager = token({"access": "m"})
+    door.saw(manager, UPSERT)
+    assert door.lets_in(manager, method, **fields)
+
+
+def test_what_no_row_is_about_asks_for_the_most(door: Door) -> None:
+    key = narrow("a")
+    door.saw(key, UPSERT)
+    for method in ("/qdrant.Snapshots/Create", "/qdrant.Collections/CreateShardKey"):
+        assert door.code(key, method) is Code.PERMISSION_DENIED
 
 
 def test_a_refused_request_proves_no_right_of_a_token(door: Door) -> None:

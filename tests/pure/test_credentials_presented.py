@@ -67,6 +67,13 @@ def test_plain_keys_are_no_tokens(value: str) -> None:
         ({"access": "r"}, None, None, False, True),
         ({"access": [{"collection": "a", "access": "r"}]}, None, {"a"}, False, True),
         ({"access": [{"collection": "a", "access": "rw", "payload": {"u": 1}}]}, None, set(), False, True),
+        (
+            {"access": [{"collection": "a", "access": "rw"}, {"collection": "a", "access": "rw", "payload": {}}]},
+            None,
+            set(),
+            False,
+            True,
+        ),
         ({"access": []}, None, set(), False, True),
         ({"access": "x"}, None, set(), False, False),
         ({"access": [7]}, None, set(), False, False),
@@ -85,6 +92,13 @@ def test_claims(claims: Any, expires: int | None, collections: Any, is_manager: 
     assert (found.expires, found.is_checkable) == (expires, is_checkable)
     if is_checkable:
         assert (found.collections, found.is_manager) == (collections, is_manager)
+
+
+def test_where_a_token_may_make_payload_indexes() -> None:
+    rows = [("a", "rw"), ("b", "prw"), ("c", "r"), ("d", "rw"), ("d", "prw"), ("e", None)]
+    found = claims_of(token({"access": [{"collection": name, "access": access} for name, access in rows]}))
+    assert found is not None
+    assert (found.collections, found.indexable) == ({"a", "b", "c", "d", "e"}, {"a"})
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
