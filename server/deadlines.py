@@ -1,7 +1,7 @@
 """What the time that a client gives a call is spent on.
 
 Promises: nobody waits for the replica past the deadline of the call; Qdrant gets so much of the time that the replica
-can still answer. A call without a deadline is not hurried.
+can still answer, and all of it where the replica has no answer. A call without a deadline is not hurried.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from server.clock import Clock
 from server.errors import ReplicaUnavailable
-from server.rpc import Call
+from server.rpc import METHODS, Call, Offline
 
 T = TypeVar("T")
 
@@ -28,7 +28,8 @@ class Deadlines:
 
     def reserve_seconds(self, call: Call) -> float:
         """Time kept back from Qdrant so that the replica can still answer within the client's deadline."""
-        if call.deadline is None:
+        row = METHODS.get(call.method)
+        if call.deadline is None or row is None or row.offline is Offline.REFUSED:
             return 0.0
         remaining = max(0.0, call.deadline - self._clock.monotonic())
         return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)

@@ -33,7 +33,7 @@ from server.entries import (
     pending_entries,
     synced_entries,
 )
-from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
+from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
@@ -167,14 +167,18 @@ class Router:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     async def _read_remote(self, call: Call, row: Method | None) -> Reply | None:
-        """Qdrant's answer; None when the replica must answer."""
-        changed = "" if row is not None and row.offline is Offline.SERVED else unlogged_change(call)
+        """Qdrant's answer; None when the replica must answer. Raises UpstreamTimeout when only Qdrant could have."""
+        is_served = row is not None and row.offline is Offline.SERVED
+        changed = "" if is_served else unlogged_change(call)
         forwarded = self._unhindered(self._forward_unlogged(call, changed)) if changed else self._forward(call)
         reply = await forwarded
         if isinstance(reply, UpstreamUnreachable):
+            if isinstance(reply, UpstreamTimeout) and not is_served:
+                # Slow is not away.
+                raise reply
             return None
         self._credentials.saw(call, row.kind if row else Kind.ADMIN, reply)
-        if reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
+        if reply.code is Code.UNAVAILABLE and is_served:
             return None
         return _from_remote(reply)
 
