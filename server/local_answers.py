@@ -5,13 +5,14 @@ Promises: the warning is on every point of an answer when asked for. Does not ch
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from generated.qdrant import collections_pb2, points_pb2
-from server.rpc import METHODS, Kind, Method
+from server.rpc import COMPLETENESS, METHODS, Kind, Method, Reply
 
 WARNING = "Qdrant is away: this answer comes from the local copy"
 AS_ASKED = "This answer comes from the local copy, as asked for"
@@ -59,6 +60,14 @@ def _messages(value: Any) -> list[Message]:
     if isinstance(value, Message):
         return [value]
     return [] if hasattr(value, "keys") else list(value)
+
+
+def as_stale(reply: Reply) -> Reply:
+    """The same answer, not passed off as whole."""
+    trailers = dict(reply.trailers)
+    if trailers.get(COMPLETENESS) == "complete":
+        trailers[COMPLETENESS] = "stale"
+    return replace(reply, trailers=tuple(trailers.items()))
 
 
 def plain_success(row: Method, request: Message, seq: int) -> bytes:

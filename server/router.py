@@ -11,11 +11,11 @@ replay (`replay`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from generated.understudy.wal.v1 import entry_pb2
@@ -24,6 +24,7 @@ from server.clock import Clock
 from server.config import LocalReads, Settings, StaleWarning
 from server.conflicts import Conflicts, claim_of
 from server.credentials import Credentials
+from server.deadlines import Deadlines
 from server.entries import (
     changes_some,
     collection_name,
@@ -32,7 +33,7 @@ from server.entries import (
     pending_entries,
     synced_entries,
 )
-from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamUnreachable, WalError
+from server.errors import ReplicaUnavailable, UnderstudyError, UpstreamTimeout, UpstreamUnreachable, WalError
 from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
@@ -45,6 +46,7 @@ from server.replica.freshness import trailers
 from server.rpc import METHODS, UPDATE_BATCH, Call, Code, Kind, Method, Offline, Reply, refuse
 from server.scrub import Scrubbed, Scrubber
 from server.telemetry import Telemetry
+from server.unlogged import unlogged_change
 from server.wal.log import Log
 from server.wal.record import EntryState, NewRecord
 
@@ -58,8 +60,6 @@ _NOT_TWICE = (
 _RETRY_PAUSE_SECONDS = 0.02
 # A read waits this long at most for writes of which Qdrant did not say what became of them.
 _SETTLE_MOST_SECONDS = 0.5
-_RESERVE_SHARE = 0.2
-_RESERVE_LEAST_SECONDS = 0.2
 
 
 class Remote(Protocol):
@@ -143,10 +143,12 @@ class Router:
         self._repairs = parts.repairs
         self._telemetry = parts.telemetry
         self._clock = parts.clock
+        deadlines = Deadlines(parts.clock)
+        self._reserve_seconds, self._within = deadlines.reserve_seconds, deadlines.within
         self._synced_seq = parts.log.last_seq
         # Up to here nobody may have waited until the replica had what was logged.
         self._unseen_seq = 0
-        self._writing: set[asyncio.Task[Reply]] = set()
+        self._writing: set[asyncio.Task[Any]] = set()
         self._open_writes = OpenWrites()
 
     async def handle(self, call: Call) -> Reply:
@@ -167,12 +169,18 @@ class Router:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     async def _read_remote(self, call: Call, row: Method | None) -> Reply | None:
-        """Qdrant's answer; None when the replica must answer."""
-        reply = await self._forward(call)
+        """Qdrant's answer; None when the replica must answer. Raises UpstreamTimeout when only Qdrant could have."""
+        is_served = row is not None and row.offline is Offline.SERVED
+        changed = "" if is_served else unlogged_change(call)
+        forwarded = self._unhindered(self._forward_unlogged(call, changed)) if changed else self._forward(call)
+        reply = await forwarded
         if isinstance(reply, UpstreamUnreachable):
+            if isinstance(reply, UpstreamTimeout) and not is_served:
+                # Slow is not away.
+                raise reply
             return None
         self._credentials.saw(call, row.kind if row else Kind.ADMIN, reply)
-        if reply.code is Code.UNAVAILABLE and row is not None and row.offline is Offline.SERVED:
+        if reply.code is Code.UNAVAILABLE and is_served:
             return None
         return _from_remote(reply)
 
@@ -186,12 +194,25 @@ class Router:
             self._repairs.upstream_failed(failure)
             return failure
 
+    async def _forward_unlogged(self, call: Call, name: str) -> Reply | UpstreamUnreachable:
+        """As `_forward`. What Qdrant changes is in no entry of the log, so it leaves a doubt about the collection."""
+        collection = self._conflicts.collection_of(name)
+        with self._open_writes.open(), self._repairs.online_write(collection):
+            reply = await self._forward(call)
+            if isinstance(reply, UpstreamUnreachable):
+                may_be_done = reply.maybe_applied
+            else:
+                may_be_done = reply.is_ok or not proves_refusal(call.method, reply)
+            if may_be_done:
+                self._repairs.in_doubt(collection, f"{call.method} is not in the log")
+            return reply
+
     async def _read_local(self, call: Call, row: Method | None) -> Reply:
         if row is None:
             return refuse(Code.UNAVAILABLE, f"Qdrant is away and {call.method} is not known to Understudy")
         if row.offline is Offline.REFUSED:
             return refuse(Code.UNAVAILABLE, f"Qdrant is away: {row.why_refused}")
-        request = _parse(row, call.body)
+        request = rpc.parse(row, call.body)
         if isinstance(request, Reply):
             return request
         refusal = await self._let_in(call, row.kind, collection_name(request))
@@ -202,7 +223,7 @@ class Router:
         is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
-        return self._from_local(call, reply if is_settled else _as_stale(reply))
+        return self._from_local(call, reply if is_settled else local_answers.as_stale(reply))
 
     async def _let_in(self, call: Call, kind: Kind, collection: str) -> Reply | None:
         """Whether a call may be answered here; of a caller that nobody knows Qdrant is asked, if it is up."""
@@ -231,16 +252,19 @@ class Router:
     # --- writes ------------------------------------------------------------------------------------------------------
 
     async def _write(self, call: Call, row: Method) -> Reply:
-        request = _parse(row, call.body)
+        request = rpc.parse(row, call.body)
         if isinstance(request, Reply):
             return request
-        # A client that hangs up must not stop a write halfway: Qdrant might have it and the replica not.
-        task = asyncio.create_task(self._write_in_turn(call, row, request))
+        return await self._unhindered(self._write_in_turn(call, row, request))
+
+    async def _unhindered(self, work: Coroutine[Any, Any, T]) -> T:
+        """A client that hangs up must not stop a write halfway: Qdrant might have it and the replica not."""
+        task = asyncio.create_task(work)
         self._writing.add(task)
         task.add_done_callback(self._write_ended)
         return await asyncio.shield(task)
 
-    def _write_ended(self, task: asyncio.Task[Reply]) -> None:
+    def _write_ended(self, task: asyncio.Task[Any]) -> None:
         self._writing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, UnderstudyError):
             self._telemetry.log.error("write failed", error=repr(error))
@@ -451,40 +475,6 @@ class Router:
             (rpc.PENDING, str(pending)),
         )
 
-    def _reserve_seconds(self, call: Call) -> float:
-        """Time kept back from Qdrant so that the replica can still answer within the client's deadline."""
-        if call.deadline is None:
-            return 0.0
-        remaining = max(0.0, call.deadline - self._clock.monotonic())
-        return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)
-
-    async def _within(self, call: Call, work: Awaitable[T]) -> T:
-        """The result of `work`; raises ReplicaUnavailable past the client's deadline."""
-        if call.deadline is None:
-            return await work
-        try:
-            async with asyncio.timeout(max(0.0, call.deadline - self._clock.monotonic())):
-                return await work
-        except TimeoutError as error:
-            raise ReplicaUnavailable("the replica did not answer within the client's deadline") from error
-
 
 def _from_remote(reply: Reply) -> Reply:
     return reply.with_trailers((rpc.SOURCE, "remote"))
-
-
-def _as_stale(reply: Reply) -> Reply:
-    """The same answer, not passed off as whole."""
-    trailers = dict(reply.trailers)
-    if trailers.get(rpc.COMPLETENESS) == "complete":
-        trailers[rpc.COMPLETENESS] = "stale"
-    return replace(reply, trailers=tuple(trailers.items()))
-
-
-def _parse(row: Method, body: bytes) -> Message | Reply:
-    request = row.request()
-    try:
-        request.ParseFromString(body)
-    except DecodeError as error:
-        return refuse(Code.INTERNAL, f"failed to decode Protobuf message: {error}")
-    return request

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Protocol, TypeAlias
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as points
@@ -150,6 +150,16 @@ class Method:
     idempotent: bool = True
     wal_kind: int = 0
     why_refused: str = ""
+
+
+def parse(row: Method, body: bytes) -> Message | Reply:
+    """The request of a call, or Qdrant's refusal of one that is none."""
+    request = row.request()
+    try:
+        request.ParseFromString(body)
+    except DecodeError as error:
+        return refuse(Code.INTERNAL, f"failed to decode Protobuf message: {error}")
+    return request
 
 
 POINTS = "/qdrant.Points/"

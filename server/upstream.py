@@ -1,8 +1,9 @@
 """gRPC out: to Qdrant and to the replica's socket, as raw bytes.
 
-Promises: a status that the other side chose comes back as a `Reply`, its text and metadata untouched; everything that
-the transport made up is raised as `UpstreamUnreachable` or `UpstreamTimeout`, which tell whether the request may have
-been applied. Nothing is retried. Never adds a credential to a call that it forwards.
+Promises: a status that the other side chose comes back as a `Reply`, its text untouched, and its metadata but for what
+`forwardable` leaves behind; everything that the transport made up is raised as `UpstreamUnreachable` or
+`UpstreamTimeout`, which tell whether the request may have been applied. Nothing is retried. Never adds a credential to
+a call that it forwards.
 Does not promise that READY means healthy: ask `probe`.
 """
 
@@ -137,9 +138,19 @@ def classify(code: Code, details: str, *, has_trailers: bool) -> Fault:
 
 
 def forwardable(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
-    """PURE. What may travel on to the next hop; values of `-bin` keys stay bytes."""
+    """PURE. What may travel on to the next hop; values of `-bin` keys stay bytes.
+
+    gRPC takes in any text and sends visible ASCII and spaces only: one other letter would fail the whole call. Such a
+    header stays behind.
+    """
     return tuple(
-        [(key, value) for key, value in metadata if key not in _HOP_KEYS and not key.startswith(_HOP_PREFIXES)]
+        [
+            (key, value)
+            for key, value in metadata
+            if key not in _HOP_KEYS
+            and not key.startswith(_HOP_PREFIXES)
+            and (isinstance(value, bytes) or (value.isascii() and value.isprintable()))
+        ]
     )
 
 

@@ -26,9 +26,9 @@ _MOST_TITLES = 3
 HEAD = """\
 # Will my call work offline?
 
-While Qdrant is up, every call is forwarded as it came: whatever Qdrant can do works. This page is about the time while
-it is away. Each line is held by a test that asks the same thing before an outage and during it and compares the
-answers.
+While Qdrant is up, every call is forwarded as it came: whatever Qdrant can do works. (Headers whose text is not visible
+ASCII, which gRPC's specification does not allow, stay behind.) This page is about the time while it is away. Each line
+is held by a test that asks the same thing before an outage and during it and compares the answers.
 
 - **Answered by the replica**: the answer equals Qdrant's, with trailing metadata that says that it is local, how whole
   and how fresh (`x-understudy-source`, `-stale-warning`, `-completeness`, `-as-of`, `-pending`).

@@ -101,6 +101,18 @@ def test_hop_by_hop_metadata_stays_behind() -> None:
     assert forwardable(()) == ()
 
 
+@pytest.mark.parametrize("letter", [*(chr(code) for code in range(0x101)), "\u2028", "\ud7ff", "\U0001f600"])
+def test_text_that_grpc_does_not_send_stays_behind(letter: str) -> None:
+    """The specification of gRPC over HTTP/2 allows 0x20 to 0x7E in the text of a header."""
+    is_sent = 0x20 <= ord(letter) <= 0x7E
+    assert forwardable((("x-a", "1"), ("x-b", f"a{letter}b"), ("x-c", ""), ("x-d-bin", letter.encode()))) == (
+        ("x-a", "1"),
+        *((("x-b", f"a{letter}b"),) * is_sent),
+        ("x-c", ""),
+        ("x-d-bin", letter.encode()),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "target", "secure"),
     [

@@ -1,0 +1,60 @@
+"""What the time of a call is spent on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.deadlines import Deadlines
+from server.errors import ReplicaUnavailable, UpstreamTimeout
+from server.rpc import METHODS, Call, Code, Offline, Reply
+from tests.router.test_router import CLOCK, MakeRig, make_rig, source
+
+__all__ = ["make_rig"]
+
+NEWER = "/qdrant.Points/FromTheFuture"
+ONLY_QDRANT = [NEWER, *(row.path for row in METHODS.values() if row.offline is Offline.REFUSED)]
+WITH_AN_ANSWER_HERE = [row.path for row in METHODS.values() if row.offline is not Offline.REFUSED]
+
+
+class StoppedClock:
+    """It is always 1,000."""
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return 1000.0
+
+
+@pytest.mark.parametrize("method", WITH_AN_ANSWER_HERE)
+@pytest.mark.parametrize(("left", "reserve"), [(100.0, 20.0), (0.6, 0.2), (0.2, 0.1), (-1.0, 0.0)])
+def test_time_is_kept_back_for_an_answer_of_the_replica(method: str, left: float, reserve: float) -> None:
+    deadlines = Deadlines(StoppedClock())  # type: ignore[arg-type]
+    assert deadlines.reserve_seconds(Call(method, b"", deadline=1000.0 + left)) == pytest.approx(reserve)
+    assert deadlines.reserve_seconds(Call(method, b"")) == 0.0
+
+
+@pytest.mark.parametrize("method", ONLY_QDRANT)
+async def test_qdrant_gets_all_the_time_where_the_replica_has_no_answer(make_rig: MakeRig, method: str) -> None:
+    """A snapshot that takes nearly all of what its client gave it: asked directly, Qdrant makes it."""
+    rig = make_rig().online()
+
+    async def slow(call: Call, *, reserve_seconds: float = 0.0) -> Reply:
+        assert call.deadline is not None
+        if call.deadline - CLOCK.monotonic() - reserve_seconds < 90:
+            raise UpstreamTimeout("upstream: no answer in time", maybe_applied=True)
+        return Reply(b"snapshot")
+
+    rig.qdrant.handle = slow  # type: ignore[method-assign]
+    reply = await rig.router.handle(Call(method, b"", deadline=CLOCK.monotonic() + 100))
+    assert (reply.code, reply.body, source(reply)) == (Code.OK, b"snapshot", "remote")
+    # Not even so much: it was too slow, and is not away.
+    with pytest.raises(UpstreamTimeout):
+        await rig.router.handle(Call(method, b"", deadline=CLOCK.monotonic() + 80))
+    assert rig.mode.is_remote
+
+
+async def test_nobody_waits_for_the_replica_past_the_deadline() -> None:
+    deadlines = Deadlines(CLOCK)
+    with pytest.raises(ReplicaUnavailable, match="within the client's deadline"):
+        await deadlines.within(Call(NEWER, b"", deadline=CLOCK.monotonic() + 0.02), asyncio.Event().wait())
