@@ -240,7 +240,7 @@ class Hydrator:
         since = self._log.last_seq
         found = await self._tools.remote.catalogue()
         self._tools.check()
-        found.request.since_seq = since
+        found.request.since_seq, found.request.read_seq = since, self._log.last_seq
         answer = await self._control.import_catalogue(found.request)
         self._tell_of_losses(answer)
         return list(answer.wanted), found.points

@@ -213,6 +213,14 @@ DOUBTS = (
         "tests/replica/test_hydrate.py::test_changes_to_points_that_are_not_here_yet",
     ),
     _bug(
+        "a write by filter is applied over a page that is newer than it",
+        "the replica is never silently different",
+        "replica/pages.py",
+        "        request.read_seq = self._.log.last_seq\n",
+        "",
+        "tests/replica/test_hydrate_races.py::test_a_write_by_filter_is_not_applied_over_a_page_that_is_newer",
+    ),
+    _bug(
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",

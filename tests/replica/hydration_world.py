@@ -113,13 +113,13 @@ class World:
 
     async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
         found: control_pb.ImportCatalogueResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.catalogue(request)
+            max(request.since_seq, request.read_seq), lambda: self.here.imports.catalogue(request)
         )
         return found
 
     async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
         found: control_pb.ImportPageResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.page(request)
+            max(request.since_seq, request.read_seq), lambda: self.here.imports.page(request)
         )
         return found
 

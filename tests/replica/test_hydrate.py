@@ -39,7 +39,7 @@ from .hydration_world import (
     scrolls,
     uuid,
 )
-from .local_store import ALIASES, CREATE, DROP, Local, create, ids, payload, point, point_id, upsert
+from .local_store import ALIASES, CREATE, DROP, Local, create, ids, payload, point, point_id, upsert, where
 
 
 async def test_everything_is_copied_and_says_so(make: Make) -> None:
@@ -598,6 +598,8 @@ ACTS = st.lists(
         st.tuples(st.just("delete"), st.integers(0, 24)),
         st.tuples(st.just("payload"), st.integers(0, 24)),
         st.tuples(st.just("clear"), st.just(0)),
+        st.tuples(st.just("change marked, mark"), st.integers(0, 24)),
+        st.tuples(st.just("delete marked, mark"), st.integers(0, 24)),
         st.tuples(st.just("again"), st.just(0)),
         st.tuples(st.just("mirror"), st.integers(0, 3)),
         st.tuples(st.just("wait"), st.integers(1, 6)),
@@ -608,9 +610,9 @@ ACTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(acts=ACTS, page=st.integers(1, 8))
+@given(acts=ACTS, page=st.integers(1, 8), begin=st.integers(0, 30))
 def test_any_interleaving_of_writes_and_pages(
-    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page: int
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page: int, begin: int
 ) -> None:
     directory = tmp_path_factory.mktemp("world")
     world = World(
@@ -620,7 +622,8 @@ def test_any_interleaving_of_writes_and_pages(
         config.Hydrate(page_points=page, points_per_second=0, settle_seconds=1.0),
     )
     try:
-        asyncio.run(_interleave(world, acts))
+        # A copy takes some twenty steps of the loop: the first act comes before, during or after it.
+        asyncio.run(_interleave(world, [("wait", begin), *acts]))
     finally:
         world.remote.local.close()
         world.here.close()
@@ -657,24 +660,27 @@ async def _act(world: World, act: str, value: int, number: int, late: list[Calla
     requests: dict[str, tuple[str, Message]] = {
         "upsert": (r.UPSERT, upsert(point(value, v=1000 + number))),
         "delete": (r.DELETE, pb.DeletePoints(collection_name="c", points=ids(value))),
-        "payload": (
-            r.SET_PAYLOAD,
-            pb.SetPayloadPoints(
-                collection_name="c", payload=payload({"k": number}), points_selector=ids(value), wait=True
-            ),
-        ),
+        "payload": (r.SET_PAYLOAD, _set({"k": number}, ids(value))),
         "clear": (
             r.DELETE,
             pb.DeletePoints(collection_name="c", points=pb.PointsSelector(filter={})),  # type: ignore[arg-type]
         ),
+        "change marked, mark": (r.SET_PAYLOAD, _set({"k": number}, where("state", "gone"))),
+        "delete marked, mark": (r.DELETE, pb.DeletePoints(collection_name="c", points=where("state", "gone"))),
         "again": (DROP, collections.DeleteCollection(collection_name="c")),
     }
     try:
         world.write(*requests[act])
+        if act.endswith("mark"):
+            world.write(r.SET_PAYLOAD, _set({"state": "gone"}, ids(value)))
     except Refusal:
         return
     if act == "again":
         world.write(CREATE, create("c"))
+
+
+def _set(values: dict[str, Any], points: pb.PointsSelector) -> pb.SetPayloadPoints:
+    return pb.SetPayloadPoints(collection_name="c", payload=payload(values), points_selector=points, wait=True)
 
 
 # --- settled ---------------------------------------------------------------------------------------------------------

@@ -658,16 +658,18 @@ def _key(number: int) -> bytes:
 
 
 def _since_of(call: Call) -> int:
-    """Imports wait until the replica holds every entry that the page shows."""
+    """Imports wait until the replica holds every entry that the page may show."""
     name = call.method.removeprefix(_SERVICE)
     if name == "ImportCatalogue":
-        return control.ImportCatalogueRequest.FromString(call.body).since_seq
+        catalogue = control.ImportCatalogueRequest.FromString(call.body)
+        return max(catalogue.since_seq, catalogue.read_seq)
     if name == "ComparePage":
         return control.ComparePageRequest.FromString(call.body).since_seq
     if name == "CompareBaselines":
         return control.CompareBaselinesRequest.FromString(call.body).since_seq
     if name == "ImportPage":
-        return control.ImportPageRequest.FromString(call.body).since_seq
+        page = control.ImportPageRequest.FromString(call.body)
+        return max(page.since_seq, page.read_seq)
     return 0
 
 

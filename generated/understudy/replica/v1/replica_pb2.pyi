@@ -145,18 +145,20 @@ class Applied(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., code: _Optional[int] = ..., details: _Optional[str] = ..., reply: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
 
 class ImportCatalogueRequest(_message.Message):
-    __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole")
+    __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole", "read_seq")
     COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REMOTE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    READ_SEQ_FIELD_NUMBER: _ClassVar[int]
     collections: _containers.RepeatedCompositeFieldContainer[RemoteCollection]
     aliases: _containers.RepeatedCompositeFieldContainer[RemoteAlias]
     remote_version: str
     since_seq: int
     whole: bool
-    def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ...) -> None: ...
+    read_seq: int
+    def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class RemoteCollection(_message.Message):
     __slots__ = ("name", "info")
@@ -185,7 +187,7 @@ class ImportCatalogueResponse(_message.Message):
     def __init__(self, wanted: _Optional[_Iterable[str]] = ..., dropped: _Optional[_Iterable[str]] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportPageRequest(_message.Message):
-    __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent")
+    __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent", "read_seq")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +195,7 @@ class ImportPageRequest(_message.Message):
     SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
     SINGLE_IDS_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
+    READ_SEQ_FIELD_NUMBER: _ClassVar[int]
     collection: str
     page: bytes
     first: bytes
@@ -200,7 +203,8 @@ class ImportPageRequest(_message.Message):
     since_seq: int
     single_ids: bool
     absent: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    read_seq: int
+    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class ImportPageResponse(_message.Message):
     __slots__ = ("imported", "removed", "skipped", "changed")
