@@ -35,6 +35,10 @@ class Interrupted(UnderstudyError):
     """Qdrant went away, or a write is pending: the copy goes on another time."""
 
 
+class PutInDoubt(UnderstudyError):
+    """What was copied so far may lack something, or the collection is another one: it is to be copied again."""
+
+
 class Progress(Protocol):
     """How far a copy is."""
 

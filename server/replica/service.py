@@ -311,6 +311,7 @@ class Service:
                         expected_points=collection.expected_points,
                         index_state=self._index.state(collection.cid),
                         verified_unix_ns=self._store.verified_unix_ns(collection.cid),
+                        doubt_number=collection.doubt_number,
                     )
                     for collection in self._store.collections()
                 ],

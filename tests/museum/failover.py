@@ -221,6 +221,14 @@ DOUBTS = (
         "tests/replica/test_hydrate_races.py::test_a_write_by_filter_is_not_applied_over_a_page_that_is_newer",
     ),
     _bug(
+        "a copy ends well although the replica doubted it meanwhile",
+        "the replica is never silently different",
+        "replica/imports.py",
+        "    if collection is None or collection.doubt_number != request.doubt_number:\n",
+        "    if collection is None:\n",
+        "tests/replica/test_hydrate_races.py::test_a_doubt_while_nothing_is_saved",
+    ),
+    _bug(
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",

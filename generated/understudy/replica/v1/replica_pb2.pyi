@@ -401,20 +401,22 @@ class NoteVerifiedResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class SetCompletenessRequest(_message.Message):
-    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points", "verified_unix_ns")
+    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points", "verified_unix_ns", "doubt_number")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     collection: str
     completeness: Completeness
     as_of_seq: int
     resume_at: bytes
     expected_points: int
     verified_unix_ns: int
-    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
+    doubt_number: int
+    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., verified_unix_ns: _Optional[int] = ..., doubt_number: _Optional[int] = ...) -> None: ...
 
 class SetCompletenessResponse(_message.Message):
     __slots__ = ()
@@ -439,7 +441,7 @@ class StatusResponse(_message.Message):
     def __init__(self, applied_seq: _Optional[int] = ..., collections: _Optional[_Iterable[_Union[CollectionState, _Mapping]]] = ..., catalogue_known: _Optional[bool] = ..., remote_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class CollectionState(_message.Message):
-    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state", "verified_unix_ns")
+    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state", "verified_unix_ns", "doubt_number")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
@@ -449,6 +451,7 @@ class CollectionState(_message.Message):
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
     INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     name: str
     completeness: Completeness
     points: int
@@ -458,4 +461,5 @@ class CollectionState(_message.Message):
     expected_points: int
     index_state: str
     verified_unix_ns: int
-    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
+    doubt_number: int
+    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ..., doubt_number: _Optional[int] = ...) -> None: ...
