@@ -71,7 +71,11 @@ def was_whole(collection: Collection) -> bool:
 
 
 def distrust(tx: Transaction, collection: Collection) -> None:
-    """It may differ from Qdrant: a whole one is STALE, one that never was whole is copied from the start again."""
+    """It may differ from Qdrant: a whole one is STALE, one that never was whole is copied from the start again.
+
+    A copy that is under way does not end well: see `Transaction.doubt`.
+    """
+    tx.doubt(collection.cid)
     tx.set_completeness(
         collection.cid,
         control.COMPLETENESS_STALE if was_whole(collection) else collection.completeness,

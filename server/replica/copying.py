@@ -1,8 +1,9 @@
 """The copy of one collection from Qdrant into the replica: pages in id order, then what was written meanwhile.
 
 Promises: where the copy goes on after a stop is kept in the replica, and never beyond a point that is still owed.
-COMPLETE is said only when nobody put the collection in doubt, or made it anew, while it was copied. Works only while
-Qdrant is up and nothing is pending, else `Interrupted`. How pages travel is in `pages`.
+COMPLETE is said only when nobody put the collection in doubt, or made it anew, since `known` was told, else
+`PutInDoubt`: the replica compares the number of its last doubt in the transaction that says so. Works only while Qdrant
+is up and nothing is pending, else `Interrupted`. How pages travel is in `pages`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
-from server.replica.pages import Interrupted, Pages, Tools
+from server.errors import ReplicaRefused
+from server.replica.pages import Pages, PutInDoubt, Tools
+from server.rpc import Code
 
 # Where to go on is written at most this often.
 _SAVE_SECONDS = 1.0
+_IN_DOUBT = "the collection was put in doubt or made anew while it was copied"
 
 
 class CopyState(Enum):
@@ -41,7 +45,7 @@ class CopyProgress:
 
 
 class Copy:
-    """One collection. `known` is what the replica says of it."""
+    """One collection. `known` is what the replica says of it now: a doubt from here on is noticed."""
 
     def __init__(self, name: str, known: control_pb.CollectionState, progress: CopyProgress, tools: Tools) -> None:
         self._name = name
@@ -52,7 +56,6 @@ class Copy:
         # A collection that was whole once stays STALE while it is copied again: old is better than partial.
         self._meanwhile = control_pb.COMPLETENESS_STALE if self._was_whole else control_pb.COMPLETENESS_HYDRATING
         self._pages = Pages(name, tools, tools.settings.points_per_second)
-        self._saved = b""
         self._saved_at = float("-inf")
 
     async def run(self) -> None:
@@ -72,24 +75,18 @@ class Copy:
         await self._copy_pages(offset)
         await self._pages.settle()
         as_of_seq = self._.log.last_seq
-        await self._demand_trust()
+        self._.check()
+        self._demand_trust()
         await self._set(control_pb.COMPLETENESS_COMPLETE, as_of_seq=as_of_seq, verified_unix_ns=self._.clock.wall_ns())
         if self._.is_doubted(self._name):
-            # The doubt came while that was on its way, and may have got there first.
+            # The doubt came while that was on its way, and the replica may not have heard of it yet.
             await self._set(self._meanwhile, as_of_seq=self._known.as_of_seq)
-            raise Interrupted("the collection was put in doubt while it was copied")
+            raise PutInDoubt(_IN_DOUBT)
         progress.state, progress.owed_points = CopyState.COMPLETE, 0
 
-    async def _demand_trust(self) -> None:
-        """Raise Interrupted when somebody put the collection in doubt, or made it anew, while it was copied."""
-        self._.check()
-        states = (await self._.control.status()).collections
+    def _demand_trust(self) -> None:
         if self._.is_doubted(self._name):
-            raise Interrupted("the collection was put in doubt while it was copied")
-        for state in states:
-            if state.name == self._name and (state.completeness, state.resume_at) == (self._meanwhile, self._saved):
-                return
-        raise Interrupted("the collection was put in doubt or made anew while it was copied")
+            raise PutInDoubt(_IN_DOUBT)
 
     async def _copy_pages(self, offset: bytes) -> None:
         pages, progress = self._pages, self._progress
@@ -113,7 +110,8 @@ class Copy:
             await pages.keep_to_the_rate(page.points)
 
     async def _save(self, offset: bytes) -> None:
-        await self._demand_trust()
+        self._.check()
+        self._demand_trust()
         await self._set(self._meanwhile, resume_at=offset, as_of_seq=self._known.as_of_seq)
         self._saved_at = self._.clock.monotonic()
 
@@ -125,14 +123,18 @@ class Copy:
         as_of_seq: int = 0,
         verified_unix_ns: int = 0,
     ) -> None:
-        await self._.control.set_completeness(
-            control_pb.SetCompletenessRequest(
-                collection=self._name,
-                completeness=completeness,
-                resume_at=resume_at,
-                as_of_seq=as_of_seq,
-                expected_points=self._progress.expected_points,
-                verified_unix_ns=verified_unix_ns,
-            )
+        request = control_pb.SetCompletenessRequest(
+            collection=self._name,
+            completeness=completeness,
+            resume_at=resume_at,
+            as_of_seq=as_of_seq,
+            expected_points=self._progress.expected_points,
+            verified_unix_ns=verified_unix_ns,
+            doubt_number=self._known.doubt_number,
         )
-        self._saved = resume_at
+        try:
+            await self._.control.set_completeness(request)
+        except ReplicaRefused as refusal:
+            if refusal.code != Code.FAILED_PRECONDITION:
+                raise
+            raise PutInDoubt(_IN_DOUBT) from refusal

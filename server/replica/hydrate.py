@@ -21,7 +21,7 @@ from server.errors import ReplicaRefused, ReplicaUnavailable, UpstreamUnreachabl
 from server.logs import Message
 from server.replica.copying import Copy, CopyProgress, CopyState
 from server.replica.drift import Drift
-from server.replica.pages import ImportControl, Interrupted, LogPosition, Progress, Tools
+from server.replica.pages import ImportControl, Interrupted, LogPosition, Progress, PutInDoubt, Tools
 from server.replica.remote import Remote, RemoteRefused
 from server.replica.settled import Settled
 from server.rpc import Backend, Metadata
@@ -211,7 +211,7 @@ class Hydrator:
         done = True
         for name in wanted:
             if name in known and name not in self._kept and (name in self._asked or self._is_chosen(name)):
-                done = await self._copy(name, known[name]) and done
+                done = await self._copy(name) and done
         known = await self._known()
         chosen = [name for name in known if self._is_chosen(name)]
         return await self._drift.compare(known, chosen, self._tools, self._work.is_set) and done and not self._doubted
@@ -240,7 +240,7 @@ class Hydrator:
         since = self._log.last_seq
         found = await self._tools.remote.catalogue()
         self._tools.check()
-        found.request.since_seq = since
+        found.request.since_seq, found.request.read_seq = since, self._log.last_seq
         answer = await self._control.import_catalogue(found.request)
         self._tell_of_losses(answer)
         return list(answer.wanted), found.points
@@ -259,11 +259,15 @@ class Hydrator:
     def _is_chosen(self, name: str) -> bool:
         return self._settings.enabled and (not self._settings.collections or name in self._settings.collections)
 
-    async def _copy(self, name: str, known: control_pb.CollectionState) -> bool:
+    async def _copy(self, name: str) -> bool:
         """One collection; False when it must be tried again."""
+        self._doubted.discard(name)
+        # Asked for only now: a doubt may have come while the others were copied.
+        known = (await self._known()).get(name)
+        if known is None:
+            return False
         before = self._progress.get(name)
         progress = self._progress[name] = CopyProgress(name)
-        self._doubted.discard(name)
         if name in self._asked:
             known.resume_at = b""
         if before is None or before.state is not CopyState.LEFT_OUT:
@@ -276,6 +280,10 @@ class Hydrator:
         except UpstreamUnreachable as failure:
             progress.state, progress.reason = CopyState.WAITING, str(failure)
             raise
+        except PutInDoubt as doubt:
+            # The others first: it may be put in doubt all the time.
+            progress.state, progress.reason = CopyState.WAITING, str(doubt)
+            return False
         except (RemoteRefused, ReplicaRefused) as refusal:
             progress.state, progress.reason = CopyState.FAILED, str(refusal)
             self._telemetry.log.warning(Message.HYDRATION_FAILED, collection=name, error=str(refusal))

@@ -214,16 +214,23 @@ class Imports:
         """Set the completeness of one collection, or of all. One that is gone meanwhile is passed over.
 
         What is said to be COMPLETE is on the medium with all that was copied: the doubt before it is given up then.
+        Whoever copied it names the doubts that it knew: another one since, or another collection, is a Refusal.
         """
         is_whole = request.completeness == control.COMPLETENESS_COMPLETE
+        is_copy = request.HasField("doubt_number")
+        is_doubt = request.completeness == control.COMPLETENESS_STALE and not is_copy
         with self._store.durable_transaction() if is_whole else self._store.transaction() as tx:
             found = [tx.collection(request.collection)] if request.collection else tx.collections()
             for collection in found:
+                if is_copy:
+                    _demand_trust(collection, request)
                 if collection is None:
                     continue
-                if request.completeness == control.COMPLETENESS_STALE and not catalogue.was_whole(collection):
+                if is_doubt and not catalogue.was_whole(collection):
                     catalogue.distrust(tx, collection)
                     continue
+                if is_doubt:
+                    tx.doubt(collection.cid)
                 tx.set_completeness(
                     collection.cid,
                     request.completeness,
@@ -242,6 +249,13 @@ class Imports:
                 f"what came after entry {since_seq} is not known, only after {self._touched.floor_seq}: read it again",
             )
         return since_seq
+
+
+def _demand_trust(collection: Collection | None, request: control.SetCompletenessRequest) -> None:
+    if collection is None or collection.doubt_number != request.doubt_number:
+        raise Refusal(
+            Code.FAILED_PRECONDITION, f"collection `{request.collection}` was put in doubt or made anew meanwhile"
+        )
 
 
 def rounded_vectors(collection: Collection) -> frozenset[str]:

@@ -1,10 +1,10 @@
 """Pages of points on their way from Qdrant into the replica, for the copy and for the comparison.
 
-Promises: a page never replaces what an acknowledged later write put there; a point that was written while it was on
-its way is owed, and fetched again until it holds still. Pages hold at most `page_points` and stay near `page_bytes`;
-one that is larger than the connection takes is asked for again with fewer points. Keeps to a rate. Works only while
-Qdrant is up and nothing is pending, else `Interrupted`. Gives way to clients: the rate is halved while the event loop
-runs late.
+Promises: a page never replaces what an acknowledged later write put there, and no write that it may show is applied
+over it; a point that was written while it was on its way is owed, and fetched again until it holds still. Pages hold
+at most `page_points` and stay near `page_bytes`; one that is larger than the connection takes is asked for again with
+fewer points. Keeps to a rate. Works only while Qdrant is up and nothing is pending, else `Interrupted`. Gives way to
+clients: the rate is halved while the event loop runs late.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ _GOOD_PAGES = 16
 
 class Interrupted(UnderstudyError):
     """Qdrant went away, or a write is pending: the copy goes on another time."""
+
+
+class PutInDoubt(UnderstudyError):
+    """What was copied so far may lack something, or the collection is another one: it is to be copied again."""
 
 
 class Progress(Protocol):
@@ -240,6 +244,7 @@ class Pages:
     async def _import(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse | None:
         """Hand a page to the replica; None when it must be read again."""
         self._.check()
+        request.read_seq = self._.log.last_seq
         try:
             done = await self._.control.import_page(request)
         except ReplicaRefused as refusal:

@@ -17,7 +17,8 @@ from server.replica.records import Collection, Key, Record
 _KEYS_PER_STATEMENT = 500
 
 _COLLECTION_COLUMNS = (
-    "name, config, cid, info, completeness, as_of_seq, resume_at, expected_points, created_here, revision, points"
+    "name, config, cid, info, completeness, as_of_seq, resume_at, expected_points, created_here, revision, points,"
+    " doubt_number"
 )
 
 
@@ -80,7 +81,7 @@ class Reads:
         connection = self.connection()
         rows = connection.execute(f"SELECT {_COLLECTION_COLUMNS} FROM collections {where}", values).fetchall()  # noqa: S608
         found = []
-        for name, config, cid, info, completeness, as_of, resume_at, expected, here, revision, points in rows:
+        for name, config, cid, info, completeness, as_of, resume_at, expected, here, revision, points, doubt in rows:
             fields = connection.execute("SELECT field, info FROM schemas WHERE cid = ?", (cid,))
             found.append(
                 Collection(
@@ -96,6 +97,7 @@ class Reads:
                     created_here=bool(here),
                     revision=revision,
                     points=points,
+                    doubt_number=doubt,
                 )
             )
         return found

@@ -27,7 +27,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """One collection. `revision` counts the transactions that changed it, `points` its points."""
+    """One collection. `revision` counts the transactions that changed it, `points` its points.
+
+    `doubt_number`: another one after each doubt, see `Transaction.doubt`.
+    """
 
     name: str
     config: bytes
@@ -41,6 +44,7 @@ class Collection:
     created_here: bool = False
     revision: int = 0
     points: int = 0
+    doubt_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,13 +268,13 @@ class Service:
 
     async def _import_catalogue(self, body: bytes) -> Message:
         request = r.parse(control.ImportCatalogueRequest, body)
-        await self._applied(request.since_seq)
+        await self._applied(max(request.since_seq, request.read_seq))
         return await self._write(lambda: self._imports.catalogue(request))
 
     async def _import_page(self, body: bytes) -> Message:
         request = r.parse(control.ImportPageRequest, body)
-        # Entries that the page already shows must not be applied over it.
-        await self._applied(request.since_seq)
+        # Entries that the page may already show must not be applied over it.
+        await self._applied(max(request.since_seq, request.read_seq))
         return await self._write(lambda: self._imports.page(request))
 
     async def _compare_page(self, body: bytes) -> Message:
@@ -318,6 +318,7 @@ class Service:
                         expected_points=collection.expected_points,
                         index_state=self._index.state(collection.cid),
                         verified_unix_ns=self._store.verified_unix_ns(collection.cid),
+                        doubt_number=collection.doubt_number,
                     )
                     for collection in self._store.collections()
                 ],

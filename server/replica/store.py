@@ -33,6 +33,8 @@ _FORMAT = 1
 _PURGED_PER_COMMIT = 500
 _CHECKPOINT_PAGES = 4000
 _BUSY_SECONDS = 30.0
+# The name, in `meta`, of the last number that was given to a collection, see `Transaction.doubt`.
+_DOUBT_NUMBER = "doubt_number"
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -84,6 +86,7 @@ CREATE INDEX IF NOT EXISTS baselines_by_last ON baselines (last_seq);
 """
 # Table, column and what it is declared as: they came after the table.
 _LATER_COLUMNS = (
+    ("collections", "doubt_number", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "whole", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "retry_of", "INTEGER NOT NULL DEFAULT 0"),
     ("former", "given_up", "INTEGER NOT NULL DEFAULT 0"),
@@ -140,7 +143,7 @@ class Transaction(Reads):
             self._connection.execute("UPDATE collections SET points = points + ? WHERE cid = ?", (difference, cid))
 
     def save_collection(self, collection: Collection) -> Collection:
-        """Create (cid 0) or update; returns it as stored. `schema`, `revision` and `points` are not written.
+        """Create (cid 0) or update; returns it as stored. Not written: `schema`, `revision`, `points`, `doubt_number`.
 
         Raises sqlite3.IntegrityError when another collection has the name.
         """
@@ -163,14 +166,15 @@ class Transaction(Reads):
             )
             stored = self.collection_of(collection.cid)
             return stored if stored is not None else collection
+        doubt_number = self._next_doubt_number()
         cid = self._connection.execute(
             "INSERT INTO collections (name, config, info, completeness, as_of_seq, resume_at, expected_points,"
-            " created_here) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            values,
+            " created_here, doubt_number) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, doubt_number),
         ).lastrowid
         assert cid is not None
         self._reshaped.add(cid)
-        return replace(collection, cid=cid, schema={}, revision=0, points=0)
+        return replace(collection, cid=cid, schema={}, revision=0, points=0, doubt_number=doubt_number)
 
     def drop_collection(self, cid: int) -> None:
         """Forget a collection, its schema and its aliases; its points go bit by bit (`Store.purge`)."""
@@ -211,6 +215,18 @@ class Transaction(Reads):
             "UPDATE collections SET completeness = ?, as_of_seq = ?, resume_at = ?, expected_points = ? WHERE cid = ?",
             (completeness, as_of_seq, resume_at, expected_points, cid),
         )
+
+    def doubt(self, cid: int) -> None:
+        """The collection may lack what the remote holds: whoever copies it can tell by its `doubt_number`."""
+        self._connection.execute(
+            "UPDATE collections SET doubt_number = ? WHERE cid = ?", (self._next_doubt_number(), cid)
+        )
+
+    def _next_doubt_number(self) -> int:
+        """One that no collection of this store has had."""
+        number = int(self.meta(_DOUBT_NUMBER) or 0) + 1
+        self.set_meta(_DOUBT_NUMBER, str(number))
+        return number
 
     def set_verified(self, cid: int, unix_ns: int) -> None:
         """The whole collection was equal to the remote's at that time."""
@@ -305,7 +321,9 @@ class Store(Reads):
             connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;")
+                # A store that takes the place of a damaged one must not count through its numbers again.
+                begin = f"INSERT INTO meta VALUES ('{_DOUBT_NUMBER}', '{self.clock.wall_ns()}');"  # noqa: S608
+                connection.executescript(f"BEGIN; {_TABLES} {begin} PRAGMA user_version = {_FORMAT}; COMMIT;")
             elif version != _FORMAT:
                 raise DataDirUnusable(
                     f"{path} has format {version}, this version of Understudy reads {_FORMAT}",

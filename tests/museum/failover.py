@@ -216,6 +216,22 @@ DOUBTS = (
         "tests/replica/test_hydrate.py::test_changes_to_points_that_are_not_here_yet",
     ),
     _bug(
+        "a write by filter is applied over a page that is newer than it",
+        "the replica is never silently different",
+        "replica/pages.py",
+        "        request.read_seq = self._.log.last_seq\n",
+        "",
+        "tests/replica/test_hydrate_races.py::test_a_write_by_filter_is_not_applied_over_a_page_that_is_newer",
+    ),
+    _bug(
+        "a copy ends well although the replica doubted it meanwhile",
+        "the replica is never silently different",
+        "replica/imports.py",
+        "    if collection is None or collection.doubt_number != request.doubt_number:\n",
+        "    if collection is None:\n",
+        "tests/replica/test_hydrate_races.py::test_a_doubt_while_nothing_is_saved",
+    ),
+    _bug(
         "the mirror skips what Qdrant has acknowledged",
         "the replica knows what was written online",
         "mirror.py",

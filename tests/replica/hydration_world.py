@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from google.protobuf.message import Message
@@ -30,6 +30,8 @@ from tests.faults.clock import ManualClock
 from .local_store import CREATE, Local, create, entry, point, upsert
 
 EMPTY, HYDRATING = control_pb.COMPLETENESS_EMPTY, control_pb.COMPLETENESS_HYDRATING
+T = TypeVar("T")
+
 COMPLETE, STALE = control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE
 SCROLL = r.POINTS + "Scroll"
 
@@ -103,9 +105,12 @@ class World:
 
     # The replica's control.
 
-    async def _in_turn(self, since: int, work: Callable[[], Any]) -> Any:
+    async def _in_turn(self, since: int, work: Callable[[], T]) -> T:
         await asyncio.sleep(0)
         self.mirror(max(since, self.mirrored))
+        return self._told(work)
+
+    def _told(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except Refusal as refusal:
@@ -113,13 +118,13 @@ class World:
 
     async def import_catalogue(self, request: control_pb.ImportCatalogueRequest) -> control_pb.ImportCatalogueResponse:
         found: control_pb.ImportCatalogueResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.catalogue(request)
+            max(request.since_seq, request.read_seq), lambda: self.here.imports.catalogue(request)
         )
         return found
 
     async def import_page(self, request: control_pb.ImportPageRequest) -> control_pb.ImportPageResponse:
         found: control_pb.ImportPageResponse = await self._in_turn(
-            request.since_seq, lambda: self.here.imports.page(request)
+            max(request.since_seq, request.read_seq), lambda: self.here.imports.page(request)
         )
         return found
 
@@ -133,7 +138,7 @@ class World:
         return self.here.imports.note_verified(request)
 
     async def set_completeness(self, request: control_pb.SetCompletenessRequest) -> control_pb.SetCompletenessResponse:
-        return self.here.imports.set_completeness(request)
+        return self._told(lambda: self.here.imports.set_completeness(request))
 
     async def status(self) -> control_pb.StatusResponse:
         self.mirror()
@@ -148,6 +153,7 @@ class World:
                     resume_at=each.resume_at,
                     expected_points=each.expected_points,
                     verified_unix_ns=self.here.store.verified_unix_ns(each.cid),
+                    doubt_number=each.doubt_number,
                 )
                 for each in self.here.store.collections()
             ],

@@ -39,7 +39,7 @@ from .hydration_world import (
     scrolls,
     uuid,
 )
-from .local_store import ALIASES, CREATE, DROP, Local, create, ids, payload, point, point_id, upsert
+from .local_store import ALIASES, CREATE, DROP, Local, create, ids, payload, point, point_id, upsert, where
 
 
 async def test_everything_is_copied_and_says_so(make: Make) -> None:
@@ -290,8 +290,10 @@ async def test_put_in_doubt_while_it_is_copied(make: Make, whole_before: bool) -
     assert world.here.payloads()[2] == {"v": 2}
 
 
+@pytest.mark.parametrize("is_told", [False, True])
 @pytest.mark.parametrize("whole_before", [False, True])
-async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_before: bool) -> None:
+async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_before: bool, is_told: bool) -> None:
+    """`is_told`: the replica hears of the doubt before it hears the word, else later."""
     world = make()
     fill(world, 10)
     doubts = 0
@@ -304,11 +306,13 @@ async def test_a_doubt_outlasts_the_word_that_all_is_copied(make: Make, whole_be
             doubts += 1
             world.remote.local.do(r.UPSERT, upsert(point(77, v=77)))
             hydrator.doubt("c")
-            world.here.set_completeness(STALE, "c")
-            answer = await set_completeness(request)
-            # Qdrant is not asked again meanwhile.
-            hydrator.upstream_up = False
-            return answer
+            if is_told:
+                world.here.set_completeness(STALE, "c")
+            try:
+                return await set_completeness(request)
+            finally:
+                # Qdrant is not asked again meanwhile.
+                hydrator.upstream_up = False
         return await set_completeness(request)
 
     async with world.running() as hydrator:
@@ -333,8 +337,11 @@ async def test_doubts_that_do_not_end_cause_no_storm_of_copies(make: Make) -> No
         before, began = len(scrolls(flaky)), world.clock.monotonic()
         world.remote.local.do(r.UPSERT, upsert(point(77, v=77)))
 
+        steps = iter(range(1_000_000))
+
         def fail_again() -> None:
-            if world.clock.monotonic() < began + 60:
+            # A tenth of a second has many steps of the loop.
+            if world.clock.monotonic() < began + 60 and next(steps) % 20 == 0:
                 world.here.set_completeness(STALE, "c")
                 hydrator.doubt("c")
                 world.clock.advance(0.1)
@@ -598,6 +605,8 @@ ACTS = st.lists(
         st.tuples(st.just("delete"), st.integers(0, 24)),
         st.tuples(st.just("payload"), st.integers(0, 24)),
         st.tuples(st.just("clear"), st.just(0)),
+        st.tuples(st.just("change marked, mark"), st.integers(0, 24)),
+        st.tuples(st.just("delete marked, mark"), st.integers(0, 24)),
         st.tuples(st.just("again"), st.just(0)),
         st.tuples(st.just("mirror"), st.integers(0, 3)),
         st.tuples(st.just("wait"), st.integers(1, 6)),
@@ -608,9 +617,9 @@ ACTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(acts=ACTS, page=st.integers(1, 8))
+@given(acts=ACTS, page=st.integers(1, 8), begin=st.integers(0, 30))
 def test_any_interleaving_of_writes_and_pages(
-    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page: int
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]], page: int, begin: int
 ) -> None:
     directory = tmp_path_factory.mktemp("world")
     world = World(
@@ -620,7 +629,8 @@ def test_any_interleaving_of_writes_and_pages(
         config.Hydrate(page_points=page, points_per_second=0, settle_seconds=1.0),
     )
     try:
-        asyncio.run(_interleave(world, acts))
+        # A copy takes some twenty steps of the loop: the first act comes before, during or after it.
+        asyncio.run(_interleave(world, [("wait", begin), *acts]))
     finally:
         world.remote.local.close()
         world.here.close()
@@ -657,24 +667,27 @@ async def _act(world: World, act: str, value: int, number: int, late: list[Calla
     requests: dict[str, tuple[str, Message]] = {
         "upsert": (r.UPSERT, upsert(point(value, v=1000 + number))),
         "delete": (r.DELETE, pb.DeletePoints(collection_name="c", points=ids(value))),
-        "payload": (
-            r.SET_PAYLOAD,
-            pb.SetPayloadPoints(
-                collection_name="c", payload=payload({"k": number}), points_selector=ids(value), wait=True
-            ),
-        ),
+        "payload": (r.SET_PAYLOAD, _set({"k": number}, ids(value))),
         "clear": (
             r.DELETE,
             pb.DeletePoints(collection_name="c", points=pb.PointsSelector(filter={})),  # type: ignore[arg-type]
         ),
+        "change marked, mark": (r.SET_PAYLOAD, _set({"k": number}, where("state", "gone"))),
+        "delete marked, mark": (r.DELETE, pb.DeletePoints(collection_name="c", points=where("state", "gone"))),
         "again": (DROP, collections.DeleteCollection(collection_name="c")),
     }
     try:
         world.write(*requests[act])
+        if act.endswith("mark"):
+            world.write(r.SET_PAYLOAD, _set({"state": "gone"}, ids(value)))
     except Refusal:
         return
     if act == "again":
         world.write(CREATE, create("c"))
+
+
+def _set(values: dict[str, Any], points: pb.PointsSelector) -> pb.SetPayloadPoints:
+    return pb.SetPayloadPoints(collection_name="c", payload=payload(values), points_selector=points, wait=True)
 
 
 # --- settled ---------------------------------------------------------------------------------------------------------

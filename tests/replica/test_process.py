@@ -173,14 +173,15 @@ async def test_a_write_that_breaks_the_replica_spares_those_beside_it(tmp_path: 
         assert isinstance(failed, ReplicaUnavailable)
 
 
-async def test_a_page_waits_for_the_entries_that_it_already_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seqs", [{"since_seq": 2}, {"since_seq": 1, "read_seq": 2}], ids=["since", "read"])
+async def test_a_page_waits_for_the_entries_that_it_may_show(tmp_path: Path, seqs: dict[str, int]) -> None:
     async with _running(tmp_path / "store") as replica:
         await _apply(replica, entry(1, CREATE, create()))
         vectors = pb.VectorsOutput(vector=pb.VectorOutput(dense=pb.DenseVector(data=[1, 1])))
         page = pb.ScrollResponse(result=[pb.RetrievedPoint(id=point(1).id, vectors=vectors)])
         importing = asyncio.create_task(
             replica.control.import_page(
-                control.ImportPageRequest(collection="c", page=page.SerializeToString(), since_seq=2)
+                control.ImportPageRequest(collection="c", page=page.SerializeToString(), **seqs)  # type: ignore[arg-type]
             )
         )
         for _ in range(5):
@@ -188,7 +189,9 @@ async def test_a_page_waits_for_the_entries_that_it_already_shows(tmp_path: Path
         assert not importing.done()
         await _apply(replica, entry(2, r.UPSERT, upsert(point(1, a="older"), point(2))))
         answer = await importing
-        assert (answer.imported, answer.removed) == (1, 1)
+        assert (answer.imported, answer.removed, len(answer.skipped)) == (
+            (1, 1, 0) if seqs["since_seq"] == 2 else (0, 0, 2)
+        )
 
 
 async def test_a_refusal_is_told(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ class Stored:
     as_of_seq: int = 0
     expected_points: int = 0
     verified_unix_ns: int = 0
+    doubt_number: int = 0
     befores: dict[int, Before] = field(default_factory=dict)
     former: tuple[Row, ...] = ()
 
@@ -130,6 +131,7 @@ class Stored:
         return self.completeness == control.COMPLETENESS_COMPLETE
 
     def distrust(self) -> None:
+        self.doubt_number += 1
         if self.completeness in (control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE):
             self.completeness = control.COMPLETENESS_STALE
         self.resume_at = b""
@@ -579,10 +581,13 @@ class Replica:
     def _set_completeness(self, body: bytes) -> Message:
         request = control.SetCompletenessRequest.FromString(body)
         state = self._change()
+        is_copy = request.HasField("doubt_number")
+        if is_copy and request.doubt_number != state.doubt_number:
+            raise p.Refusal(Code.FAILED_PRECONDITION, "the collection was put in doubt meanwhile")
         was_whole = state.completeness in (control.COMPLETENESS_COMPLETE, control.COMPLETENESS_STALE)
-        if request.completeness == control.COMPLETENESS_STALE and not was_whole:
+        if request.completeness == control.COMPLETENESS_STALE and not is_copy:
             state.distrust()
-        elif state.exists:
+        if state.exists and (is_copy or was_whole or request.completeness != control.COMPLETENESS_STALE):
             state.completeness, state.resume_at = request.completeness, request.resume_at
             state.as_of_seq, state.expected_points = request.as_of_seq, request.expected_points
             state.verified_unix_ns = request.verified_unix_ns or state.verified_unix_ns
@@ -603,6 +608,7 @@ class Replica:
                 resume_at=state.resume_at,
                 expected_points=state.expected_points,
                 verified_unix_ns=state.verified_unix_ns,
+                doubt_number=state.doubt_number,
             )
         return response
 
@@ -658,16 +664,18 @@ def _key(number: int) -> bytes:
 
 
 def _since_of(call: Call) -> int:
-    """Imports wait until the replica holds every entry that the page shows."""
+    """Imports wait until the replica holds every entry that the page may show."""
     name = call.method.removeprefix(_SERVICE)
     if name == "ImportCatalogue":
-        return control.ImportCatalogueRequest.FromString(call.body).since_seq
+        catalogue = control.ImportCatalogueRequest.FromString(call.body)
+        return max(catalogue.since_seq, catalogue.read_seq)
     if name == "ComparePage":
         return control.ComparePageRequest.FromString(call.body).since_seq
     if name == "CompareBaselines":
         return control.CompareBaselinesRequest.FromString(call.body).since_seq
     if name == "ImportPage":
-        return control.ImportPageRequest.FromString(call.body).since_seq
+        page = control.ImportPageRequest.FromString(call.body)
+        return max(page.since_seq, page.read_seq)
     return 0
 
 

@@ -145,18 +145,20 @@ class Applied(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., code: _Optional[int] = ..., details: _Optional[str] = ..., reply: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
 
 class ImportCatalogueRequest(_message.Message):
-    __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole")
+    __slots__ = ("collections", "aliases", "remote_version", "since_seq", "whole", "read_seq")
     COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REMOTE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    READ_SEQ_FIELD_NUMBER: _ClassVar[int]
     collections: _containers.RepeatedCompositeFieldContainer[RemoteCollection]
     aliases: _containers.RepeatedCompositeFieldContainer[RemoteAlias]
     remote_version: str
     since_seq: int
     whole: bool
-    def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ...) -> None: ...
+    read_seq: int
+    def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class RemoteCollection(_message.Message):
     __slots__ = ("name", "info")
@@ -185,7 +187,7 @@ class ImportCatalogueResponse(_message.Message):
     def __init__(self, wanted: _Optional[_Iterable[str]] = ..., dropped: _Optional[_Iterable[str]] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportPageRequest(_message.Message):
-    __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent")
+    __slots__ = ("collection", "page", "first", "after", "since_seq", "single_ids", "absent", "read_seq")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +195,7 @@ class ImportPageRequest(_message.Message):
     SINCE_SEQ_FIELD_NUMBER: _ClassVar[int]
     SINGLE_IDS_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
+    READ_SEQ_FIELD_NUMBER: _ClassVar[int]
     collection: str
     page: bytes
     first: bytes
@@ -200,7 +203,8 @@ class ImportPageRequest(_message.Message):
     since_seq: int
     single_ids: bool
     absent: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    read_seq: int
+    def __init__(self, collection: _Optional[str] = ..., page: _Optional[bytes] = ..., first: _Optional[bytes] = ..., after: _Optional[bytes] = ..., since_seq: _Optional[int] = ..., single_ids: _Optional[bool] = ..., absent: _Optional[_Iterable[bytes]] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class ImportPageResponse(_message.Message):
     __slots__ = ("imported", "removed", "skipped", "changed")
@@ -397,20 +401,22 @@ class NoteVerifiedResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class SetCompletenessRequest(_message.Message):
-    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points", "verified_unix_ns")
+    __slots__ = ("collection", "completeness", "as_of_seq", "resume_at", "expected_points", "verified_unix_ns", "doubt_number")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     AS_OF_SEQ_FIELD_NUMBER: _ClassVar[int]
     RESUME_AT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     collection: str
     completeness: Completeness
     as_of_seq: int
     resume_at: bytes
     expected_points: int
     verified_unix_ns: int
-    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
+    doubt_number: int
+    def __init__(self, collection: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., as_of_seq: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., verified_unix_ns: _Optional[int] = ..., doubt_number: _Optional[int] = ...) -> None: ...
 
 class SetCompletenessResponse(_message.Message):
     __slots__ = ()
@@ -435,7 +441,7 @@ class StatusResponse(_message.Message):
     def __init__(self, applied_seq: _Optional[int] = ..., collections: _Optional[_Iterable[_Union[CollectionState, _Mapping]]] = ..., catalogue_known: _Optional[bool] = ..., remote_version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class CollectionState(_message.Message):
-    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state", "verified_unix_ns")
+    __slots__ = ("name", "completeness", "points", "as_of_seq", "index_lag", "resume_at", "expected_points", "index_state", "verified_unix_ns", "doubt_number")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +451,7 @@ class CollectionState(_message.Message):
     EXPECTED_POINTS_FIELD_NUMBER: _ClassVar[int]
     INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     name: str
     completeness: Completeness
     points: int
@@ -454,4 +461,5 @@ class CollectionState(_message.Message):
     expected_points: int
     index_state: str
     verified_unix_ns: int
-    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ...) -> None: ...
+    doubt_number: int
+    def __init__(self, name: _Optional[str] = ..., completeness: _Optional[_Union[Completeness, str]] = ..., points: _Optional[int] = ..., as_of_seq: _Optional[int] = ..., index_lag: _Optional[int] = ..., resume_at: _Optional[bytes] = ..., expected_points: _Optional[int] = ..., index_state: _Optional[str] = ..., verified_unix_ns: _Optional[int] = ..., doubt_number: _Optional[int] = ...) -> None: ...
