@@ -82,13 +82,12 @@ class Universal:
         return hits[offset : offset + wanted]
 
     def _capped(self, node: Node, count: int) -> int:
-        """Never more than there can be; refused when an answer would be larger than the limit on answers."""
+        """Never more than there can be, and no more than shows that an answer is larger than answers may be."""
+        most = min(count, self._most_points + 1)
         if node.query.WhichOneof("variant") == "order_by":
             # A point comes once for each value that it is ordered by.
-            return min(count, self._most_points + 1)
-        possible = min(count, max(self._session.collection.points, 1))
-        self._refuse_huge(possible)
-        return possible
+            return most
+        return min(most, max(self._session.collection.points, 1))
 
     def _note(self, node: Node, place: str, limit: int, results: int) -> None:
         """For the plan: a level is done."""
@@ -160,6 +159,7 @@ class Universal:
             if limit == 0:
                 raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
             sources.append(self._level(inner, narrowed, self._capped(inner, limit), place, limit))
+            self._refuse_huge(len(sources[-1]))
             self._note(inner, place.removesuffix("."), limit, len(sources[-1]))
         form = node.query.WhichOneof("variant") if node.HasField("query") else None
         threshold = node.score_threshold if node.HasField("score_threshold") else None
@@ -247,6 +247,7 @@ class Universal:
         given = inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node))
         nearest = self._nearest(node, space, inputs.prepared(given, space))
         found = self._best(nearest, space, selection, candidates, threshold)
+        self._refuse_huge(len(found))
         block = self._session.block_of_keys(space, [hit.key for hit in found])
         scores = {hit.key: hit for hit in found}
         stored = self._session.block_of_keys(space.without_metric, scores) if space.needs_normalising else block
