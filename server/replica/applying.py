@@ -209,7 +209,7 @@ class Applier:
 
     def _create_field_index(self, request: pb.CreateFieldIndexCollection) -> None:
         collection = self._changed(request.collection_name)
-        schema = catalogue.schema_of(checks.check_field_index(request), request.field_index_params)
+        schema = catalogue.schema_of(checks.schema_type(request), request.field_index_params)
         self._tx.save_schema(collection.cid, request.field_name, schema)
 
     def _delete_field_index(self, request: pb.DeleteFieldIndexCollection) -> None:

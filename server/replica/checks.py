@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from generated.qdrant import collections_pb2 as pb
 from generated.qdrant import points_pb2 as points
-from server.replica import number_ranges
+from server.replica import number_ranges, stems
 from server.replica.paths import parse_or_refuse
 from server.replica.refusal import bad_body, invalid, no_vector_name, wrong_input
 from server.replica.vector_forms import fields_of
@@ -29,6 +29,13 @@ _PARAMS_OF: dict[int, str] = {
     points.FieldType.FieldTypeDatetime: "datetime_index_params",
     points.FieldType.FieldTypeUuid: "uuid_index_params",
 }
+
+# Languages whose stopwords Qdrant has, by name and by code.
+_STOPWORD_LANGUAGES = frozenset(
+    "arabic azerbaijani basque bengali catalan chinese danish dutch english finnish french german greek hebrew hinglish "
+    "hungarian indonesian italian japanese kazakh nepali norwegian portuguese romanian russian slovene spanish swedish "
+    "tajik turkish ar az eu bn ca zh da nl en fi fr de el he hi-en hu id it jp kk ne no pt ro ru sl es sv tg tr".split()
+)
 
 
 def check_name(name: str) -> None:
@@ -87,21 +94,48 @@ def check_collection_update(request: pb.UpdateCollection, config: pb.CollectionC
             raise no_vector_name(name)
 
 
-def check_field_index(request: points.CreateFieldIndexCollection) -> int:
+def schema_type(request: points.CreateFieldIndexCollection) -> int:
     """The PayloadSchemaType of a new field index. Raises Refusal."""
-    if not request.field_name:
-        raise bad_body("field_name", 'value "" invalid, must be at least 1 characters')
-    parse_or_refuse(request.field_name)
     if not request.HasField("field_type"):
         raise invalid("cannot convert field_type")
     if request.field_type not in points.FieldType.values():
         raise invalid("field type is missing")
+    # The two enums list the same types, one begins with "unknown".
+    return int(request.field_type) + 1
+
+
+def check_field_index(request: points.CreateFieldIndexCollection) -> None:
+    """Raises Refusal for a field index that Qdrant would not make."""
+    if not request.field_name:
+        raise bad_body("field_name", 'value "" invalid, must be at least 1 characters')
+    _check_integer_index(request.field_index_params.integer_index_params)
+    parse_or_refuse(request.field_name)
+    schema_type(request)
     given = request.field_index_params.WhichOneof("index_params")
     if given is not None and given != _PARAMS_OF[request.field_type]:
         kind = points.FieldType.Name(request.field_type).removeprefix("FieldType")
         raise invalid(f"field_type ({kind}) and field_index_params do not match")
-    # The two enums list the same types, one begins with "unknown".
-    return int(request.field_type) + 1
+    if given == "text_index_params":
+        _check_text_index(request.field_index_params.text_index_params)
+
+
+def _check_integer_index(params: pb.IntegerIndexParams) -> None:
+    has_neither = not (params.lookup or params.range)
+    if has_neither and params.HasField("lookup") and params.HasField("range"):
+        why = "Validation error: the 'lookup' and 'range' capabilities can't be both disabled [{}]"
+        raise bad_body("field_index_params.index_params.lookup", why)
+
+
+def _check_text_index(params: pb.TextIndexParams) -> None:
+    for language in params.stopwords.languages:
+        if language not in _STOPWORD_LANGUAGES:
+            raise invalid(f"unknown language: {language}")
+    if params.stemmer.WhichOneof("stemming_params") == "snowball":
+        language = params.stemmer.snowball.language
+        if stems.stemmer(language) is None:
+            raise invalid(f'Language "{language}" not found.')
+    if params.tokenizer == pb.TokenizerType.Unknown or params.tokenizer not in pb.TokenizerType.values():
+        raise invalid("unknown tokenizer type")
 
 
 def check_vector_name(request: points.CreateVectorNameRequest, config: pb.CollectionConfig) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
+import regex
+
 from generated.qdrant import json_with_int_pb2 as json_pb2
 from server.replica.refusal import invalid
 
@@ -26,6 +28,8 @@ Step: TypeAlias = "str | int | _Wildcard"
 Path: TypeAlias = tuple[Step, ...]
 
 _U64_MAX = 2**64 - 1
+# As Rust sees letters and digits: Python's own `isalnum` lacks the vowel signs that many scripts write as marks.
+_PLAIN_KEY = regex.compile(r"[\p{Alphabetic}\p{N}_-]+")
 
 
 class BadPath(ValueError):
@@ -53,15 +57,13 @@ def parse(text: str) -> Path:
 def _key(text: str) -> tuple[str, str]:
     if text.startswith('"'):
         end = text.find('"', 1)
-        if end < 0:
+        if end < 0 or "\\" in text[:end]:
             raise BadPath(text)
         return text[1:end], text[end + 1 :]
-    length = 0
-    while length < len(text) and (text[length].isalnum() or text[length] in "_-"):
-        length += 1
-    if not length:
+    plain = _PLAIN_KEY.match(text)
+    if plain is None:
         raise BadPath(text)
-    return text[:length], text[length:]
+    return plain.group(), text[plain.end() :]
 
 
 def _bracket(text: str) -> tuple[Step, str]:
@@ -89,8 +91,7 @@ def text_of(path: Path) -> str:
         if not isinstance(step, str):
             text += "[]" if step is WILDCARD else f"[{step}]"
             continue
-        is_plain = bool(step) and all(letter.isalnum() or letter in "_-" for letter in step)
-        text += ("." if text else "") + (step if is_plain else f'"{step}"')
+        text += ("." if text else "") + (step if _PLAIN_KEY.fullmatch(step) else f'"{step}"')
     return text
 
 

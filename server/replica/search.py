@@ -119,10 +119,11 @@ class _Answer:
         session = self.session(query.collection_name)
         parts = outputs.wanted(request)
         universal = self.universal(session)
-        if group_rounds.wants_rounds(query):
+        every = max(session.collection.points, 1)
+        # More points than an answer may hold are never listed at once: rounds ask for a few at a time.
+        if group_rounds.wants_rounds(query) or every > self.settings.response_max_points:
             gathered = Rounds(session, request.group_by, limit, size).gather(query, universal.run)
         else:
-            every = max(session.collection.points, 1)
             if query.query.WhichOneof("variant") == "order_by":
                 # A point comes once for each of its values; more than an answer may hold is refused.
                 every = self.settings.response_max_points + 1

@@ -82,13 +82,12 @@ class Universal:
         return hits[offset : offset + wanted]
 
     def _capped(self, node: Node, count: int) -> int:
-        """Never more than there can be; refused when an answer would be larger than the limit on answers."""
+        """Never more than there can be, and no more than shows that an answer is larger than answers may be."""
+        most = min(count, self._most_points + 1)
         if node.query.WhichOneof("variant") == "order_by":
             # A point comes once for each value that it is ordered by.
-            return min(count, self._most_points + 1)
-        possible = min(count, max(self._session.collection.points, 1))
-        self._refuse_huge(possible)
-        return possible
+            return most
+        return min(most, max(self._session.collection.points, 1))
 
     def _note(self, node: Node, place: str, limit: int, results: int) -> None:
         """For the plan: a level is done."""
@@ -143,6 +142,8 @@ class Universal:
             raise _bad_request("cannot apply Fusion without prefetches")
         if form == "formula" and not node.prefetch:
             raise _bad_request("cannot apply Formula without prefetches")
+        if form == "nearest_with_mmr":
+            _check_mmr(node.query.nearest_with_mmr.mmr)
         for inner in node.prefetch:
             self._check(inner)
 
@@ -160,6 +161,7 @@ class Universal:
             if limit == 0:
                 raise bad_body(f"{place}limit", "value 0 invalid, must be 1 or larger")
             sources.append(self._level(inner, narrowed, self._capped(inner, limit), place, limit))
+            self._refuse_huge(len(sources[-1]))
             self._note(inner, place.removesuffix("."), limit, len(sources[-1]))
         form = node.query.WhichOneof("variant") if node.HasField("query") else None
         threshold = node.score_threshold if node.HasField("score_threshold") else None
@@ -168,6 +170,10 @@ class Universal:
         if form == "formula":
             scored = formula.rescore(self._session, node.query.formula, [_pairs(source) for source in sources])
             return _above([Hit(key, score) for key, score in scored], threshold)[:count]
+        if form == "nearest_with_mmr" and sources and isinstance(node, points.PrefetchQuery):
+            # Of a wrong query there is a refusal without candidates too.
+            self._mmr_nearest(node)
+            return self._diverse(node, _first_of_each([hit for source in sources for hit in source]), count)
         if sources:
             # The filter was merged into those of the prefetches and is not asked again: where both have a `should`,
             # candidates that pass only theirs stay. Without candidates a wrong query is refused all the same.
@@ -235,24 +241,31 @@ class Universal:
         return self._chance.sample(keys, min(count, len(keys)))
 
     def _mmr(self, node: Node, selection: Selection, count: int, asked: int, threshold: float | None) -> list[Hit]:
-        mmr = node.query.nearest_with_mmr.mmr
-        diversity = mmr.diversity if mmr.HasField("diversity") else _MMR_DIVERSITY
-        if not 0 <= diversity <= 1:
-            raise bad_body("query.mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
-        if mmr.candidates_limit > _MMR_CANDIDATES_MOST:
-            why = f"value {mmr.candidates_limit} invalid, must be {_MMR_CANDIDATES_MOST} or smaller"
-            raise bad_body("query.mmr.candidates_limit", why)
-        candidates = self._capped(node, mmr.candidates_limit if mmr.HasField("candidates_limit") else asked)
+        """The nearest, of which MMR chooses; in a prefetch, Qdrant leaves them all to the query over it."""
+        candidates = self._capped(node, _mmr_candidates(node, asked))
+        nearest = self._mmr_nearest(node)
+        found = self._best(nearest, nearest.space, selection, candidates, threshold)
+        if isinstance(node, points.PrefetchQuery):
+            return found
+        return self._diverse(node, found, count)
+
+    def _mmr_nearest(self, node: Node) -> scoring.Nearest:
         space = self._session.space(node.using)
         given = inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node))
-        nearest = self._nearest(node, space, inputs.prepared(given, space))
-        found = self._best(nearest, space, selection, candidates, threshold)
-        block = self._session.block_of_keys(space, [hit.key for hit in found])
-        scores = {hit.key: hit for hit in found}
-        stored = self._session.block_of_keys(space.without_metric, scores) if space.needs_normalising else block
-        vector = inputs.unrounded(given, space)
-        picked = ranking.maximal_marginal_relevance(block, stored, vector, 1 - diversity, count)
-        return [scores[key] for key in picked]
+        return self._nearest(node, space, inputs.prepared(given, space))
+
+    def _diverse(self, node: Node, found: Sequence[Hit], count: int) -> list[Hit]:
+        """What MMR chooses of these, with the scores that they have; those that lack the vector are left out."""
+        if len(found) > _MMR_CANDIDATES_MOST:
+            raise NotServed(f"MMR among more than {_MMR_CANDIDATES_MOST} points is not served")
+        space = self._session.space(node.using)
+        given = inputs.demanded(node.query.nearest_with_mmr.nearest, self._source(node))
+        hits = {hit.key: hit for hit in found}
+        block = self._session.block_of_keys(space, hits)
+        stored = self._session.block_of_keys(space.without_metric, hits) if space.needs_normalising else block
+        share = 1 - _mmr_diversity(node)
+        picked = ranking.maximal_marginal_relevance(block, stored, inputs.unrounded(given, space), share, count)
+        return [hits[key] for key in picked]
 
     def _nearest(self, node: Node, space: Space, vector: QueryVector) -> scoring.Nearest:
         corpus = EVERYTHING
@@ -326,6 +339,29 @@ def merged(outer: common.Filter, inner: common.Filter) -> common.Filter:
 
 def _pairs(hits: Sequence[Hit]) -> list[scoring.Scored]:
     return [(hit.key, hit.score) for hit in hits]
+
+
+def _first_of_each(hits: Sequence[Hit]) -> list[Hit]:
+    """Each point where it is found first."""
+    return list({hit.key: hit for hit in reversed(hits)}.values())[::-1]
+
+
+def _mmr_diversity(node: Node) -> float:
+    mmr = node.query.nearest_with_mmr.mmr
+    return mmr.diversity if mmr.HasField("diversity") else _MMR_DIVERSITY
+
+
+def _mmr_candidates(node: Node, asked: int) -> int:
+    mmr = node.query.nearest_with_mmr.mmr
+    return mmr.candidates_limit if mmr.HasField("candidates_limit") else asked
+
+
+def _check_mmr(mmr: points.Mmr) -> None:
+    if mmr.HasField("diversity") and not 0 <= mmr.diversity <= 1:
+        raise bad_body("query.mmr.diversity", f"value {mmr.diversity} invalid, must be from 0.0 to 1.0")
+    if mmr.candidates_limit > _MMR_CANDIDATES_MOST:
+        why = f"value {mmr.candidates_limit} invalid, must be {_MMR_CANDIDATES_MOST} or smaller"
+        raise bad_body("query.mmr.candidates_limit", why)
 
 
 def _above(hits: list[Hit], threshold: float | None) -> list[Hit]:

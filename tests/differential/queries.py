@@ -41,7 +41,7 @@ class Queries:
         # Discover squashes scores: of large ones many tie, in either engine, and fusion gives each of them its rank.
         if kind >= 0.75 and in_prefetch and vector.has_large_scores:
             return pb.Query(nearest=values.input(name))
-        if kind < 0.5 and not in_prefetch:
+        if kind < 0.5:
             mmr = pb.Mmr()
             if chance.random() < 0.7:
                 mmr.diversity = chance.choice((0.0, 0.3, 1.0))

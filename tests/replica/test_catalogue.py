@@ -543,6 +543,58 @@ def test_field_indexes_that_are_refused(here: Local) -> None:
     assert _refusal(here, FIELD_INDEX, elsewhere)[0] is Code.NOT_FOUND
 
 
+_KLINGON = pb.StemmingAlgorithm(snowball=pb.SnowballParams(language="klingon"))
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        (
+            {"integer_index_params": pb.IntegerIndexParams(lookup=False, range=False)},
+            "Validation error in body: [field_index_params.index_params.lookup: "
+            "Validation error: the 'lookup' and 'range' capabilities can't be both disabled [{}]]",
+        ),
+        ({"text_index_params": pb.TextIndexParams(lowercase=True)}, "unknown tokenizer type"),
+        ({"text_index_params": pb.TextIndexParams(tokenizer=77)}, "unknown tokenizer type"),  # type: ignore[arg-type]
+        ({"text_index_params": pb.TextIndexParams(stemmer=_KLINGON)}, 'Language "klingon" not found.'),
+        (
+            {"text_index_params": pb.TextIndexParams(stopwords=pb.StopwordsSet(languages=["en", "klingon"]))},
+            "unknown language: klingon",
+        ),
+    ],
+)
+def test_field_indexes_that_hold_nothing_or_are_of_no_kind_are_refused(
+    here: Local, params: dict[str, Any], text: str
+) -> None:
+    here.do(CREATE, create())
+    is_text = "text_index_params" in params
+    kind = points.FieldType.FieldTypeText if is_text else points.FieldType.FieldTypeInteger
+    assert _refusal(here, FIELD_INDEX, _index("a", kind, **params)) == (Code.INVALID_ARGUMENT, text)
+    assert not _info(here).payload_schema
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"integer_index_params": pb.IntegerIndexParams(lookup=False)},
+        {"integer_index_params": pb.IntegerIndexParams(lookup=False, range=True)},
+        {
+            "text_index_params": pb.TextIndexParams(
+                tokenizer=pb.TokenizerType.Word,
+                stopwords=pb.StopwordsSet(languages=["hi-en", "english"]),
+                stemmer=pb.StemmingAlgorithm(snowball=pb.SnowballParams(language="de")),
+            )
+        },
+    ],
+)
+def test_field_indexes_with_params_that_are_made(here: Local, params: dict[str, Any]) -> None:
+    here.do(CREATE, create())
+    is_text = "text_index_params" in params
+    kind = points.FieldType.FieldTypeText if is_text else points.FieldType.FieldTypeInteger
+    here.do(FIELD_INDEX, _index("a", kind, **params))
+    assert list(_info(here).payload_schema) == ["a"]
+
+
 # --- vectors of a collection -----------------------------------------------------------------------------------------
 
 

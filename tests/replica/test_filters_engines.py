@@ -18,7 +18,7 @@ import qdrant_edge as edge
 from qdrant_client import models as m
 
 from generated.qdrant import collections_pb2 as collections
-from server.replica import scalars
+from server.replica import paths, scalars
 from server.replica.refusal import Refusal
 from tests.replica import workload
 from tests.replica.edge_engine import Edge, Inexpressible
@@ -163,6 +163,32 @@ def test_bounds_beyond_numbers_agree_with_the_engine(index: str | None, tmp_path
         found = sorted(passing(query, points, fields_of("1.20.0", **indexes)), key=str)
         assert found == engine.matching(query), (name, bound)
     engine.close()
+
+
+# Letters of other scripts with the signs that they are written with, signs that are no letters, and punctuation.
+LETTERS = "aйβ한日ｶÀªⅧ²٣Ⓐिंीी्ทีָّ่\u0301\u200d\u200c-_ /$:'`\\#\u00a0\n😀"
+PATHS = ('""', '"a b"', '"a\\b"', '"\\"', 'a."b"', '"a"b', 'a""', '"a', "a.", ".a", "", "a[]", "a[0]", "a[-1]", "a[]b")
+PATHS = (*PATHS, "हिंदी", "ที่", "a[].हिंदी[0]", '"a"."b"', '"[]"', "a[18446744073709551615]", "a[18446744073709551616]")
+
+
+def test_what_is_a_path_agrees_with_the_engine() -> None:
+    def is_path(text: str, read: Callable[[str], object], refusal: type[Exception]) -> bool:
+        try:
+            read(text)
+        except refusal:
+            return False
+        return True
+
+    def theirs(text: str) -> object:
+        return engine_filter(m.Filter(must=[m.IsEmptyCondition(is_empty=m.PayloadField(key=text))]))
+
+    texts = [*PATHS, *LETTERS, *(f"k{letter}k" for letter in LETTERS), *(f'"k{letter}k"' for letter in LETTERS)]
+    for text in texts:
+        assert is_path(text, paths.parse, paths.BadPath) == is_path(text, theirs, ValueError), text
+        if is_path(text, paths.parse, paths.BadPath):
+            path = paths.parse(text)
+            assert paths.parse(paths.text_of(path)) == path
+    assert paths.text_of(paths.parse("a[].हिंदी")) == "a[].हिंदी"
 
 
 UUID = "550e8400-e29b-41d4-a716-446655440000"

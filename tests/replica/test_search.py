@@ -159,6 +159,35 @@ def test_limits(reads: Reads, tmp_path: Path) -> None:
     assert len(pb.ScrollResponse.FromString(small.answer(r.POINTS + "Scroll", three.SerializeToString())).result) == 3
 
 
+def test_the_limit_on_answers_is_one_on_what_they_hold(reads: Reads) -> None:
+    """Not on what was asked for, nor on the points that a collection has."""
+    reads.searcher = Searcher(reads.store, config.Replica(response_max_points=4))
+    even = common.Filter(must=[common.Condition(field=common.FieldCondition(key="k"))])
+    even.must[0].field.match.keyword = "even"
+    assert ids(reads.ask("Query", near(1, 1, limit=100, filter=even)).result) == [UUID, 4, 2]
+    fused = pb.QueryPoints(collection_name="c", prefetch=[pb.PrefetchQuery(query=near(1, 1).query, filter=even)])
+    fused.query.fusion = pb.Fusion.RRF
+    fused.prefetch[0].limit = 2**62
+    assert ids(reads.ask("Query", fused).result) == [UUID, 4, 2]
+    fused.prefetch[0].ClearField("filter")
+    with pytest.raises(NotServed, match="more than 4 points"):
+        reads.ask("Query", fused)
+
+
+@pytest.mark.parametrize("form", ["nearest", "order_by", None])
+def test_collections_larger_than_an_answer_are_grouped(reads: Reads, form: str | None) -> None:
+    reads.index("n", pb.FieldType.FieldTypeInteger)
+    grouped = pb.QueryPointGroups(collection_name="c", group_by="k", limit=2, group_size=2)
+    if form == "nearest":
+        grouped.query.CopyFrom(near(1, 1).query)
+    elif form == "order_by":
+        grouped.query.order_by.key = "n"
+    whole = reads.ask("QueryGroups", grouped).result
+    assert [len(group.hits) for group in whole.groups] == [2, 2]
+    reads.searcher = Searcher(reads.store, config.Replica(response_max_points=4))
+    assert reads.ask("QueryGroups", grouped).result == whole
+
+
 def test_query_defaults_and_thresholds(reads: Reads) -> None:
     answer = reads.ask("Query", near(1, 0))
     assert [(point.score, bool(point.payload), point.HasField("vectors")) for point in answer.result[:2]] == [
