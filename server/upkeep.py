@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Iterator
 
 from server.clock import Clock
@@ -21,6 +22,8 @@ from server.wal.patrol import Patrol
 
 _GAUGES_EVERY_SECONDS = 1.0
 _RETIRE_EVERY_SECONDS = 60.0
+# While space is short: a small part of the grace time (`wal.grace_seconds`), for the log fills further meanwhile.
+_RETIRE_EVERY_SECONDS_PRESSED = 5.0
 _PATROL_EVERY_SECONDS = 0.25
 _DAY_SECONDS = 86_400.0
 
@@ -46,13 +49,14 @@ class Upkeep:
         self._sleep = sleep
 
     async def run(self) -> None:
-        """Gauges every second, retention every minute."""
-        retire_at = self._clock.monotonic()
+        """Gauges every second, retention every minute, or every few seconds while the log is short of space."""
+        retired_at = -math.inf
         while True:
             with self._logged():
                 self.refresh()
-            if self._clock.monotonic() >= retire_at:
-                retire_at = self._clock.monotonic() + _RETIRE_EVERY_SECONDS
+            pause = _RETIRE_EVERY_SECONDS_PRESSED if self._log.is_pressed else _RETIRE_EVERY_SECONDS
+            if self._clock.monotonic() >= retired_at + pause:
+                retired_at = self._clock.monotonic()
                 with self._logged():
                     await self._log.retire(self._mirror.applied_seq, self._clock.wall_ns(), self._retention_seconds)
             await self._sleep(_GAUGES_EVERY_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -258,3 +259,27 @@ def test_every_dependency_is_locked() -> None:
         locked = set(re.findall(r"^([\w.\-]+)==", text, re.MULTILINE))
         missing = {re.split(r"[<>=\[ ;]", line)[0].lower() for line in lines} - locked
         assert missing == set(), f"run `make lock`: {name}"
+
+
+def test_no_sentence_of_the_architecture_begins_twice() -> None:
+    """A merge of two branches leaves both wordings of a line."""
+    lines = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").splitlines()
+    starts = Counter(line[:40] for line in lines if line[:1].isalpha() and len(line) >= 40)
+    assert len(starts) > 30
+    assert [start for start, count in starts.items() if count > 1] == []
+
+
+def test_rows_of_the_track_record_stand_once_and_fit_their_table() -> None:
+    symptoms: Counter[str] = Counter()
+    found, columns = [], 0
+    for line in (ROOT / "docs/track-record.md").read_text(encoding="utf-8").splitlines():
+        cells = re.sub(r"`[^`]*`", "", line).count(" | ") + 1 if line.startswith("| ") else 0
+        if not line.startswith("|"):
+            columns = 0
+        elif cells:
+            columns = columns or cells
+            symptoms[line.partition(" | ")[0]] += 1
+            found += [line] if cells != columns else []
+    assert len(symptoms) > 100
+    assert found == [], "a row below another table's headings"
+    assert [symptom for symptom, count in symptoms.items() if count > 1] == []

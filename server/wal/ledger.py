@@ -89,9 +89,13 @@ class Ledger:
     def oldest_kept_ns(self, now_ns: int, retention_seconds: float, total_bytes: int) -> int:
         """Segments whose last entry is older may go. Retention shrinks to the grace time when space is short."""
         seconds = retention_seconds
-        if total_bytes > self._limits.total_bytes * self._limits.pressure_share:
+        if self.is_pressed(total_bytes):
             seconds = min(seconds, self._limits.grace_seconds)
         return now_ns - int(seconds * 1e9)
+
+    def is_pressed(self, total_bytes: int) -> bool:
+        """Whether so much is held that retention shrinks to the grace time."""
+        return total_bytes > self._limits.total_bytes * self._limits.pressure_share
 
     def is_last_over(self, passed_seq: int, oldest_kept_ns: int) -> bool:
         """Whether the last segment holds entries, and only such as may go."""

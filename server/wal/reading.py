@@ -64,6 +64,11 @@ class Reading:
         return self._bytes
 
     @property
+    def is_pressed(self) -> bool:
+        """Whether space is short, so that segments may go before their retention is over: retire them soon."""
+        return self._ledger.is_pressed(self._bytes)
+
+    @property
     def segment_count(self) -> int:
         """Number of segments."""
         return len(self._ledger.segments)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import google_crc32c
 import pytest
 
 from server.errors import WalDamaged, WalError
-from server.mirror import Mirror
-from server.telemetry import Telemetry
-from server.upkeep import Upkeep
 from server.wal.files import RealDisk
-from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import DETAILS_BYTES_MAX, Refused
 from server.wal.record import Record
@@ -26,6 +20,7 @@ from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 from tests.wal.io_life import ArmedDisk
 from tests.wal.support import DIRECTORY, Entropy, entry, failing, opened
+from tests.wal.test_upkeep import upkeep
 
 FOLDER = DIRECTORY / "quarantine"
 
@@ -287,32 +282,4 @@ async def test_entries_are_read_when_their_turn_comes_and_only_those_that_are_wa
     assert [item.seq for item, _ in log.quarantined_entries({3, 2, 7})] == [2, 3]
     names = [name for operation, name in disk.calls if operation == "read"]
     assert names == ["00000000000000000002.entry", "00000000000000000003.entry"]
-    await log.close()
-
-
-@dataclass
-class AtTheEnd:
-    """A replica that has applied everything."""
-
-    applied_seq: int = 10**9
-    lag_entries: int = 0
-
-
-def upkeep(log: Log, clock: ManualClock) -> Upkeep:
-    mirror = cast(Mirror, AtTheEnd())
-    return Upkeep(log, mirror, retention_days=0, clock=clock, telemetry=Telemetry.silent(), sleep=clock.sleep)
-
-
-async def test_segments_go_although_the_quarantine_cannot_be_read() -> None:
-    disk, clock = CrashDisk(), ManualClock()
-    log = opened(disk=disk, clock=clock, limits=WalLimits(segment_bytes=900))
-    for number in range(12):
-        await log.append(entry(b"%0200d" % number))
-    await log.mark_replayed(log.last_seq)
-    assert log.segment_count > 3
-    disk.on_call = failing("names", name="quarantine")
-    running = asyncio.create_task(upkeep(log, clock).run())
-    await clock.somebody_sleeps()
-    running.cancel()
-    assert log.segment_count == 1
     await log.close()
