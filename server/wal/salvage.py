@@ -29,6 +29,7 @@ from server.wal.record import (
     Head,
     Record,
     SegmentCodec,
+    SegmentHeader,
     decode_head,
     decode_segment_header,
     peek_key_id,
@@ -150,9 +151,7 @@ def plan_repair(directory: Path, tools: Tools) -> Plan:
         harvest.known_seq = max(harvest.known_seq, head.last_seq)
         harvest.replayed_seq = max(harvest.replayed_seq, head.replayed_seq)
         harvest.generation = max(harvest.generation, head.generation)
-    last_key_id = (
-        head.key_id if head else next((codec.header.key_id for codec in reversed(whole.values())), min(keyring.keys))
-    )
+    ours = [codec.header for codec in whole.values() if codec.header.log_id in log_ids]
     kept = _kept(harvest, _from_quarantine(disk, directory, keyring, log_ids, tools.rules))
     last_kept = kept[-1].last_seq if kept else 0
     starts_at_one = (head.first_segment if head is not None else min(numbers, default=1)) == 1
@@ -167,7 +166,7 @@ def plan_repair(directory: Path, tools: Tools) -> Plan:
         tail_bytes=_tail_bytes(harvest),
         head_is_whole=head is not None,
         log_id=log_ids[0] if log_ids else tools.entropy(16),
-        key_id=keyring.signing(last_key_id),
+        key_id=keyring.signing(_last_key_id(ours, head) or min(keyring.keys)),
         generation=harvest.generation + 1,
         first_number=max([*numbers, head.tail_segment if head is not None else 0, *_all_numbers(names)]) + 1,
         old_numbers=tuple(_all_numbers(names)),
@@ -228,6 +227,23 @@ def _whole_headers(
         elif codec is Flaw.FORGED and peek_key_id(data) not in keyring.keys and not without_missing_keys:
             raise _missing(keyring, peek_key_id(data), directory / segment_name(number))
     return found
+
+
+def _last_key_id(whole: Sequence[SegmentHeader], head: Head | None) -> bytes:
+    """Id of the key that the newest segment or the head was signed with, empty when there is neither.
+
+    As in an open, a rotation that a crash ended before the head stays, and a key that was replaced does not come back.
+    """
+    signed = [(header.number, header.key_id) for header in whole]
+    if head is not None:
+        signed.append((head.tail_segment, head.key_id))
+    present, replaced = b"", set[bytes]()
+    # The head is signed after its tail segment was made, and before the next one.
+    for _, key_id in sorted(signed, key=lambda each: each[0]):
+        if key_id != present and key_id not in replaced:
+            replaced.add(present)
+            present = key_id
+    return present
 
 
 def _missing(keyring: Keyring, key_id: bytes, path: Path) -> WalKeyMissing:
