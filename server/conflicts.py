@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -26,6 +26,8 @@ from generated.qdrant import qdrant_common_pb2 as common
 from server.rpc import Method, Scope
 
 PointKey: TypeAlias = int | str
+
+_QUESTIONS_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,7 @@ class Conflicts:
         self._stays: OrderedDict[_Stay, None] = OrderedDict()
         self._barrier: _Stay | None = None
         self._aliases: dict[str, str] = {}
+        self._noted = 0
 
     # --- aliases -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +223,20 @@ class Conflicts:
         if aliases != self._aliases:
             self._aliases = dict(aliases)
             self._line_up_again()
+
+    async def learn_aliases(self, ask: Callable[[], Awaitable[Mapping[str, str] | None]]) -> None:
+        """Know what `ask` answers; None = nothing. An answer is not taken when a change was noted meanwhile.
+
+        After some such answers in a row the map stays as it was noted, until the next time.
+        """
+        for _ in range(_QUESTIONS_MOST):
+            noted = self._noted
+            aliases = await ask()
+            if aliases is None:
+                return
+            if noted == self._noted:
+                self.know_aliases(aliases)
+                return
 
     def collection_of(self, name: str) -> str:
         """The collection that a name stands for, be it an alias or the collection itself."""
@@ -232,6 +249,7 @@ class Conflicts:
     def note(self, row: Method, request: Message) -> None:
         """Learn from an applied write, while it has its turn, which names are aliases now."""
         if row.scope is Scope.ALIASES or isinstance(request, collections_pb2.DeleteCollection):
+            self._noted += 1
             self.know_aliases(aliases_after(self._aliases, request))
 
     # --- the queue ---------------------------------------------------------------------------------------------------

@@ -218,3 +218,37 @@ def test_aliases_are_learned_from_applied_writes() -> None:
     assert conflicts.behind("b") == "c"
     conflicts.note(drop, collections_pb2.DeleteCollection(collection_name="c"))
     assert conflicts.behind("b") == ""
+
+
+@pytest.mark.parametrize("moves", [1, 2, 99])
+async def test_aliases_that_were_read_before_a_move_do_not_undo_it(moves: int) -> None:
+    conflicts = Conflicts()
+    conflicts.know_aliases({"live": "blue"})
+    row, answers = METHODS["/qdrant.Collections/UpdateAliases"], 0
+    create = collections_pb2.CreateAlias(alias_name="live", collection_name="green")
+    move = collections_pb2.ChangeAliases(actions=[collections_pb2.AliasOperations(create_alias=create)])
+
+    async def ask() -> dict[str, str]:
+        nonlocal answers
+        held = {"live": "green" if answers else "blue", "others": "red"}
+        answers += 1
+        if answers <= moves:
+            conflicts.note(row, move)
+        return held
+
+    await conflicts.learn_aliases(ask)
+    assert conflicts.behind("live") == "green"
+    # Whoever changes aliases all the time does not keep it asking.
+    assert answers == min(moves + 1, 5)
+    assert conflicts.behind("others") == ("red" if moves < 5 else "")
+
+
+async def test_no_answer_teaches_nothing() -> None:
+    conflicts = Conflicts()
+    conflicts.know_aliases({"live": "blue"})
+
+    async def ask() -> None:
+        return None
+
+    await conflicts.learn_aliases(ask)
+    assert conflicts.behind("live") == "blue"
