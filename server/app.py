@@ -274,10 +274,16 @@ class Understudy:
             ) from error
 
     async def _learn_aliases(self) -> None:
+        await self._parts.conflicts.learn_aliases(self._replicas_aliases)
+
+    async def _replicas_aliases(self) -> dict[str, str] | None:
+        """The replica's aliases, with every change that the log has; None when it does not answer."""
+        await self._parts.mirror.caught_up(self._parts.log.last_seq)
         reply = await self._process.backend.handle(Call(LIST_ALIASES, b""))
-        if reply.is_ok:
-            aliases = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
-            self._parts.conflicts.know_aliases({alias.alias_name: alias.collection_name for alias in aliases})
+        if not reply.is_ok:
+            return None
+        aliases = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
+        return {alias.alias_name: alias.collection_name for alias in aliases}
 
     async def _follow(self, upstream: Upstream) -> None:
         """Watch Qdrant; replay and hydrate while it is up."""

@@ -30,19 +30,37 @@ class Deletions:
         self._on_problem = on_problem
         self._file: OpenFile | None = None
         self._size = 0
+        self._whole_size = 0
         self._under_way = Counter[str]()
+        # Where one ended by an exception, and for which the file has a note already: one is enough for all.
+        self._kept: set[str] = set()
+        self._noted: set[str] = set()
         self.left_over = self._read()
 
     @contextmanager
     def under_way(self, collection: str) -> Iterator[None]:
         """Around a deletion, until the log has it. One that ends by an exception stays noted."""
         self._under_way[collection] += 1
-        self._note("+", collection)
-        yield
+        if collection not in self._noted and self._note("+", collection):
+            self._noted.add(collection)
+        try:
+            yield
+        except BaseException:
+            self._kept.add(collection)
+            self._under_way[collection] -= 1
+            raise
         self._under_way[collection] -= 1
-        self._note("-", collection)
-        if self._size > _ROOM_BYTES:
+        if not self._under_way[collection] and collection in self._noted:
+            self._note_end(collection)
+        # What still counts may be much: no more of it is written again than was noted since.
+        if self._size > max(_ROOM_BYTES, 2 * self._whole_size):
             self._write_anew()
+
+    def _note_end(self, collection: str) -> None:
+        if collection not in self._kept and collection not in self.left_over:
+            # A note that fails may be there all the same: so the next deletion is noted anew either way.
+            self._noted.discard(collection)
+            self._note("-", collection)
 
     def settled(self) -> None:
         """What was left over is of no use any more: everything was copied since."""
@@ -64,7 +82,7 @@ class Deletions:
                 noted[bytes.fromhex(found[2].decode()).decode("utf-8", "replace")] += 1 if found[1] == b"+" else -1
         return frozenset(+noted)
 
-    def _note(self, sign: str, collection: str) -> None:
+    def _note(self, sign: str, collection: str) -> bool:
         try:
             if self._file is None:
                 is_there = self._disk.facts(self._path) is not None
@@ -72,6 +90,8 @@ class Deletions:
             self._size += self._append(self._file, sign, collection)
         except OSError as error:
             self._on_problem(error)
+            return False
+        return True
 
     @staticmethod
     def _append(file: OpenFile, sign: str, collection: str) -> int:
@@ -82,7 +102,7 @@ class Deletions:
 
     def _write_anew(self) -> None:
         """Only what still counts, in place of all that was ever noted."""
-        still = [*self.left_over, *self._under_way.elements()]
+        still = sorted({*self.left_over, *(+self._under_way), *self._kept})
         temporary = self._path.with_name(_FILE + TEMP_SUFFIX)
         try:
             if self._disk.facts(temporary) is not None:
@@ -95,4 +115,5 @@ class Deletions:
             return
         if self._file is not None:
             self._file.close()
-        self._file, self._size = file, size
+        self._file, self._size, self._whole_size = file, size, size
+        self._noted = set(still)

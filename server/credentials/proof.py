@@ -50,6 +50,10 @@ _CHECKED = ("/qdrant.Points/", "/qdrant.Collections/", "/qdrant.Snapshots/")
 # servers before 1.9 for a wrong key.
 _ABOUT_THE_KEY = ("signature", "expired", "api-key", "api key", "jwt", "token")
 
+# Servers older than May 2025 (pull request 6560) refuse with PERMISSION_DENIED what the strict mode of a collection
+# forbids. The text says what to do, and names fields of the request, which may be called anything. The key was checked.
+_OF_STRICT_MODE = ". help: "
+
 
 def is_checked(method: str) -> bool:
     """Whether Qdrant's answer to this method can prove anything about a credential."""
@@ -60,7 +64,9 @@ def proof_of(method: str, code: Code, details: str) -> Proof:
     """What an answer of Qdrant shows."""
     if not is_checked(method):
         return Proof.NOTHING
-    proof = PROOFS[code]
-    if proof is Proof.FORBIDDEN and any(words in details.lower() for words in _ABOUT_THE_KEY):
-        return Proof.REFUSED
-    return proof
+    proof, text = PROOFS[code], details.lower()
+    if proof is not Proof.FORBIDDEN:
+        return proof
+    if _OF_STRICT_MODE in text:
+        return Proof.KNOWN
+    return Proof.REFUSED if any(words in text for words in _ABOUT_THE_KEY) else proof

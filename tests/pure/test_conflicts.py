@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
-from server.conflicts import EVERYTHING, Claim, Conflicts, claim_of
+from server.conflicts import EVERYTHING, Claim, Conflicts, PointKey, claim_of
 from server.rpc import METHODS
 
 UUID = "c0ffee00-0000-4000-8000-00000000000A"
+
+
+def claim(name: str, *points: PointKey) -> Claim:
+    """One to these points of a collection, or to all of them."""
+    names = frozenset((name,))
+    return Claim(names, frozenset(points) or None, names)
 
 
 def ids(*numbers: int) -> points_pb2.PointsSelector:
@@ -31,18 +37,18 @@ def points(*numbers: int) -> list[points_pb2.PointStruct]:
 
 OPERATION = points_pb2.PointsUpdateOperation
 CLAIMS = [
-    ("Upsert", points_pb2.UpsertPoints(collection_name="c", points=points(1, 2)), Claim("c", frozenset({1, 2}))),
-    ("Delete", points_pb2.DeletePoints(collection_name="c", points=ids(3)), Claim("c", frozenset({3}))),
-    ("Delete", points_pb2.DeletePoints(collection_name="c", points=by_filter()), Claim("c")),
-    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c", points_selector=by_filter()), Claim("c")),
-    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c"), Claim("c")),
-    ("ClearPayload", points_pb2.ClearPayloadPoints(collection_name="c", points=ids(9)), Claim("c", frozenset({9}))),
+    ("Upsert", points_pb2.UpsertPoints(collection_name="c", points=points(1, 2)), claim("c", 1, 2)),
+    ("Delete", points_pb2.DeletePoints(collection_name="c", points=ids(3)), claim("c", 3)),
+    ("Delete", points_pb2.DeletePoints(collection_name="c", points=by_filter()), claim("c")),
+    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c", points_selector=by_filter()), claim("c")),
+    ("SetPayload", points_pb2.SetPayloadPoints(collection_name="c"), claim("c")),
+    ("ClearPayload", points_pb2.ClearPayloadPoints(collection_name="c", points=ids(9)), claim("c", 9)),
     (
         "UpdateVectors",
         points_pb2.UpdatePointVectors(
             collection_name="c", points=[points_pb2.PointVectors(id=common.PointId(uuid=UUID))]
         ),
-        Claim("c", frozenset({UUID.lower()})),
+        claim("c", UUID.lower()),
     ),
     (
         "UpdateBatch",
@@ -54,7 +60,7 @@ CLAIMS = [
                 OPERATION(set_payload=OPERATION.SetPayload(points_selector=ids(3))),
             ],
         ),
-        Claim("c", frozenset({1, 2, 3})),
+        claim("c", 1, 2, 3),
     ),
     (
         "UpdateBatch",
@@ -65,20 +71,20 @@ CLAIMS = [
                 OPERATION(clear_payload=OPERATION.ClearPayload(points=by_filter())),
             ],
         ),
-        Claim("c"),
+        claim("c"),
     ),
     (
         "UpdateBatch",
         points_pb2.UpdateBatchPoints(collection_name="c", operations=[OPERATION(delete_deprecated=ids(1))]),
-        Claim("c"),
+        claim("c"),
     ),
-    ("CreateFieldIndex", points_pb2.CreateFieldIndexCollection(collection_name="c"), Claim("c")),
+    ("CreateFieldIndex", points_pb2.CreateFieldIndexCollection(collection_name="c"), claim("c")),
 ]
 
 
-@pytest.mark.parametrize(("method", "request_message", "claim"), CLAIMS)
-def test_claim_of_points(method, request_message, claim) -> None:
-    assert claim_of(METHODS[f"/qdrant.Points/{method}"], request_message) == claim
+@pytest.mark.parametrize(("method", "request_message", "claimed"), CLAIMS)
+def test_claim_of_points(method, request_message, claimed) -> None:
+    assert claim_of(METHODS[f"/qdrant.Points/{method}"], request_message) == claimed
 
 
 @pytest.mark.parametrize("spelling", [UUID.lower(), UUID.replace("-", ""), "urn:uuid:" + UUID, "{" + UUID + "}"])
@@ -89,20 +95,33 @@ async def test_writes_to_one_point_wait_however_its_uuid_is_spelled(spelling: st
         for each in (UUID, spelling)
     ]
     first, second = (claim_of(METHODS["/qdrant.Points/Upsert"], request) for request in requests)
-    place, _ = conflicts.enter(first)
-    assert conflicts.enter(second)[1] == [place]
+    assert conflicts.enter(first).has_turn
+    assert not conflicts.enter(second).has_turn
 
 
 def test_claim_of_collections() -> None:
     create = collections_pb2.CreateCollection(collection_name="c")
-    assert claim_of(METHODS["/qdrant.Collections/Create"], create) == Claim("c")
-    assert claim_of(METHODS["/qdrant.Collections/UpdateAliases"], collections_pb2.ChangeAliases()) == EVERYTHING
+    assert claim_of(METHODS["/qdrant.Collections/Create"], create) == claim("c")
+
+
+def test_a_change_of_aliases_claims_the_names_in_it() -> None:
+    row, actions = METHODS["/qdrant.Collections/UpdateAliases"], collections_pb2.AliasOperations
+    changed = [
+        actions(create_alias=collections_pb2.CreateAlias(collection_name="c", alias_name="a")),
+        actions(rename_alias=collections_pb2.RenameAlias(old_alias_name="b", new_alias_name="d")),
+        actions(delete_alias=collections_pb2.DeleteAlias(alias_name="x")),
+        actions(),
+    ]
+    assert claim_of(row, collections_pb2.ChangeAliases(actions=changed)) == Claim(
+        frozenset("abcdx"), followed=frozenset("b")
+    )
+    assert claim_of(row, collections_pb2.ChangeAliases()) == Claim(frozenset())
 
 
 def overlap(one: Claim, other: Claim) -> bool:
-    if one.collection is None or other.collection is None:
+    if one.names is None or other.names is None:
         return True
-    if one.collection != other.collection:
+    if not one.names & other.names:
         return False
     return one.points is None or other.points is None or bool(one.points & other.points)
 
@@ -111,7 +130,7 @@ claims = st.one_of(
     st.just(EVERYTHING),
     st.builds(
         Claim,
-        st.sampled_from(["a", "b"]),
+        st.sampled_from([frozenset("a"), frozenset("b"), frozenset("ab")]),
         st.one_of(st.none(), st.frozensets(st.integers(0, 3), min_size=1, max_size=3)),
     ),
 )
@@ -129,18 +148,18 @@ def test_conflicting_writes_never_overlap_and_keep_their_order(asked, cancelled,
         running: dict[int, Claim] = {}
         began: list[int] = []
 
-        async def write(number: int, claim: Claim) -> None:
-            async with conflicts.hold(claim):
-                assert not any(overlap(claim, other) for other in running.values())
-                running[number] = claim
+        async def write(number: int, claimed: Claim) -> None:
+            async with conflicts.hold(claimed):
+                assert not any(overlap(claimed, other) for other in running.values())
+                running[number] = claimed
                 began.append(number)
                 for _ in range(steps[number]):
                     await asyncio.sleep(0)
                 del running[number]
 
         tasks = []
-        for number, claim in enumerate(asked):
-            tasks.append(asyncio.create_task(write(number, claim)))
+        for number, claimed in enumerate(asked):
+            tasks.append(asyncio.create_task(write(number, claimed)))
             if pauses[number]:
                 await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -154,23 +173,23 @@ def test_conflicting_writes_never_overlap_and_keep_their_order(asked, cancelled,
         for place, number in enumerate(began):
             assert not any(later < number and overlap(asked[later], asked[number]) for later in began[place + 1 :])
         await asyncio.sleep(0)
-        assert not conflicts._collections and not conflicts._present and conflicts._barrier is None
+        assert conflicts.is_empty
 
     asyncio.run(scenario())
 
 
 async def test_disjoint_writes_run_together() -> None:
     conflicts = Conflicts()
-    async with conflicts.hold(Claim("c", frozenset({1}))):
-        await asyncio.wait_for(conflicts.hold(Claim("c", frozenset({2}))).__aenter__(), timeout=10)
-        await asyncio.wait_for(conflicts.hold(Claim("d")).__aenter__(), timeout=10)
+    async with conflicts.hold(claim("c", 1)):
+        await asyncio.wait_for(conflicts.hold(claim("c", 2)).__aenter__(), timeout=10)
+        await asyncio.wait_for(conflicts.hold(claim("d")).__aenter__(), timeout=10)
 
 
 async def test_an_alias_and_its_collection_are_one_place() -> None:
     conflicts = Conflicts()
     conflicts.know_aliases({"alias": "c"})
-    async with conflicts.hold(Claim("c", frozenset({1}))):
-        waiting = asyncio.create_task(conflicts.hold(Claim("alias", frozenset({1}))).__aenter__())
+    async with conflicts.hold(claim("c", 1)):
+        waiting = asyncio.create_task(conflicts.hold(claim("alias", 1)).__aenter__())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -199,3 +218,37 @@ def test_aliases_are_learned_from_applied_writes() -> None:
     assert conflicts.behind("b") == "c"
     conflicts.note(drop, collections_pb2.DeleteCollection(collection_name="c"))
     assert conflicts.behind("b") == ""
+
+
+@pytest.mark.parametrize("moves", [1, 2, 99])
+async def test_aliases_that_were_read_before_a_move_do_not_undo_it(moves: int) -> None:
+    conflicts = Conflicts()
+    conflicts.know_aliases({"live": "blue"})
+    row, answers = METHODS["/qdrant.Collections/UpdateAliases"], 0
+    create = collections_pb2.CreateAlias(alias_name="live", collection_name="green")
+    move = collections_pb2.ChangeAliases(actions=[collections_pb2.AliasOperations(create_alias=create)])
+
+    async def ask() -> dict[str, str]:
+        nonlocal answers
+        held = {"live": "green" if answers else "blue", "others": "red"}
+        answers += 1
+        if answers <= moves:
+            conflicts.note(row, move)
+        return held
+
+    await conflicts.learn_aliases(ask)
+    assert conflicts.behind("live") == "green"
+    # Whoever changes aliases all the time does not keep it asking.
+    assert answers == min(moves + 1, 5)
+    assert conflicts.behind("others") == ("red" if moves < 5 else "")
+
+
+async def test_no_answer_teaches_nothing() -> None:
+    conflicts = Conflicts()
+    conflicts.know_aliases({"live": "blue"})
+
+    async def ask() -> None:
+        return None
+
+    await conflicts.learn_aliases(ask)
+    assert conflicts.behind("live") == "blue"

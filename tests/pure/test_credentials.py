@@ -207,6 +207,20 @@ def test_a_read_that_is_forbidden_takes_everything(door: Door) -> None:
     assert not door.lets_in("k") and not door.lets_in("k", UPSERT)
 
 
+@pytest.mark.parametrize("field", ["session_token", "api-key", "owner"])
+def test_a_refusal_of_strict_mode_says_nothing_against_the_key(door: Door, field: str) -> None:
+    told = f'Forbidden: Index required but not found for "{field}" of one of the following types: [keyword].'
+    told += " Help: Create an index for this key or use a different filter."
+    door.saw("k", UPSERT)
+    for method in (QUERY, UPSERT):
+        door.saw("k", method, Code.PERMISSION_DENIED, told)
+        assert door.lets_in("k") and door.lets_in("k", UPSERT)
+    door.saw("new", UPSERT, Code.PERMISSION_DENIED, told)
+    assert door.lets_in("new") and not door.lets_in("new", UPSERT)
+    door.saw(narrow("a"), QUERY, Code.PERMISSION_DENIED, told)
+    assert not door.lets_in(narrow("a"))
+
+
 def test_an_unknown_key_that_is_refused_harms_nobody(door: Door) -> None:
     door.saw("k", UPSERT)
     for code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):

@@ -77,6 +77,62 @@ def test_the_notes_take_little_room(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 70_000
 
 
+def failed(deletions: Deletions, collection: str) -> None:
+    with pytest.raises(RuntimeError), deletions.under_way(collection):
+        raise RuntimeError
+
+
+def test_many_that_failed_take_no_more_room_than_one(tmp_path: Path) -> None:
+    deletions = opened(tmp_path)
+    for _ in range(5000):
+        failed(deletions, "c")
+    with deletions.under_way("c"):
+        pass
+    assert opened(tmp_path).left_over == {"c"}
+    assert (tmp_path / "deletions").stat().st_size < 100
+
+
+def test_the_notes_are_not_written_anew_for_each_deletion_where_many_collections_had_one_that_failed() -> None:
+    disk, made = CrashDisk(), list[str]()
+    disk.make_directory(Path("/store"))
+    disk.on_call = lambda operation, path: made.append(operation) if operation == "create" else None
+    deletions = Deletions(disk, Path("/store"), [].append)
+    collections = {f"{number:040}" for number in range(2000)}
+    for collection in collections:
+        failed(deletions, collection)
+    for _ in range(500):
+        with deletions.under_way("d"):
+            pass
+    assert len(made) <= 3
+    assert Deletions(disk, Path("/store"), [].append).left_over == collections
+
+
+@pytest.mark.parametrize("again", ["c", "d"])
+def test_what_was_left_over_outlasts_deletions_that_end_well_and_notes_written_anew(tmp_path: Path, again: str) -> None:
+    failed(opened(tmp_path), "c")
+    deletions = opened(tmp_path)
+    for _ in range(3):
+        with deletions.under_way(again):
+            for _ in range(1000):
+                with deletions.under_way("e" * 50):
+                    pass
+            assert opened(tmp_path).left_over == {"c", again}
+    assert opened(tmp_path).left_over == {"c"}
+    deletions.settled()
+    with deletions.under_way(again):
+        assert opened(tmp_path).left_over == {again}
+    assert opened(tmp_path).left_over == frozenset()
+
+
+def test_of_two_under_way_the_end_of_one_is_not_that_of_the_other(tmp_path: Path) -> None:
+    deletions = opened(tmp_path)
+    with deletions.under_way("c"):
+        with deletions.under_way("c"):
+            pass
+        assert opened(tmp_path).left_over == {"c"}
+    assert opened(tmp_path).left_over == frozenset()
+
+
 @pytest.mark.parametrize("cut", range(1, 18))
 def test_a_note_that_was_cut_off_takes_no_other_with_it(tmp_path: Path, cut: int) -> None:
     with opened(tmp_path).under_way("c"):
@@ -115,7 +171,8 @@ def test_a_disk_that_takes_no_note_stops_nothing() -> None:
     disk.on_call = full
     with Deletions(disk, Path("/store"), problems.append).under_way("c"):
         pass
-    assert [error.errno for error in problems] == [errno.ENOSPC] * 2
+    # What was not noted needs no note of its end.
+    assert [error.errno for error in problems] == [errno.ENOSPC]
 
 
 def test_after_a_kill_the_log_is_whole_but_for_collections_with_a_deletion_under_way(tmp_path: Path) -> None:
