@@ -244,7 +244,11 @@ class Replica(Section):
     response_max_points: PositiveInt = Field(1_000_000, description="Most points in one local answer")
     read_threads: PositiveInt = Field(4, le=64, description="Local reads answered at the same time")
     start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")
-    call_timeout_seconds: Seconds = Field(60.0, gt=0, description="Time for one call of the proxy's own to the process")
+    call_timeout_seconds: Seconds = Field(
+        60.0,
+        gt=0,
+        description="Time for a call of the proxy's own; a read without a deadline waits this long for a process",
+    )
     hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
     resolved_points: PositiveInt = Field(50_000, description="Writes whose filter matches more are logged as filters")
     former_points: PositiveInt = Field(

@@ -1,7 +1,8 @@
 """What the time that a client gives a call is spent on.
 
 Promises: nobody waits for the replica past the deadline of the call; Qdrant gets so much of the time that the replica
-can still answer, and all of it where the replica has no answer. A call without a deadline is not hurried.
+can still answer, and all of it where the replica has no answer. A read without a deadline is not hurried, but does not
+wait for ever for a replica that is gone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ _RESERVE_LEAST_SECONDS = 0.2
 
 
 class Deadlines:
-    """Of calls whose deadlines are on this clock."""
+    """Of calls whose deadlines are on this clock. `gone_seconds`: the longest wait for a replica that is not there."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, gone_seconds: float) -> None:
         self._clock = clock
+        self._gone_seconds = gone_seconds
 
     def reserve_seconds(self, call: Call) -> float:
         """Time kept back from Qdrant so that the replica can still answer within the client's deadline."""
@@ -43,3 +45,13 @@ class Deadlines:
                 return await work
         except TimeoutError as error:
             raise ReplicaUnavailable("the replica did not answer within the client's deadline") from error
+
+    async def caught_up(self, call: Call, catching_up: Awaitable[None]) -> None:
+        """Until the replica has what the call must see; raises ReplicaUnavailable when that takes too long."""
+        try:
+            async with asyncio.timeout(self._gone_seconds if call.deadline is None else None):
+                await catching_up
+        except TimeoutError as error:
+            raise ReplicaUnavailable(
+                f"the replica is away, or behind the log, for more than {self._gone_seconds:g} s"
+            ) from error

@@ -143,7 +143,7 @@ class Router:
         self._repairs = parts.repairs
         self._telemetry = parts.telemetry
         self._clock = parts.clock
-        deadlines = Deadlines(parts.clock)
+        self._deadlines = deadlines = Deadlines(parts.clock, parts.settings.replica.call_timeout_seconds)
         self._reserve_seconds, self._within = deadlines.reserve_seconds, deadlines.within
         self._synced_seq = parts.log.last_seq
         # Up to here nobody may have waited until the replica had what was logged.
@@ -245,7 +245,7 @@ class Router:
 
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
-        await self._mirror.caught_up(acknowledged_seq)
+        await self._deadlines.caught_up(call, self._mirror.caught_up(acknowledged_seq))
         asked = ((rpc.EXPLAIN, "1"),) if rpc.explains(call.metadata) else ()
         return await self._replica.handle(replace(call, metadata=asked))
 

@@ -39,6 +39,8 @@ _HOP_KEYS = frozenset(
     ("user-agent", "content-type", "te", "connection", "host", "accept-encoding", "content-length", "date")
 )
 _HOP_PREFIXES = ("grpc-", ":")
+# Named like a hop's own, and meant for the two ends: what an error is in detail, and when and how often to call again.
+_END_TO_END = frozenset(("grpc-status-details-bin", "grpc-retry-pushback-ms", "grpc-previous-rpc-attempts"))
 
 _RawMethod: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 _RawCall: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
@@ -148,7 +150,7 @@ def forwardable(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
             (key, value)
             for key, value in metadata
             if key not in _HOP_KEYS
-            and not key.startswith(_HOP_PREFIXES)
+            and (not key.startswith(_HOP_PREFIXES) or key in _END_TO_END)
             and (isinstance(value, bytes) or (value.isascii() and value.isprintable()))
         ]
     )

@@ -57,7 +57,7 @@ class ReplicaProcess:
         self.pid: int | None = None
         self.restarts = 0
         self.on_restart: Callable[[], None] | None = None
-        self.backend: Backend = _Patient(self, clock)
+        self.backend: Backend = _Patient(self, clock, settings.call_timeout_seconds)
         self.control = ReplicaControl(self.backend, clock, settings)
         self._store_dir = store_dir
         self._settings = settings
@@ -228,31 +228,47 @@ class ReplicaProcess:
 
 
 class _Patient:
-    """Answers calls by the process of the moment; waits while there is none."""
+    """Answers calls by the process of the moment; waits while there is none.
 
-    def __init__(self, process: ReplicaProcess, clock: Clock) -> None:
+    A call without a deadline may take any time, and waits `most_seconds` for a process that takes it.
+    """
+
+    def __init__(self, process: ReplicaProcess, clock: Clock, most_seconds: float) -> None:
         self._process = process
         self._clock = clock
+        self._most_seconds = most_seconds
 
     async def handle(self, call: Call) -> Reply:
         """See Backend. Raises ReplicaUnavailable when the deadline comes before an answer."""
-        left = None if call.deadline is None else max(0.0, call.deadline - self._clock.monotonic())
+        if call.deadline is None:
+            return await self._answer(call, self._most_seconds)
         try:
-            async with asyncio.timeout(left):
-                return await self._answer(call)
+            async with asyncio.timeout(max(0.0, call.deadline - self._clock.monotonic())):
+                return await self._answer(call, None)
         except TimeoutError as error:
             raise ReplicaUnavailable(f"the replica did not answer {call.method} in time") from error
 
-    async def _answer(self, call: Call) -> Reply:
+    async def _answer(self, call: Call, most_seconds: float | None) -> Reply:
         ends = 0
+        since = self._clock.monotonic()
         while ends < _MOST_ENDS:
-            asking = await self._process.serving()
+            left = None if most_seconds is None else max(0.0, since + most_seconds - self._clock.monotonic())
+            asking = await self._found(left)
             try:
                 return await asking.handle(call)
             except UpstreamUnreachable as error:
                 ends += error.maybe_applied
+                if error.maybe_applied:
+                    since = self._clock.monotonic()
                 await asyncio.sleep(_RETRY_PAUSE_SECONDS)
         raise ReplicaUnavailable(f"{_MOST_ENDS} replica processes ended while they were asked {call.method}")
+
+    async def _found(self, most_seconds: float | None) -> Backend:
+        try:
+            async with asyncio.timeout(most_seconds):
+                return await self._process.serving()
+        except TimeoutError as error:
+            raise ReplicaUnavailable(f"there was no replica process for {self._most_seconds:g} s") from error
 
 
 class ReplicaControl:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 
 import pytest
 
 from server.rpc import Call, Reply
 from server.upstream import Upstream
 from tests.faults.grpc_peer import ECHO, GrpcPeer
-from tests.proxy.edge_support import CLOCK, Answering, client, serving
+from tests.proxy.edge_support import CLOCK, Answering, client, failing, serving
 from tests.proxy.test_upstream_faults import frame, raw_peer
 
 # A name in latin-1 and in UTF-8, a tab, and DEL: as clients in other languages and load balancers send them.
@@ -89,3 +90,51 @@ async def test_an_answer_with_such_a_header_arrives(odd: bytes) -> None:
             assert tuple(await call.initial_metadata()) == (("x-first", "1"),)
             assert tuple(await call.trailing_metadata()) == (("x-last", "2"),)
         await upstream.close()
+
+
+# google.rpc.Status with a code and a text, as a proxy before Qdrant may send it; when to call again, in milliseconds.
+_DETAILS, _PUSHBACK = b"\x08\x08\x12\x04slow", "700"
+
+
+async def refuse_with_details(writer: asyncio.StreamWriter, stream: int) -> None:
+    """RESOURCE_EXHAUSTED, at once, without any message."""
+    status = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"8"))
+    more = (
+        (b"grpc-message", b"slow down"),
+        (b"grpc-status-details-bin", b64encode(_DETAILS).rstrip(b"=")),
+        (b"grpc-retry-pushback-ms", _PUSHBACK.encode()),
+    )
+    writer.write(headers(stream, _ENDS_STREAM, *status, *more))
+
+
+async def test_the_details_of_an_error_arrive() -> None:
+    told = []
+    async with raw_peer(refuse_with_details) as peer_address:
+        upstream = Upstream(peer_address, clock=CLOCK)
+        async with (
+            serving(upstream) as (_, address),
+            client(peer_address) as direct,
+            client(address) as proxied,
+        ):
+            for channel in (direct, proxied):
+                error = await failing(channel.unary_unary(ECHO)(b""))
+                told.append((error.code(), error.details(), dict(error.trailing_metadata() or ())))
+        await upstream.close()
+    assert told[0] == told[1]
+    assert told[1][2] == {"grpc-status-details-bin": _DETAILS, "grpc-retry-pushback-ms": _PUSHBACK}
+
+
+async def test_the_details_of_a_success_and_the_number_of_tries_arrive() -> None:
+    async def answer(call: Call) -> Reply:
+        reply = await upstream.handle(call)
+        return Reply(reply.body, trailers=(("grpc-status-details-bin", _DETAILS), *reply.trailers))
+
+    async with GrpcPeer() as peer, serving(Answering(answer)) as (_, address):
+        upstream = Upstream(peer.address, clock=CLOCK)
+        async with client(address) as channel:
+            call = channel.unary_unary(ECHO)(b"", metadata=(("grpc-previous-rpc-attempts", "2"),))
+            await call
+            trailers = dict(await call.trailing_metadata())
+        await upstream.close()
+    assert trailers["grpc-status-details-bin"] == _DETAILS
+    assert trailers["got-grpc-previous-rpc-attempts"] == "2"

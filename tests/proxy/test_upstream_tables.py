@@ -88,6 +88,9 @@ def test_hop_by_hop_metadata_stays_behind() -> None:
         ("traceparent", "00-1-2-01"),
         ("x-blob-bin", b"\x00\xff"),
         ("api-key", "twice"),
+        ("grpc-status-details-bin", b"\x08\x05"),
+        ("grpc-retry-pushback-ms", "7"),
+        ("grpc-previous-rpc-attempts", "1"),
     )
     dropped = (
         ("user-agent", "grpc-python"),
@@ -95,6 +98,8 @@ def test_hop_by_hop_metadata_stays_behind() -> None:
         ("te", "trailers"),
         ("grpc-timeout", "5S"),
         ("grpc-accept-encoding", "gzip"),
+        ("grpc-status", "5"),
+        ("grpc-message", "no"),
         (":authority", "host"),
     )
     assert forwardable((*dropped, *kept)) == kept
