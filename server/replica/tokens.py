@@ -25,7 +25,7 @@ _NO_SPACE = regex.compile(r"\P{White_Space}+")
 
 
 def words(text: str) -> list[str]:
-    """What Qdrant does to text without an index, from 1.20 on: words, lower-cased."""
+    """What Qdrant does to text without an index, from 1.19.1 on: words, lower-cased."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
