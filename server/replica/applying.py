@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import catalogue, checks, payload_edits
+from server.replica import catalogue, checks, paths, payload_edits
 from server.replica import requests as r
 from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import Cause, FormerRows
@@ -210,10 +210,11 @@ class Applier:
     def _create_field_index(self, request: pb.CreateFieldIndexCollection) -> None:
         collection = self._changed(request.collection_name)
         schema = catalogue.schema_of(checks.schema_type(request), request.field_index_params)
-        self._tx.save_schema(collection.cid, request.field_name, schema)
+        self._tx.save_schema(collection.cid, paths.canonical(request.field_name), schema)
 
     def _delete_field_index(self, request: pb.DeleteFieldIndexCollection) -> None:
-        self._tx.save_schema(self._changed(request.collection_name).cid, request.field_name, None)
+        collection = self._changed(request.collection_name)
+        self._tx.save_schema(collection.cid, paths.canonical(request.field_name), None)
 
     def _create_vector_name(self, request: pb.CreateVectorNameRequest) -> None:
         collection = self._changed(request.collection_name)

@@ -377,7 +377,7 @@ def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> V
 
 
 def _text_test(form: str, query: str, fields: Fields) -> ValueTest:
-    if fields.tokenises_plain_text:
+    if fields.tokenises_any_plain_text if form == "text_any" else fields.tokenises_plain_text:
         of_tokens = _token_test(form, tokens.words(query))
         found: Callable[[str], bool] = lambda text: of_tokens(tokens.words(text))  # noqa: E731
     elif form == "text_any":

@@ -6,6 +6,7 @@ nowhere else. Does not promise an index: nothing is stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,12 +18,17 @@ from server.replica import paths, scalars
 from server.replica.paths import Path
 
 Scalar: TypeAlias = "str | int | float | bool | bytes"
+Version: TypeAlias = tuple[int, int, int]
+UNKNOWN_VERSION: Version = (0, 0, 0)
 
 _I64 = 2**63
-_TOKENISES_SINCE = (1, 20)
-_COUNTS_MISSING_SINCE = (1, 20)
-_SEES_NULLS_SINCE = (1, 20)
-_CHECKS_SHAPES_SINCE = (1, 19)
+_TOKENISES_SINCE = (1, 19, 1)
+# Of any of some words: with a later change than of all of them.
+_TOKENISES_ANY_SINCE = (1, 20, 0)
+_COUNTS_MISSING_SINCE = (1, 20, 0)
+_SEES_NULLS_SINCE = (1, 19, 1)
+_CHECKS_SHAPES_SINCE = (1, 19, 0)
+_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 @lru_cache(maxsize=4096)
@@ -90,12 +96,18 @@ def _integer(value: json_pb2.Value) -> int | None:
     return None
 
 
+def version_of(text: str) -> Version:
+    """The numbers of a version such as "1.19.1" or "1.19.1-dev"; UNKNOWN_VERSION when it has none."""
+    numbers = _VERSION.match(text)
+    return (int(numbers[1]), int(numbers[2]), int(numbers[3] or 0)) if numbers else UNKNOWN_VERSION
+
+
 @dataclass(frozen=True)
 class Fields:
-    """The indexes of a collection by path, and the version of Qdrant to mirror, (0, 0) when it is not known."""
+    """The indexes of a collection by path, and the version of Qdrant to mirror."""
 
     indexes: Mapping[Path, Index] = field(default_factory=dict)
-    version: tuple[int, int] = (0, 0)
+    version: Version = UNKNOWN_VERSION
     is_nested: bool = False
     """Whether these are the fields of objects inside of a point."""
 
@@ -110,9 +122,7 @@ class Fields:
                 continue
             parsed = _schema_info(info)
             indexes[path] = Index(parsed.data_type, parsed.params)
-        numbers = version.split(".")[:2]
-        known = len(numbers) == 2 and all(part.isdigit() for part in numbers)
-        return cls(indexes, (int(numbers[0]), int(numbers[1])) if known else (0, 0))
+        return cls(indexes, version_of(version))
 
     def index(self, path: Path) -> Index | None:
         """The index on a path."""
@@ -129,7 +139,7 @@ class Fields:
 
     @property
     def sees_nulls_in_arrays(self) -> bool:
-        """Whether `is_null` counts an array that holds a null (Qdrant 1.20) or does so with an index only (before)."""
+        """Whether `is_null` counts an array that holds a null (Qdrant 1.19.1) or does so with an index only (before)."""
         return self.version >= _SEES_NULLS_SINCE
 
     @property
@@ -144,5 +154,10 @@ class Fields:
 
     @property
     def tokenises_plain_text(self) -> bool:
-        """Whether text conditions without an index compare words (Qdrant 1.20) or look for a substring (before)."""
+        """Whether text and phrases without an index are compared by words (Qdrant 1.19.1) or as substrings (before)."""
         return self.version >= _TOKENISES_SINCE
+
+    @property
+    def tokenises_any_plain_text(self) -> bool:
+        """As `tokenises_plain_text`, of the condition for any of some words (Qdrant 1.20)."""
+        return self.version >= _TOKENISES_ANY_SINCE

@@ -15,7 +15,7 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.replica.v1 import replica_pb2 as control
-from server.replica import baseline_rows, catalogue, former_rows, ranges
+from server.replica import baseline_rows, catalogue, former_rows, paths, ranges
 from server.replica import requests as r
 from server.replica.points import Key, id_of, key_of
 from server.replica.records import Collection, Record
@@ -107,10 +107,11 @@ class Imports:
             answer.wanted.append(remote.name)
 
     def _import_schema(self, tx: Transaction, collection: Collection, info: collections.CollectionInfo) -> None:
+        remote = {paths.canonical(field): schema for field, schema in info.payload_schema.items()}
         for field in collection.schema:
-            if field not in info.payload_schema:
+            if field not in remote:
                 tx.save_schema(collection.cid, field, None)
-        for field, schema in info.payload_schema.items():
+        for field, schema in remote.items():
             body = schema.SerializeToString(deterministic=True)
             if collection.schema.get(field) != body:
                 tx.save_schema(collection.cid, field, body)

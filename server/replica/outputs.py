@@ -16,11 +16,12 @@ from google.protobuf.message import Message
 from generated.qdrant import json_with_int_pb2 as json_pb2
 from generated.qdrant import points_pb2 as points
 from server.replica import paths
+from server.replica.fields import UNKNOWN_VERSION, Version
 from server.replica.points import id_of
 from server.replica.records import Record
 from server.replica.refusal import invalid
 
-_ONEOF_SINCE = (1, 17)
+_ONEOF_SINCE = (1, 17, 0)
 # Field 3 and field 2, length-delimited.
 _STORED_TAG = 0x1A
 _ANSWER_TAG = b"\x12"
@@ -146,7 +147,7 @@ def _exclude_value(source: json_pb2.Value, tree: Tree, target: json_pb2.Value) -
 Answered: TypeAlias = "points.RetrievedPoint | points.ScoredPoint"
 
 
-def fill(target: Answered, record: Record, parts: Wanted, version: tuple[int, int]) -> None:
+def fill(target: Answered, record: Record, parts: Wanted, version: Version) -> None:
     """Put id and the wanted parts of a stored point into a point of an answer."""
     target.id.CopyFrom(id_of(record.key))
     if parts.payload:
@@ -188,7 +189,7 @@ def as_answer(payload: bytes) -> bytes:
 
 
 def _fill_vectors(
-    target: Answered, vectors: Mapping[str, points.Vector], names: tuple[str, ...] | None, version: tuple[int, int]
+    target: Answered, vectors: Mapping[str, points.Vector], names: tuple[str, ...] | None, version: Version
 ) -> None:
     chosen = sorted(vectors) if names is None else [name for name in dict.fromkeys(names) if name in vectors]
     if chosen == [""]:
@@ -199,8 +200,8 @@ def _fill_vectors(
         _fill_vector(target.vectors.vectors.vectors[name], vectors[name], version)
 
 
-def _fill_vector(output: points.VectorOutput, vector: points.Vector, version: tuple[int, int]) -> None:
-    if version >= _ONEOF_SINCE or version == (0, 0):
+def _fill_vector(output: points.VectorOutput, vector: points.Vector, version: Version) -> None:
+    if version >= _ONEOF_SINCE or version == UNKNOWN_VERSION:
         # The messages agree in the three forms that are stored.
         output.MergeFromString(vector.SerializeToString())
         return

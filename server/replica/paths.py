@@ -95,6 +95,14 @@ def text_of(path: Path) -> str:
     return text
 
 
+def canonical(text: str) -> str:
+    """A path as Qdrant writes it; what is none stays as it is."""
+    try:
+        return text_of(parse(text))
+    except BadPath:
+        return text
+
+
 def selector(path: Path) -> Callable[[Payload], Values]:
     """A function that lists the values at `path`; empty when there are none."""
     first = path[0]

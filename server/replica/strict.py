@@ -35,7 +35,7 @@ from server.replica.refusal import Refusal, invalid
 from server.replica.vector_forms import with_oneof
 
 _QUERIES = (points.QueryPoints, points.PrefetchQuery, points.QueryPointGroups)
-_SEES_BARE_SCROLLS_SINCE = (1, 20)
+_SEES_BARE_SCROLLS_SINCE = (1, 20, 0)
 _NO_VECTOR_SEARCH = frozenset(("fusion", "rrf", "order_by", "formula", "sample"))
 
 

@@ -25,7 +25,7 @@ _NO_SPACE = regex.compile(r"\P{White_Space}+")
 
 
 def words(text: str) -> list[str]:
-    """What Qdrant does to text without an index, from 1.20 on: words, lower-cased."""
+    """What Qdrant does to text without an index, from 1.19.1 on: words, lower-cased."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -93,11 +93,14 @@ def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokeniz
     longest = params.max_token_len if params.HasField("max_token_len") else None
     stopwords = {word.lower() if lower else word for word in params.stopwords.custom}
 
+    # A query may be the beginning of a longer word: what is a stopword in a text is none there.
+    keeps_stopwords = of_query and params.tokenizer == collections.Prefix
+
     def accepted(text: str) -> Iterator[str]:
         for piece in (_NO_SPACE if params.tokenizer == collections.Whitespace else _WORD).findall(text):
             folded = _fold(piece) if params.ascii_folding else piece
             token = folded.lower() if lower else folded
-            if token not in stopwords:
+            if keeps_stopwords or token not in stopwords:
                 yield token if stem is None else stem(token)
 
     def whole(text: str) -> list[str]:

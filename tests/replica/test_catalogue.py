@@ -543,6 +543,18 @@ def test_field_indexes_that_are_refused(here: Local) -> None:
     assert _refusal(here, FIELD_INDEX, elsewhere)[0] is Code.NOT_FOUND
 
 
+def test_field_indexes_are_kept_by_the_path_as_qdrant_writes_it(here: Local) -> None:
+    here.do(CREATE, create())
+    here.do(FIELD_INDEX, _index('"a"."b c"[]', points.FieldType.FieldTypeKeyword))
+    assert list(_info(here).payload_schema) == ['a."b c"[]']
+    here.do(FIELD_INDEX, _index('a."b c"[]', points.FieldType.FieldTypeInteger))
+    assert {field: info.data_type for field, info in _info(here).payload_schema.items()} == {
+        'a."b c"[]': pb.PayloadSchemaType.Integer
+    }
+    here.do(NO_FIELD_INDEX, points.DeleteFieldIndexCollection(collection_name="c", field_name='"a"."b c"[]'))
+    assert not _info(here).payload_schema
+
+
 _KLINGON = pb.StemmingAlgorithm(snowball=pb.SnowballParams(language="klingon"))
 
 

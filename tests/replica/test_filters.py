@@ -47,6 +47,14 @@ def text(query: str) -> m.FieldCondition:
     return field(match=m.MatchText(text=query))
 
 
+def phrase(query: str) -> m.FieldCondition:
+    return field(match=m.MatchPhrase(phrase=query))
+
+
+def any_word(query: str) -> m.FieldCondition:
+    return field(match=m.MatchTextAny(text_any=query))
+
+
 ALL = list(VALUES)
 
 # condition, index on the field, version of the server, ids that pass.
@@ -77,6 +85,16 @@ MEASURED: list[tuple[Any, str | None, str, list[int]]] = [
     (text("night"), "text", "1.18.3", [11]),
     (text("ig"), None, "1.20.0", []),
     (text("night"), None, "1.20.0", [11]),
+    (IS_NULL, None, "1.19.0", [1]),
+    (IS_NULL, None, "1.19.1", [1, 4, 5, 9]),
+    (text("ig"), None, "1.19.0", [11]),
+    (text("ig"), None, "1.19.1", []),
+    (text("night"), None, "1.19.1-dev", [11]),
+    (text("night"), None, "1.19", []),
+    (phrase("night sky"), None, "1.19.0", []),
+    (phrase("night sky"), None, "1.19.1", [11]),
+    (any_word("ig x"), None, "1.19.2", [6, 7, 11]),
+    (any_word("ig x"), None, "1.20.0", [6, 7]),
 ]
 
 

@@ -343,6 +343,10 @@ TOKENIZERS = (
         },
     ),
     (
+        {"stopwords": collections.StopwordsSet(custom=["the", "sk"]), "tokenizer": collections.Prefix},
+        {"stopwords": edge.StopwordsSet(custom={"the", "sk"}), "tokenizer": edge.TokenizerType.Prefix},
+    ),
+    (
         {"stopwords": collections.StopwordsSet(custom=["the", "Sky"])},
         {"stopwords": edge.StopwordsSet(custom={"the", "Sky"})},
     ),

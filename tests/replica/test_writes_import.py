@@ -217,6 +217,17 @@ def test_the_catalogue_comes_in(here: Local) -> None:
     assert here.store.aliases() == {}
 
 
+def test_imported_fields_are_those_of_the_same_path(here: Local) -> None:
+    _import(here, _remote(a=collections.PayloadSchemaType.Keyword, **{'"b"."c d"': collections.PayloadSchemaType.Text}))
+    collection = here.store.collection("c")
+    assert collection is not None
+    assert sorted(collection.schema) == ["a", 'b."c d"']
+    _import(here, _remote(**{'b."c d"': collections.PayloadSchemaType.Text}))
+    collection = here.store.collection("c")
+    assert collection is not None
+    assert list(collection.schema) == ['b."c d"']
+
+
 def test_part_of_a_catalogue_removes_nothing(here: Local) -> None:
     _import(here, _remote("c"), _remote("d"), also="d")
     _import(here, _remote("c"), whole=False)
