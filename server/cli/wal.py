@@ -20,7 +20,7 @@ from server.cli.running import Running, here_or_there, on_open_log
 from server.clock import SystemClock
 from server.config import Settings
 from server.entry_rows import Filter, contents, described
-from server.errors import WalDamaged, WalLocked
+from server.errors import WalDamaged, WalError, WalLocked
 from server.log_desk import status_document
 from server.rpc import WAL_KINDS
 from server.wal import inspect
@@ -212,9 +212,7 @@ def reset(data_dir: DataDir = None, yes: Yes = False, as_json_: AsJson = False, 
     suffix = f"reset-{moment(SystemClock().wall_ns()).translate(_PLAIN)}"
     try:
         if not yes:
-            pending = inspect.inspect_status(directory, external=keys_of(settings)).pending_count
-            question = f"{pending} writes are pending and would not reach Qdrant." if pending else "Nothing is pending."
-            typer.confirm(f"{question} Move {directory} aside?", abort=True, err=True)
+            typer.confirm(f"{_pending(settings)} Move {directory} aside?", abort=True, err=True)
         moved = inspect.reset(directory, suffix)
     except WalLocked as locked:
         raise WalLocked(
@@ -224,6 +222,17 @@ def reset(data_dir: DataDir = None, yes: Yes = False, as_json_: AsJson = False, 
         as_json({"moved_to": str(moved)})
     else:
         console.print(f"moved to {escape(str(moved))}; move it back to undo this")
+
+
+def _pending(settings: Settings) -> str:
+    """What a reset costs. A log that cannot be read, as without its key, is set aside all the same."""
+    try:
+        pending = inspect.inspect_status(_directory(settings), external=keys_of(settings)).pending_count
+    except WalLocked:
+        raise
+    except WalError as error:
+        return f"How many writes are pending, and would not reach Qdrant, cannot be told: {error.args[0]}."
+    return f"{pending} writes are pending and would not reach Qdrant." if pending else "Nothing is pending."
 
 
 def _directory(settings: Settings) -> Path:

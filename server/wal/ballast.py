@@ -98,6 +98,8 @@ class Space:
         self._limits = limits
         self._guard = threading.Lock()
         self._has_looked = False
+        # How often room was made: who failed before the last time may try again.
+        self.releases = 0
         self.ballast = Ballast.MISSING if limits.ballast_bytes else Ballast.UNWANTED
         self.room = Room.AMPLE
         self.free_bytes: int | None = None
@@ -120,15 +122,21 @@ class Space:
                 # Whatever became of the file: entries are taken or refused by what is free.
                 self.room = room
 
-    def release(self) -> bool:
-        """The disk is full: give the ballast up. False when there is none to give."""
+    def release(self, releases_before: int) -> bool:
+        """The disk is full: give the ballast up. False when there is none to give.
+
+        `releases_before` is what `releases` was before the attempt that failed: room made since then is for it, too.
+        """
         with self._guard:
+            if self.releases != releases_before:
+                return True
             # Also before the first look: an earlier process may have left one.
             is_released = self._adopt()
             if self.ballast is Ballast.HELD:
                 self._remove()
                 is_released = True
             if is_released:
+                self.releases += 1
                 self.room = Room.SPENT
             return is_released
 
@@ -146,10 +154,11 @@ class Space:
 
     def with_reserve(self, act: Callable[[], T]) -> T:
         """Do something that must not fail for want of space: once more in the room of the ballast if it does."""
+        before = self.releases
         try:
             return act()
         except OSError as failure:
-            if failure.errno not in NO_SPACE or not self.release():
+            if failure.errno not in NO_SPACE or not self.release(before):
                 raise
             return act()
 

@@ -216,7 +216,8 @@ async def verify_open(log: Log, disk: Disk, kinds: Collection[int]) -> WalStatus
         if log.holds(stretch.path):
             verified += entries
             problems += [problem] if problem is not None else []
-    status = await asyncio.to_thread(status_open, log, disk)
+    # On the event loop, to which the counts belong: another thread could find them half-changed.
+    status = status_open(log, disk)
     return replace(status, entries_verified=verified, problems=tuple(problems))
 
 

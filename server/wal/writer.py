@@ -205,12 +205,13 @@ class Writer:
         if isinstance(first, Write | Roll) and first.epoch != self._epoch:
             # Encoded before a rewind: chained to frames that are no longer there.
             return self._outcome(run, self._disk_full())
+        releases = self._space.releases
         try:
             rewind_to = self._do(run)
         except OSError as failure:
             if failure.errno not in NO_SPACE:
                 return self._outcome(run, self._latch(f"{failure.strerror or failure}"))
-            return self._without_space(run, failure)
+            return self._without_space(run, failure, releases)
         except WalError as failure:
             return self._outcome(run, self._latch(str(failure)))
         except Exception as failure:  # noqa: BLE001 - outermost loop of the thread: whoever waits must be told
@@ -218,11 +219,11 @@ class Writer:
             return self._outcome(run, self._latch(f"internal error: {failure!r}"))
         return self._outcome(run, None, rewind_to)
 
-    def _without_space(self, run: Sequence[Command], failure: OSError) -> Outcome:
+    def _without_space(self, run: Sequence[Command], failure: OSError, releases_before: int) -> Outcome:
         """Give the ballast up; writes step back, what must not fail for want of space is tried once more."""
         first = run[0]
         try:
-            was_released = self._space.release()
+            was_released = self._space.release(releases_before)
             if isinstance(first, Write | Roll):
                 self._step_back(first)
                 return self._outcome(run, self._disk_full(), self._written)

@@ -239,6 +239,18 @@ def test_wal_reset_asks_first_and_destroys_nothing(data_dir: Path) -> None:
     assert not (data_dir / "wal").exists()
 
 
+def test_wal_reset_asks_also_when_the_key_is_gone(data_dir: Path) -> None:
+    (key,) = (data_dir / "wal" / "keys").iterdir()
+    key.unlink()
+    result = CliRunner().invoke(app, ["wal", "reset", "--data-dir", str(data_dir)], input="n\n")
+    assert result.exit_code == 1
+    assert "cannot be told" in result.output
+    assert (data_dir / "wal").is_dir()
+    run("wal", "reset", "--data-dir", str(data_dir), answer="y\n")
+    assert not (data_dir / "wal").exists()
+    assert len(list(data_dir.glob("wal.reset-*"))) == 1
+
+
 @pytest.mark.parametrize("command", ["status", "verify", "list", "compact", "reset"])
 def test_where_there_is_no_log(tmp_path: Path, command: str) -> None:
     (tmp_path / "store").mkdir()

@@ -8,7 +8,9 @@ import itertools
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -402,14 +404,34 @@ async def test_nothing_looks_at_the_disk_on_the_way_of_an_append() -> None:
     await log.close()
 
 
+def test_two_who_meet_a_full_disk_at_once_share_the_room_of_the_ballast() -> None:
+    disk = CrashDisk()
+    disk.make_directory(DIRECTORY)
+    space = Space(disk, DIRECTORY, LIMITS)
+    space.look()
+    both_failed = threading.Barrier(2)
+    tries: list[str] = []
+
+    def act(name: str) -> str:
+        tries.append(name)
+        if tries.count(name) == 1:
+            both_failed.wait(30)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return name
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda name: space.with_reserve(lambda: act(name)), "ab")) == ["a", "b"]
+    assert (sorted(tries), space.releases, space.room) == (["a", "a", "b", "b"], 1, Room.SPENT)
+
+
 def test_the_blocks_of_the_ballast_are_real(tmp_path: Path) -> None:
     space = Space(RealDisk(), tmp_path, WalLimits(ballast_bytes=1 << 20, free_bytes_min=0))
     space.look()
     found = (tmp_path / BALLAST_NAME).stat()
     assert (found.st_size, stat.S_IMODE(found.st_mode)) == (1 << 20, 0o600)
     assert found.st_blocks * 512 >= 1 << 20
-    assert space.release()
-    assert not space.release()
+    assert space.release(0)
+    assert not space.release(1)
     assert not (tmp_path / BALLAST_NAME).exists()
 
 

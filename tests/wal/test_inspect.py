@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from server.errors import DataDirUnusable, WalDamaged, WalError, WalKeyMissing, WalLocked
-from server.wal.files import RealDisk
+from server.wal import inspect
+from server.wal.files import Disk, RealDisk
 from server.wal.inspect import (
     ListState,
+    WalStatus,
     Wanted,
     compact,
     inspect_status,
@@ -25,6 +28,7 @@ from server.wal.inspect import (
     verify_open,
 )
 from server.wal.limits import WalLimits
+from server.wal.log import Log
 from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
@@ -403,3 +407,19 @@ async def test_the_quarantine_of_a_log_at_rest() -> None:
     ((item, record),) = quarantined(DIRECTORY, disk=disk)
     assert (item.seq, record) == (2, None)
     assert item.flaw
+
+
+async def test_the_counts_of_a_log_in_use_are_read_where_they_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"one"))
+    readers = []
+
+    def status(of: Log, on: Disk) -> WalStatus:
+        readers.append(threading.current_thread())
+        return status_open(of, on)
+
+    monkeypatch.setattr(inspect, "status_open", status)
+    assert (await verify_open(log, disk, KINDS)).pending_count == 1
+    assert readers == [threading.current_thread()]
+    await log.close()
