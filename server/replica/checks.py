@@ -32,9 +32,13 @@ _PARAMS_OF: dict[int, str] = {
 
 # Languages whose stopwords Qdrant has, by name and by code.
 _STOPWORD_LANGUAGES = frozenset(
-    "arabic azerbaijani basque bengali catalan chinese danish dutch english finnish french german greek hebrew hinglish "
-    "hungarian indonesian italian japanese kazakh nepali norwegian portuguese romanian russian slovene spanish swedish "
-    "tajik turkish ar az eu bn ca zh da nl en fi fr de el he hi-en hu id it jp kk ne no pt ro ru sl es sv tg tr".split()
+    (
+        *("arabic", "azerbaijani", "basque", "bengali", "catalan", "chinese", "danish", "dutch", "english", "finnish"),
+        *("french", "german", "greek", "hebrew", "hinglish", "hungarian", "indonesian", "italian", "japanese"),
+        *("kazakh", "nepali", "norwegian", "portuguese", "romanian", "russian", "slovene", "spanish", "swedish"),
+        *("tajik", "turkish", "ar", "az", "eu", "bn", "ca", "zh", "da", "nl", "en", "fi", "fr", "de", "el", "he"),
+        *("hi-en", "hu", "id", "it", "jp", "kk", "ne", "no", "pt", "ro", "ru", "sl", "es", "sv", "tg", "tr"),
+    )
 )
 
 

@@ -139,7 +139,7 @@ class Fields:
 
     @property
     def sees_nulls_in_arrays(self) -> bool:
-        """Whether `is_null` counts an array that holds a null (Qdrant 1.19.1) or does so with an index only (before)."""
+        """Whether `is_null` counts an array that holds a null (Qdrant 1.19.1) or only does with an index (before)."""
         return self.version >= _SEES_NULLS_SINCE
 
     @property

@@ -6,7 +6,6 @@ stemmers. Does not promise the language tables (stopwords by language, multiling
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -14,6 +13,7 @@ import regex
 
 from generated.qdrant import collections_pb2 as collections
 from server.replica import stems
+from server.replica.ascii_folding import folded
 from server.replica.refusal import NotServed
 
 Tokenizer: TypeAlias = Callable[[str], list[str]]
@@ -27,46 +27,6 @@ _NO_SPACE = regex.compile(r"\P{White_Space}+")
 def words(text: str) -> list[str]:
     """What Qdrant does to text without an index, from 1.19.1 on: words, lower-cased."""
     return [word.lower() for word in _WORD.findall(text)]
-
-
-# Letters that no decomposition turns into ASCII.
-_LETTERS = {
-    letter: plain
-    for pair in [
-        "ß:ss",
-        "ẞ:SS",
-        "æ:ae",
-        "Æ:AE",
-        "œ:oe",
-        "Œ:OE",
-        "ø:o",
-        "Ø:O",
-        "đ:d",
-        "Đ:D",
-        "ð:d",
-        "Ð:D",
-        "ł:l",
-        "Ł:L",
-        "þ:th",
-        "Þ:TH",
-        "ħ:h",
-        "Ħ:H",
-        "ŧ:t",
-        "Ŧ:T",
-    ]
-    for letter, plain in (pair.split(":"),)
-}
-
-
-def _fold(text: str) -> str:
-    return text if text.isascii() else "".join(map(_folded_letter, text))
-
-
-def _folded_letter(letter: str) -> str:
-    if letter in _LETTERS:
-        return _LETTERS[letter]
-    base = "".join(char for char in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(char))
-    return base if base.isascii() else letter
 
 
 def _stemmer(params: collections.TextIndexParams) -> Callable[[str], str] | None:
@@ -98,8 +58,8 @@ def tokenizer(params: collections.TextIndexParams, *, of_query: bool) -> Tokeniz
 
     def accepted(text: str) -> Iterator[str]:
         for piece in (_NO_SPACE if params.tokenizer == collections.Whitespace else _WORD).findall(text):
-            folded = _fold(piece) if params.ascii_folding else piece
-            token = folded.lower() if lower else folded
+            written = folded(piece) if params.ascii_folding else piece
+            token = written.lower() if lower else written
             if keeps_stopwords or token not in stopwords:
                 yield token if stem is None else stem(token)
 

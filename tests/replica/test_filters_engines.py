@@ -20,6 +20,7 @@ from qdrant_client import models as m
 from generated.qdrant import collections_pb2 as collections
 from server.replica import paths, scalars
 from server.replica.refusal import Refusal
+from server.replica.tokens import tokenizer
 from tests.replica import workload
 from tests.replica.edge_engine import Edge, Inexpressible
 from tests.replica.edge_engine import filter_of as engine_filter
@@ -275,6 +276,8 @@ TEXTS = numbered(
         11: {"t": "வீட்டில் हिन्दी में ไทย\u200dภาษา x\x1cy\u00a0z कि"},
         12: {"t": ["night", "sky"]},
         13: {"t": ["the sea", "of night sky over", "night"]},
+        14: {"t": "Kadıköy Bakı şəhəri ŋorn Ⅷ ﬅ"},  # noqa: RUF001
+        15: {"t": "مُحَمَّد עִבְרִית"},
     }
 )
 SNOWBALL = collections.StemmingAlgorithm(snowball=collections.SnowballParams(language="english"))
@@ -305,6 +308,13 @@ QUERIES = (
     "y",
     "कि",
     "क",
+    "kadikoy baki",
+    "sahari norn",
+    "viii",
+    "st",
+    "محمد",
+    "עברית",
+    "מֻחמד",
 )
 TOKENIZERS = (
     ({}, {}),
@@ -353,13 +363,13 @@ TOKENIZERS = (
 )
 
 
-@pytest.mark.parametrize("tokenizer", [None, *TOKENIZERS], ids=lambda one: "plain" if one is None else str(one[0]))
-def test_text_agrees_with_the_engine(tokenizer: tuple[dict[str, Any], dict[str, Any]] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [None, *TOKENIZERS], ids=lambda one: "plain" if one is None else str(one[0]))
+def test_text_agrees_with_the_engine(index: tuple[dict[str, Any], dict[str, Any]] | None, tmp_path: Path) -> None:
     engine = Edge(tmp_path / "edge", VECTORS)
     engine.upsert(TEXTS)
     fields = fields_of("1.20.0")
-    if tokenizer is not None:
-        ours, theirs = tokenizer
+    if index is not None:
+        ours, theirs = index
         engine.index("t", edge.TextIndexParams(**theirs))
         fields = fields_of("1.20.0", t=collections.TextIndexParams(**ours))
     for query, form in product(QUERIES, ("text", "text_any", "phrase", "prefix", "substring")):
@@ -372,4 +382,31 @@ def test_text_agrees_with_the_engine(tokenizer: tuple[dict[str, Any], dict[str, 
         }[form]
         condition = m.Filter(must=[m.FieldCondition(key="t", match=kind(**{form: query}))])
         assert sorted(passing(condition, TEXTS, fields), key=str) == engine.matching(condition), (form, query)
+    engine.close()
+
+
+# Where Unicode has letters and signs that look like ASCII with something to it.
+FOLDABLE = (*range(0x80, 0x3300), *range(0xA640, 0xA800), *range(0xAB30, 0xAB70), *range(0xFB00, 0x10000))
+
+
+def test_folded_letters_agree_with_the_engine(tmp_path: Path) -> None:
+    letters = {code: chr(code) for code in FOLDABLE if not chr(code).isspace()}
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({code: {"t": letter} for code, letter in letters.items()})
+    for start in range(0, len(points), 2_000):
+        engine.upsert(points[start : start + 2_000])
+    options = {"ascii_folding": True, "lowercase": False}
+    engine.index("t", edge.TextIndexParams(tokenizer=edge.TokenizerType.Whitespace, **options))
+    params = collections.TextIndexParams(tokenizer=collections.Whitespace, **options)
+    cut = tokenizer(params, of_query=False)
+    held: dict[str, list[int]] = {}
+    for code, letter in letters.items():
+        for token in cut(letter):
+            held.setdefault(token, []).append(code)
+    written = [token for token in held if token.isascii()]
+    assert len(written) > 200
+    others = random.Random(9).sample([token for token in held if not token.isascii()], 400)
+    for token in (*written, *others):
+        match = m.MatchText(text=token)
+        assert set(engine.matching(m.Filter(must=[m.FieldCondition(key="t", match=match)]))) == set(held[token]), token
     engine.close()
