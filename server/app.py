@@ -184,6 +184,7 @@ class Understudy:
             in_doubt=repairs.was_in_doubt,
             given_up=self._grace.given_up,
             on_new_replica=self._grace.replica_is_new,
+            on_gap=lambda: repairs.entries_missed(replica.control.status),
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
