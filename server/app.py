@@ -260,8 +260,8 @@ class Understudy:
         """Bring the replica up to the log, and mark it where a crash left it in doubt."""
         parts = self._parts
         try:
+            await parts.mirror.catch_up(_REPLICA_START_SECONDS)
             async with asyncio.timeout(_REPLICA_START_SECONDS):
-                await parts.mirror.caught_up(parts.log.last_seq)
                 if parts.repairs.was_in_doubt:
                     await self._process.control.set_completeness(
                         control_pb.SetCompletenessRequest(completeness=control_pb.COMPLETENESS_STALE)
@@ -270,7 +270,7 @@ class Understudy:
                 self._version_before = (await self._process.control.status()).remote_version
         except TimeoutError as error:
             raise DataDirUnusable(
-                f"the replica did not take in the log within {_REPLICA_START_SECONDS:g} s",
+                f"the replica took in nothing of the log for {_REPLICA_START_SECONDS:g} s",
                 hint="Its own messages are above; with a copy of the directory made, removing its store is safe",
             ) from error
 

@@ -23,7 +23,8 @@ from server.telemetry import Telemetry
 from server.wal.log import Log
 from server.wal.record import EntryState, Record
 
-_APPLY_BYTES = 16 * 1024 * 1024
+# At start a replica that takes in no batch for some time counts as stuck: a batch is a second's work or so.
+_APPLY_BYTES = 4 * 1024 * 1024
 _KEPT_RESULTS = 10_000
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
@@ -261,6 +262,19 @@ class Mirror:
         """Wait until the replica holds every entry up to `seq`."""
         while self.applied_seq < seq or not self._attached.is_set():
             await self._moved.wait()
+
+    async def catch_up(self, stall_seconds: float) -> None:
+        """The same for what the log holds now. Raises TimeoutError when nothing came forward for `stall_seconds`."""
+        last_seq = self._log.last_seq
+
+        def is_done() -> bool:
+            return self._attached.is_set() and self.applied_seq >= last_seq
+
+        while not is_done():
+            before = self.applied_seq
+            async with asyncio.timeout(stall_seconds):
+                while not is_done() and self.applied_seq == before:
+                    await self._moved.wait()
 
     async def result(self, seq: int) -> control_pb.Applied | None:
         """The replica's answer to entry `seq`; None when it had been applied before a crash of the replica."""

@@ -173,3 +173,28 @@ async def test_a_shortage_of_this_process_is_waited_out(tmp_path: Path) -> None:
         assert made.disk.times == 0
         assert made.replica.seqs == list(range(1, ENTRIES + 1))
         assert (made.gaps, len(made.replica.began)) == ([], 1)
+
+
+async def test_a_replica_that_goes_on_is_waited_for_and_one_that_does_not_is_not(tmp_path: Path) -> None:
+    async with bench(tmp_path, lambda *_: None) as made:
+        replica, plain, is_stuck = made.replica, made.replica.apply, asyncio.Event()
+        clock, per_batch, stall = SystemClock(), 0.2, 0.6
+
+        async def slow(request: control.ApplyRequest) -> control.ApplyResponse:
+            if is_stuck.is_set():
+                await asyncio.Event().wait()
+            loop = asyncio.get_running_loop()
+            later: asyncio.Future[None] = loop.create_future()
+            loop.call_later(per_batch, later.set_result, None)
+            await later
+            return await plain(request)
+
+        replica.apply = slow  # type: ignore[method-assign]
+        began = clock.monotonic()
+        await made.mirror.catch_up(stall)
+        assert clock.monotonic() - began > stall
+        assert replica.applied_seq == ENTRIES
+        is_stuck.set()
+        await made.add(1)
+        with pytest.raises(TimeoutError):
+            await made.mirror.catch_up(stall)
