@@ -435,9 +435,10 @@ class Understudy:
             hydrator.request_reconcile()
 
     async def _looked_at_qdrant(self, is_whole: bool) -> None:
-        await self._learn_aliases()
+        # First: a doubt that comes up from here on is one that this look knows nothing of.
         if is_whole:
             self._parts.repairs.settled()
+        await self._learn_aliases()
 
     def _connection_failed(self, reason: str) -> None:
         if self._monitor is not None:
