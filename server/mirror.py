@@ -2,9 +2,9 @@
 
 Promises: the replica gets every log entry once, in order, from the entry after the last one it holds; a replica that
 comes back after a crash goes on where it stopped. Whoever read an acknowledgement finds the write in the replica
-after `caught_up`. What cannot be read of the log is tried again for some seconds, then stepped over: every collection is
-STALE from then on until it is copied again, so nobody waits for ever and nothing is silently different. Does not promise
-that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
+after `caught_up`. What cannot be read of the log is tried again for some seconds, then stepped over: every collection
+is STALE from then on until it is copied again, so nobody waits for ever and nothing is silently different. Does not
+promise that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Mirror:
     `forgets_through_seq`: what points were before entries up to there is of no use any more; None = nobody will ask.
     `in_doubt`: Qdrant may have acknowledged writes that the log lacks, from before this process. `given_up`: what an
     operator took out of the quarantine for good; a replica that applies such an entry learns it in the same step.
-    `on_new_replica` is called before anything is applied, when the replica holds nothing that the log holds. `on_gap` is
-    awaited before entries are stepped over; it may raise ReplicaUnavailable.
+    `on_new_replica` is called before anything is applied, when the replica holds nothing that the log holds. `on_gap`
+    is awaited before entries are stepped over; it may raise ReplicaUnavailable.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Mirror:
             await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
 
     async def _step_over(self, error: WalError) -> None:
-        """To the replica the log begins after what cannot be read: what came before is at Qdrant, or waits for a repair."""
+        """To the replica the log begins after what cannot be read: that is at Qdrant, or waits for a repair."""
         first, last = self.applied_seq + 1, await self._unreadable_through()
         self._telemetry.log.error(
             "entries of the log cannot be read, so every collection is copied again; see `wal verify`",
