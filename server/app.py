@@ -184,6 +184,7 @@ class Understudy:
             in_doubt=repairs.was_in_doubt,
             given_up=self._grace.given_up,
             on_new_replica=self._grace.replica_is_new,
+            on_gap=lambda: repairs.entries_missed(replica.control.status),
         )
         replica.on_restart = mirror.replica_restarted
         self._run("mirror", mirror.run())
@@ -259,8 +260,8 @@ class Understudy:
         """Bring the replica up to the log, and mark it where a crash left it in doubt."""
         parts = self._parts
         try:
+            await parts.mirror.catch_up(_REPLICA_START_SECONDS)
             async with asyncio.timeout(_REPLICA_START_SECONDS):
-                await parts.mirror.caught_up(parts.log.last_seq)
                 if parts.repairs.was_in_doubt:
                     await self._process.control.set_completeness(
                         control_pb.SetCompletenessRequest(completeness=control_pb.COMPLETENESS_STALE)
@@ -269,7 +270,7 @@ class Understudy:
                 self._version_before = (await self._process.control.status()).remote_version
         except TimeoutError as error:
             raise DataDirUnusable(
-                f"the replica did not take in the log within {_REPLICA_START_SECONDS:g} s",
+                f"the replica took in nothing of the log for {_REPLICA_START_SECONDS:g} s",
                 hint="Its own messages are above; with a copy of the directory made, removing its store is safe",
             ) from error
 
@@ -440,9 +441,10 @@ class Understudy:
             hydrator.request_reconcile()
 
     async def _looked_at_qdrant(self, is_whole: bool) -> None:
-        await self._learn_aliases()
+        # First: a doubt that comes up from here on is one that this look knows nothing of.
         if is_whole:
             self._parts.repairs.settled()
+        await self._learn_aliases()
 
     def _connection_failed(self, reason: str) -> None:
         if self._monitor is not None:

@@ -2,28 +2,36 @@
 
 Promises: the replica gets every log entry once, in order, from the entry after the last one it holds; a replica that
 comes back after a crash goes on where it stopped. Whoever read an acknowledgement finds the write in the replica
-after `caught_up`. Does not promise that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
+after `caught_up`. What cannot be read of the log is tried again for some seconds, then stepped over: every collection
+is STALE from then on until it is copied again, so nobody waits for ever and nothing is silently different. Does not
+promise that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from generated.understudy.wal.v1 import entry_pb2
 from server import config
-from server.errors import ReplicaUnavailable
+from server.errors import ReplicaUnavailable, WalError
 from server.telemetry import Telemetry
 from server.wal.log import Log
 from server.wal.record import EntryState, Record
 
-_APPLY_BYTES = 16 * 1024 * 1024
+# At start a replica that takes in no batch for some time counts as stuck: a batch is a second's work or so.
+_APPLY_BYTES = 4 * 1024 * 1024
 _KEPT_RESULTS = 10_000
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+# About 8 s, with pauses that double from the first to the longest.
+_READ_TRIES = 12
+# Of this process or machine, not of the bytes on the disk.
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
 
 
 class ApplyControl(Protocol):
@@ -38,13 +46,18 @@ class ApplyControl(Protocol):
         ...
 
 
+async def _nobody_told() -> None:
+    """Where nobody copies anything again."""
+
+
 class Mirror:
     """Carries the log to the replica. Belongs to one event loop.
 
     `forgets_through_seq`: what points were before entries up to there is of no use any more; None = nobody will ask.
     `in_doubt`: Qdrant may have acknowledged writes that the log lacks, from before this process. `given_up`: what an
     operator took out of the quarantine for good; a replica that applies such an entry learns it in the same step.
-    `on_new_replica` is called before anything is applied, when the replica holds nothing that the log holds.
+    `on_new_replica` is called before anything is applied, when the replica holds nothing that the log holds. `on_gap`
+    is awaited before entries are stepped over; it may raise ReplicaUnavailable.
     """
 
     def __init__(
@@ -59,10 +72,14 @@ class Mirror:
         in_doubt: bool = False,
         given_up: Callable[[], Sequence[control_pb.RefusedEntry]] = tuple,
         on_new_replica: Callable[[], None] = lambda: None,
+        on_gap: Callable[[], Awaitable[None]] = _nobody_told,
     ) -> None:
         self._in_doubt = in_doubt
         self._given_up = given_up
         self._on_new_replica = on_new_replica
+        self._on_gap = on_gap
+        self._batch_entries = settings.apply_batch_entries
+        self._failed_reads = 0
         self.applied_seq = 0
         self.rewound = False
         self._log = log
@@ -106,7 +123,8 @@ class Mirror:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _attach(self) -> None:
+    async def _attach(self, first_seq: int = 0) -> None:
+        """`first_seq`: where the log begins to be readable again."""
         # The replica may hold what this process has logged; beyond the log as opened it holds what a power cut took.
         last_seq = self._log.last_seq if self._known_before else self._log.opened_at_seq
         answer = await self._control.attach(
@@ -114,7 +132,7 @@ class Mirror:
                 last_seq=last_seq,
                 log_id=self._log.log_id,
                 no_remote=not self._has_remote,
-                first_seq=self._log.first_seq,
+                first_seq=max(self._log.first_seq, first_seq),
                 in_doubt=self._in_doubt and not self._known_before,
             )
         )
@@ -133,7 +151,7 @@ class Mirror:
     async def _apply_next(self) -> None:
         if self._log.last_seq <= self.applied_seq and not await self._wait_for_entries():
             return
-        records = await self._log.read(self.applied_seq, self._settings.apply_batch_entries, _APPLY_BYTES)
+        records = await self._read()
         if not records:
             return
         first, last = records[0].seq, records[-1].seq
@@ -147,6 +165,56 @@ class Mirror:
         self.applied_seq = max(self.applied_seq, answer.applied_seq)
         self._telemetry.metrics.mirror_lag(self.lag_entries)
         self._wake()
+
+    # --- what cannot be read -----------------------------------------------------------------------------------------
+
+    async def _read(self) -> list[Record]:
+        """The next entries; none when they could not be read, after a pause, or were stepped over."""
+        try:
+            records = await self._log.read(self.applied_seq, self._batch_entries, _APPLY_BYTES)
+        except WalError as error:
+            await self._unread(error)
+            return []
+        self._failed_reads = 0
+        self._batch_entries = min(2 * self._batch_entries, self._settings.apply_batch_entries)
+        return records
+
+    async def _unread(self, error: WalError) -> None:
+        if self._batch_entries > 1:
+            # What comes before the flaw can be read.
+            self._batch_entries = max(1, self._batch_entries // 8)
+            return
+        self._failed_reads += 1
+        if self._failed_reads == 1:
+            self._telemetry.log.error("the replica waits for entries of the log", error=str(error))
+        if self._failed_reads >= _READ_TRIES and not _may_pass(error):
+            await self._step_over(error)
+            self._failed_reads = 0
+        else:
+            pause = _FIRST_PAUSE_SECONDS * 2 ** min(self._failed_reads, 10)
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
+
+    async def _step_over(self, error: WalError) -> None:
+        """To the replica the log begins after what cannot be read: that is at Qdrant, or waits for a repair."""
+        first, last = self.applied_seq + 1, await self._unreadable_through()
+        self._telemetry.log.error(
+            "entries of the log cannot be read, so every collection is copied again; see `wal verify`",
+            first=first,
+            last=last,
+            error=str(error),
+        )
+        await self._on_gap()
+        await self._attach(last + 1)
+
+    async def _unreadable_through(self) -> int:
+        seq = self.applied_seq + 1
+        while seq < self._log.last_seq:
+            try:
+                await self._log.read(seq, 1, 1)
+                break
+            except WalError:
+                seq += 1
+        return seq
 
     async def _wait_for_entries(self) -> bool:
         """Wait for the log to grow; False when the replica was replaced meanwhile."""
@@ -195,6 +263,19 @@ class Mirror:
         while self.applied_seq < seq or not self._attached.is_set():
             await self._moved.wait()
 
+    async def catch_up(self, stall_seconds: float) -> None:
+        """The same for what the log holds now. Raises TimeoutError when nothing came forward for `stall_seconds`."""
+        last_seq = self._log.last_seq
+
+        def is_done() -> bool:
+            return self._attached.is_set() and self.applied_seq >= last_seq
+
+        while not is_done():
+            before = self.applied_seq
+            async with asyncio.timeout(stall_seconds):
+                while not is_done() and self.applied_seq == before:
+                    await self._moved.wait()
+
     async def result(self, seq: int) -> control_pb.Applied | None:
         """The replica's answer to entry `seq`; None when it had been applied before a crash of the replica."""
         await self.caught_up(seq)
@@ -204,6 +285,10 @@ class Mirror:
         """Back-pressure: wait while the replica lags by more than the limit."""
         while self.lag_entries > self._settings.mirror_queue_entries:
             await self._moved.wait()
+
+
+def _may_pass(error: WalError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING
 
 
 def _log_entry(record: Record) -> control_pb.LogEntry:

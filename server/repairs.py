@@ -11,7 +11,7 @@ itself copy anything: that is hydration.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypedDict
@@ -223,6 +223,11 @@ class Repairs:
         self._untold.add(collection)
         if collection not in self._telling:
             self._telling[collection] = asyncio.get_running_loop().create_task(self._tell(collection))
+
+    async def entries_missed(self, status: Callable[[], Awaitable[control_pb.StatusResponse]]) -> None:
+        """The replica will not get some entries: any collection may lack a write. Raises ReplicaUnavailable."""
+        for collection in (await status()).collections:
+            self.in_doubt(collection.name, "entries of the log cannot be read")
 
     def _note_for_the_next_start(self) -> None:
         """The marker says that more than what was under way may be missing."""

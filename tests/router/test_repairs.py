@@ -7,17 +7,21 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server.app import Understudy
 from server.clock import SystemClock
+from server.config import Settings
+from server.conflicts import Conflicts
 from server.deletions import Deletions
 from server.errors import ReplicaRefused, ReplicaUnavailable
 from server.health.detector import Verdict
 from server.mode import Mode
 from server.repairs import Repairs
-from server.rpc import Code
+from server.rpc import Call, Code, Reply
 from server.telemetry import Telemetry
 from server.wal.files import RealDisk
 from tests.replica.hydration_world import Lines
@@ -89,6 +93,29 @@ async def test_a_doubt_outlasts_a_replica_that_is_away(tmp_path: Path) -> None:
     repairs.settled()
     repairs.close()
     assert not (tmp_path / "in-doubt").exists()
+
+
+async def test_a_doubt_that_comes_and_is_told_while_aliases_are_asked_for_is_not_settled(tmp_path: Path) -> None:
+    copied: list[str] = []
+    repairs, _ = build(tmp_path, Replica(), copied)
+    asked: list[Call] = []
+
+    class Aliases:
+        async def handle(self, call: Call) -> Reply:
+            asked.append(call)
+            repairs.in_doubt("c", "test")
+            await repairs.doubts_told()
+            await asyncio.sleep(0)
+            assert not repairs.has_untold_doubts
+            return Reply()
+
+    understudy = Understudy(Settings(), telemetry=Telemetry.silent())
+    understudy._parts = SimpleNamespace(repairs=repairs, conflicts=Conflicts())  # type: ignore[assignment]
+    understudy._process = SimpleNamespace(backend=Aliases())  # type: ignore[assignment]
+    await understudy._looked_at_qdrant(True)
+    assert len(asked) == 1
+    assert not repairs.is_unbroken()
+    assert not repairs.is_log_whole("c")
 
 
 async def test_a_collection_that_the_replica_does_not_hold_is_asked_for(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -218,3 +219,35 @@ def test_the_socket_is_ours_alone_and_damage_shows_while_running(refused: Unders
     refused.start()
     assert not socket.exists()
     assert answer(refused, "status")["running"] is True
+
+
+def test_what_is_dropped_beside_a_replica_that_is_behind_is_never_sent(standin: Standin, tmp_path: Path) -> None:
+    """A power cut has set its store back: it applies the entry only after it was dropped."""
+    with Understudy(tmp_path / "understudy", standin.address, **BY_HAND) as understudy:
+        client, direct = understudy.client(), standin.client()
+        understudy.wait_state("remote")
+        make(client)
+        write(client, 1, 1)
+        understudy.wait_hydrated("docs")
+        standin.kill()
+        understudy.wait_state("local")
+        store = understudy.data / "store"
+        shutil.copytree(store, tmp_path / "before")
+        write(client, 1, 2)
+        standin.start()
+        direct.delete_collection("docs")
+        sync(understudy)
+        assert seqs(answer(understudy, "status")["quarantined"]) == [3]
+        # It comes back from a backup.
+        make(direct)
+        write(direct, 1, 1)
+        client.close()
+        understudy.kill()
+        shutil.rmtree(store)
+        shutil.copytree(tmp_path / "before", store)
+        assert answer(understudy, "quarantine", "drop", "3", "--yes") == {"dropped": [3]}
+        understudy.start()
+        sync(understudy)
+        assert understudy.status()["grace"]["looks"] == 1
+        assert values(direct) == {1: 1}
+        direct.close()
