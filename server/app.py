@@ -21,7 +21,7 @@ from server.config import Settings
 from server.conflict_desk import ConflictDesk
 from server.conflicts import Conflicts
 from server.control import Control
-from server.credentials import Credentials, Witness
+from server.credentials import Witness
 from server.cutover import CutOver
 from server.deletions import Deletions
 from server.edge import Edge
@@ -35,7 +35,7 @@ from server.log_desk import running_desk
 from server.machine import Machine
 from server.mirror import Mirror
 from server.mode import Change, Mode
-from server.openings import connect, demand_plain_proxy, open_log, upstream_key
+from server.openings import connect, demand_plain_proxy, open_credentials, open_log
 from server.pace import DrainPace
 from server.readiness import Readiness
 from server.repairs import Repairs, marker_on
@@ -162,7 +162,7 @@ class Understudy:
             clock=clock,
             telemetry=telemetry,
         )
-        credentials = self._credentials(store, has_upstream=upstream is not None)
+        credentials = open_credentials(settings, machine, clock, telemetry)
         self._run("credentials", credentials.run())
         self._readiness = Readiness(
             log, is_forwarding=lambda: mode.is_remote or not fallback.enabled, telemetry=telemetry
@@ -227,18 +227,6 @@ class Understudy:
             self._run("patrol", keep_looking(self._patrol, settings.wal.patrol_bytes_per_second, telemetry))
         self._run("readiness", self._readiness.run())
         await self._open_doors()
-
-    def _credentials(self, store: Path, *, has_upstream: bool) -> Credentials:
-        return Credentials(
-            store / "credentials",
-            secret=self._machine.secret(store / "credentials.key"),
-            configured=self.settings.keys,
-            upstream_key=upstream_key(self.settings),
-            has_upstream=has_upstream,
-            clock=self._clock,
-            disk=self._machine.disk,
-            on_problem=lambda problem: self._telemetry.log.error("credentials cannot be kept", reason=problem),
-        )
 
     def _repairs(self, store: Path, mode: Mode, replica: ReplicaProcess) -> Repairs:
         return Repairs(

@@ -1,4 +1,4 @@
-"""What a start opens first: the log, and the way to Qdrant.
+"""What a start opens first: the log, the way to Qdrant, and who may come in.
 
 Promises: settings that cannot be followed are refused with a ConfigError before anything is served; what was cut off a
 torn log is said. Closes nothing: that is the caller's.
@@ -11,6 +11,7 @@ import os
 
 from server.clock import Clock
 from server.config import Settings
+from server.credentials import Credentials
 from server.errors import ConfigError
 from server.logs import Message
 from server.machine import Machine
@@ -58,6 +59,21 @@ async def connect(settings: Settings, machine: Machine, clock: Clock, max_messag
         max_message_bytes=max_message_bytes,
         max_backoff_seconds=settings.health.backoff_max_seconds,
         name="Qdrant",
+    )
+
+
+def open_credentials(settings: Settings, machine: Machine, clock: Clock, telemetry: Telemetry) -> Credentials:
+    """Whom Qdrant let in, beside the replica. Raises DataDirUnusable."""
+    store = machine.directory(settings.vectorstore.fallback.local_path)
+    return Credentials(
+        store / "credentials",
+        secret=machine.secret(store / "credentials.key"),
+        configured=settings.keys,
+        upstream_key=upstream_key(settings),
+        has_upstream=settings.vectorstore.url is not None,
+        clock=clock,
+        disk=machine.disk,
+        on_problem=lambda problem: telemetry.log.error("credentials cannot be kept", reason=problem),
     )
 
 
