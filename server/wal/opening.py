@@ -6,6 +6,7 @@ full disk it uses the ballast of the life before.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +145,9 @@ def _recover(
         clean=False,
     )
     publish(disk, directory / HEAD_NAME, [encode_head(renewed, key)])
-    found.keyring = prune(disk, directory, found.keyring, {head.key_id})
+    with contextlib.suppress(OSError):
+        # A file that cannot be read may need any key, so all stay: each retire tries again, and says why it cannot.
+        found.keyring = prune(disk, directory, found.keyring, {head.key_id})
     recovery = Recovery(
         created=mended.created,
         clean=head.clean and not mended.cuts,

@@ -485,6 +485,21 @@ async def test_a_file_that_cannot_be_read_keeps_every_key() -> None:
     await log.close()
 
 
+async def test_a_refused_entry_that_cannot_be_read_does_not_keep_a_log_with_two_keys_shut() -> None:
+    disk = CrashDisk()
+    log = opened(disk=disk)
+    await log.append(entry(b"refused"))
+    [record] = await log.read_pending(1, 1 << 20)
+    await log.quarantine([Refused(record, 3, "no")])
+    await log.rotate_key()
+    await log.close()
+    disk.on_call = failing("read", name="00000000000000000001")
+    again = opened(disk=disk, entropy=Entropy("again"))
+    assert len(key_files(disk)) == 2
+    await again.append(entry(b"more"))
+    await again.close()
+
+
 async def test_a_file_that_goes_while_it_is_looked_at_proves_nothing() -> None:
     disk = CrashDisk()
     log = opened(disk=disk)
