@@ -55,7 +55,7 @@ ROUTING = (
         "the replica answers before it has what was acknowledged",
         "read your writes",
         "router.py",
-        "        await self._mirror.caught_up(acknowledged_seq)\n",
+        "        await self._deadlines.caught_up(call, self._mirror.caught_up(acknowledged_seq))\n",
         "",
         _FOUND,
     ),

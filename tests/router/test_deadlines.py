@@ -73,7 +73,9 @@ async def test_a_read_without_a_deadline_does_not_wait_for_ever_for_a_replica_th
     if is_there:
 
         async def slow(call: Call) -> Reply:
-            await asyncio.sleep(0.2)
+            done = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.2, done.set)
+            await done.wait()
             return Reply(b"late")
 
         rig.replica.handle = slow  # type: ignore[method-assign]
