@@ -209,6 +209,44 @@ def test_spellings_of_a_uuid_agree_with_the_engine(tmp_path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("index", [None, "uuid", "keyword"])
+def test_all_but_nothing_agrees_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    values = (UUID, UUID.upper(), "no UUID", 1, None, [UUID, "x"], ["x"], [], {"a": UUID}, True)
+    points = numbered({number: {"a": value} for number, value in enumerate(values)})
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(points)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    but = m.FieldCondition(key="a", match=m.MatchExcept(**{"except": []}))
+    for query in (
+        m.Filter(must=[but]),
+        m.Filter(must_not=[but]),
+        m.Filter(must=[but, m.HasIdCondition(has_id=[0, 2])]),
+    ):
+        assert passing(query, points, fields_of("1.20.0", **indexes)) == engine.matching(query), query
+    engine.close()
+
+
+SECOND = "2024-01-02T03:04:05"
+FINE = ("", ".123456", ".1234567", ".123456789", ".123457", ".1234569999", ".999999999")
+
+
+@pytest.mark.parametrize("index", [None, "keyword", "datetime"])
+def test_times_finer_than_a_microsecond_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    texts = [f"{second}{fine}Z" for second in (SECOND, "1969-12-31T23:59:59") for fine in FINE]
+    points = numbered({number: {"a": text} for number, text in enumerate(texts)})
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(points)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    for name, text in product(("lt", "lte", "gt", "gte"), texts):
+        query = m.Filter(must=[m.FieldCondition(key="a", range=m.DatetimeRange(**{name: text}))])
+        assert sorted(passing(query, points, fields_of("1.20.0", **indexes))) == sorted(engine.matching(query)), query
+    engine.close()
+
+
 # A time as parts, to be put together wrongly.
 TIMES = (
     ("2024", "-", "01", "-", "02", "T", "03", ":", "04", ":", "05", "Z"),
