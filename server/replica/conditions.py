@@ -366,7 +366,8 @@ def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> V
     """
     params = index.params.text_index_params
     cut = tokens.tokenizer(params, of_query=False)
-    wanted = tokens.tokenizer(params, of_query=True)(query)
+    # A phrase is cut up as a text is: in a prefix index it has the beginnings of its words too, and no stopwords.
+    wanted = tokens.tokenizer(params, of_query=form != "phrase")(query)
     # Without positions in the index no phrase is ever found.
     found = _token_test(form, [] if form == "phrase" and not params.phrase_matching else wanted)
 

@@ -395,10 +395,56 @@ TOKENIZERS = (
         {"stopwords": edge.StopwordsSet(custom={"the", "sk"}), "tokenizer": edge.TokenizerType.Prefix},
     ),
     (
+        {"phrase_matching": True, "tokenizer": collections.Prefix},
+        {"phrase_matching": True, "tokenizer": edge.TokenizerType.Prefix},
+    ),
+    (
         {"stopwords": collections.StopwordsSet(custom=["the", "Sky"])},
         {"stopwords": edge.StopwordsSet(custom={"the", "Sky"})},
     ),
 )
+
+
+PHRASED = (
+    "night sky",
+    "night the sky",
+    "night a sky",
+    "night sk",
+    "nightly sky",
+    "sky night",
+    "ni sky over",
+    "n ni nig",
+)
+PHRASED = (*PHRASED, "n ni nig nigh night s sk sky", "nights sky", "night", "a", "the night", "nigh", "ni sk", "nig sk")
+
+
+@pytest.mark.parametrize("lengths", [{}, {"min_token_len": 2, "max_token_len": 4}, {"min_token_len": 3}], ids=str)
+@pytest.mark.parametrize("stopwords", [(), ("the", "ni")])
+@pytest.mark.parametrize("kind", ["Prefix", "Word"])
+def test_phrases_agree_with_the_engine(
+    kind: str, stopwords: tuple[str, ...], lengths: dict[str, int], tmp_path: Path
+) -> None:
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({number: {"t": text} for number, text in enumerate(PHRASED)})
+    engine.upsert(points)
+    theirs = edge.TextIndexParams(
+        tokenizer=getattr(edge.TokenizerType, kind),
+        phrase_matching=True,
+        stopwords=edge.StopwordsSet(custom=set(stopwords)),
+        **lengths,
+    )
+    engine.index("t", theirs)
+    params = collections.TextIndexParams(
+        tokenizer=collections.TokenizerType.Value(kind),  # type: ignore[arg-type]
+        phrase_matching=True,
+        stopwords=collections.StopwordsSet(custom=stopwords),
+        **lengths,
+    )
+    fields = fields_of("1.20.0", t=params)
+    for text in PHRASED:
+        query = m.Filter(must=[m.FieldCondition(key="t", match=m.MatchPhrase(phrase=text))])
+        assert set(passing(query, points, fields)) == set(engine.matching(query)), text
+    engine.close()
 
 
 @pytest.mark.parametrize("index", [None, *TOKENIZERS], ids=lambda one: "plain" if one is None else str(one[0]))
