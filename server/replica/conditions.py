@@ -204,7 +204,7 @@ def _uuid_test(match: common.Match, form: str, held: Callable[[Values], list[Sca
     """A UUID index compares UUIDs, however they are spelled; a list with a text that is none is not for the index."""
     texts = [match.keyword] if form == "keyword" else getattr(match, form).strings
     parsed = {scalars.uuid_of(text) for text in texts}
-    if not parsed or None in parsed:
+    if None in parsed:
         return None
     if form == "except_keywords":
         return lambda values: any(value not in parsed for value in held(values))
@@ -250,16 +250,19 @@ def timestamp_nanoseconds(moment: timestamp_pb2.Timestamp) -> int:
 
 
 def _time_test(bounds: common.DatetimeRange) -> ValueTest:
+    # Qdrant compares whole microseconds, on either side.
     lt, lte, gt, gte = (
-        timestamp_nanoseconds(getattr(bounds, name)) if bounds.HasField(name) else None
+        timestamp_nanoseconds(getattr(bounds, name)) // 1000 if bounds.HasField(name) else None
         for name in ("lt", "lte", "gt", "gte")
     )
 
     def check(value: json_pb2.Value) -> bool:
-        moment = scalars.time_of(value)
+        nanoseconds = scalars.time_of(value)
+        if nanoseconds is None:
+            return False
+        moment = nanoseconds // 1000
         return (
-            moment is not None
-            and (lt is None or moment < lt)
+            (lt is None or moment < lt)
             and (lte is None or moment <= lte)
             and (gt is None or moment > gt)
             and (gte is None or moment >= gte)
@@ -363,7 +366,8 @@ def _indexed_text(form: str, query: str, index: Index, *, one_by_one: bool) -> V
     """
     params = index.params.text_index_params
     cut = tokens.tokenizer(params, of_query=False)
-    wanted = tokens.tokenizer(params, of_query=True)(query)
+    # A phrase is cut up as a text is: in a prefix index it has the beginnings of its words too, and no stopwords.
+    wanted = tokens.tokenizer(params, of_query=form != "phrase")(query)
     # Without positions in the index no phrase is ever found.
     found = _token_test(form, [] if form == "phrase" and not params.phrase_matching else wanted)
 

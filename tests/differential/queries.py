@@ -30,8 +30,8 @@ class Queries:
         """The name of a vector to search."""
         return self._values.name()
 
-    def query(self, name: str, *, in_prefetch: bool = False) -> pb.Query:
-        """A query by vectors."""
+    def query(self, name: str, *, in_prefetch: bool = False, is_leaf: bool = False) -> pb.Query:
+        """A query by vectors. MMR is over nothing in prefetches but in their leaves: `test_mmr.py` has the rest."""
         chance, values = self._chance, self._values
         vector = values.shape.vectors[name]
         kind = chance.random()
@@ -41,7 +41,7 @@ class Queries:
         # Discover squashes scores: of large ones many tie, in either engine, and fusion gives each of them its rank.
         if kind >= 0.75 and in_prefetch and vector.has_large_scores:
             return pb.Query(nearest=values.input(name))
-        if kind < 0.5:
+        if kind < 0.5 and (is_leaf or not in_prefetch):
             mmr = pb.Mmr()
             if chance.random() < 0.7:
                 mmr.diversity = chance.choice((0.0, 0.3, 1.0))
@@ -89,9 +89,9 @@ class Queries:
     def prefetch(self, depth: int = 0) -> pb.PrefetchQuery:
         """Candidates for an outer query, perhaps with their own."""
         name = self.using()
-        made = pb.PrefetchQuery(query=self.query(name, in_prefetch=True), using=name, limit=self._chance.randint(3, 30))
-        if depth == 0 and self._chance.random() < 0.3:
-            made.prefetch.append(self.prefetch(depth + 1))
+        inner = [self.prefetch(depth + 1)] if depth == 0 and self._chance.random() < 0.3 else []
+        query = self.query(name, in_prefetch=True, is_leaf=not inner)
+        made = pb.PrefetchQuery(query=query, using=name, limit=self._chance.randint(3, 30), prefetch=inner)
         if self._chance.random() < 0.4:
             made.filter.CopyFrom(self._values.filter())
         if self._chance.random() < 0.15:

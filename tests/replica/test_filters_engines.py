@@ -209,6 +209,44 @@ def test_spellings_of_a_uuid_agree_with_the_engine(tmp_path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("index", [None, "uuid", "keyword"])
+def test_all_but_nothing_agrees_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    values = (UUID, UUID.upper(), "no UUID", 1, None, [UUID, "x"], ["x"], [], {"a": UUID}, True)
+    points = numbered({number: {"a": value} for number, value in enumerate(values)})
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(points)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    but = m.FieldCondition(key="a", match=m.MatchExcept(**{"except": []}))
+    for query in (
+        m.Filter(must=[but]),
+        m.Filter(must_not=[but]),
+        m.Filter(must=[but, m.HasIdCondition(has_id=[0, 2])]),
+    ):
+        assert passing(query, points, fields_of("1.20.0", **indexes)) == engine.matching(query), query
+    engine.close()
+
+
+SECOND = "2024-01-02T03:04:05"
+FINE = ("", ".123456", ".1234567", ".123456789", ".123457", ".1234569999", ".999999999")
+
+
+@pytest.mark.parametrize("index", [None, "keyword", "datetime"])
+def test_times_finer_than_a_microsecond_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
+    texts = [f"{second}{fine}Z" for second in (SECOND, "1969-12-31T23:59:59") for fine in FINE]
+    points = numbered({number: {"a": text} for number, text in enumerate(texts)})
+    engine = Edge(tmp_path / "edge", VECTORS)
+    engine.upsert(points)
+    indexes = {"a": index} if index else {}
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    for name, text in product(("lt", "lte", "gt", "gte"), texts):
+        query = m.Filter(must=[m.FieldCondition(key="a", range=m.DatetimeRange(**{name: text}))])
+        assert sorted(passing(query, points, fields_of("1.20.0", **indexes))) == sorted(engine.matching(query)), query
+    engine.close()
+
+
 # A time as parts, to be put together wrongly.
 TIMES = (
     ("2024", "-", "01", "-", "02", "T", "03", ":", "04", ":", "05", "Z"),
@@ -357,10 +395,56 @@ TOKENIZERS = (
         {"stopwords": edge.StopwordsSet(custom={"the", "sk"}), "tokenizer": edge.TokenizerType.Prefix},
     ),
     (
+        {"phrase_matching": True, "tokenizer": collections.Prefix},
+        {"phrase_matching": True, "tokenizer": edge.TokenizerType.Prefix},
+    ),
+    (
         {"stopwords": collections.StopwordsSet(custom=["the", "Sky"])},
         {"stopwords": edge.StopwordsSet(custom={"the", "Sky"})},
     ),
 )
+
+
+PHRASED = (
+    "night sky",
+    "night the sky",
+    "night a sky",
+    "night sk",
+    "nightly sky",
+    "sky night",
+    "ni sky over",
+    "n ni nig",
+)
+PHRASED = (*PHRASED, "n ni nig nigh night s sk sky", "nights sky", "night", "a", "the night", "nigh", "ni sk", "nig sk")
+
+
+@pytest.mark.parametrize("lengths", [{}, {"min_token_len": 2, "max_token_len": 4}, {"min_token_len": 3}], ids=str)
+@pytest.mark.parametrize("stopwords", [(), ("the", "ni")])
+@pytest.mark.parametrize("kind", ["Prefix", "Word"])
+def test_phrases_agree_with_the_engine(
+    kind: str, stopwords: tuple[str, ...], lengths: dict[str, int], tmp_path: Path
+) -> None:
+    engine = Edge(tmp_path / "edge", VECTORS)
+    points = numbered({number: {"t": text} for number, text in enumerate(PHRASED)})
+    engine.upsert(points)
+    theirs = edge.TextIndexParams(
+        tokenizer=getattr(edge.TokenizerType, kind),
+        phrase_matching=True,
+        stopwords=edge.StopwordsSet(custom=set(stopwords)),
+        **lengths,
+    )
+    engine.index("t", theirs)
+    params = collections.TextIndexParams(
+        tokenizer=collections.TokenizerType.Value(kind),  # type: ignore[arg-type]
+        phrase_matching=True,
+        stopwords=collections.StopwordsSet(custom=stopwords),
+        **lengths,
+    )
+    fields = fields_of("1.20.0", t=params)
+    for text in PHRASED:
+        query = m.Filter(must=[m.FieldCondition(key="t", match=m.MatchPhrase(phrase=text))])
+        assert set(passing(query, points, fields)) == set(engine.matching(query)), text
+    engine.close()
 
 
 @pytest.mark.parametrize("index", [None, *TOKENIZERS], ids=lambda one: "plain" if one is None else str(one[0]))
