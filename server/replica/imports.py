@@ -177,7 +177,7 @@ class Imports:
         there = {record.key: record for record in map(record_of, r.parse(pb.ScrollResponse, request.page).result)}
         first = _key_in(request.first) if request.first else None
         after = _key_in(request.after) if request.after else None
-        with self._store.snapshot():
+        with self._store.watched(), self._store.snapshot():
             collection = self._store.collection(request.collection)
             if collection is None:
                 raise no_collection(request.collection)
