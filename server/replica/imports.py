@@ -70,7 +70,7 @@ class Imports:
         answer = control.ImportCatalogueResponse()
         with self._store.transaction() as tx:
             for remote in request.collections:
-                if not self._touched.is_name_later(remote.name, since):
+                if not remote.info_unknown and not self._touched.is_name_later(remote.name, since):
                     self._import_collection(tx, remote, answer)
             if request.whole:
                 self._drop_gone(tx, {remote.name for remote in request.collections}, since, answer)
