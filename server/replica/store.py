@@ -17,7 +17,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +127,12 @@ class Transaction(Reads):
                 connection.execute("UPDATE points SET payload = ? WHERE pid = ?", (record.payload, row[0]))
                 connection.execute("UPDATE vectors SET vectors = ? WHERE pid = ?", (record.vectors, row[0]))
         self._add_points(cid, added)
+
+    def put_payloads(self, cid: int, records: Sequence[Record]) -> None:
+        """Replace the payloads of points that exist; their vectors are not written."""
+        self._touched.setdefault(cid, set()).update(record.key for record in records)
+        rows = ((record.payload, cid, record.key) for record in records)
+        self._connection.executemany("UPDATE points SET payload = ? WHERE cid = ? AND key = ?", rows)
 
     def remove(self, cid: int, keys: Iterable[Key]) -> int:
         """Delete points; returns how many there were."""
