@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from server import config
 from server.clock import SystemClock
@@ -25,6 +25,7 @@ from server.errors import AddressInUse, UnderstudyError
 from server.replica import catalogue
 from server.replica.answering import Answering
 from server.replica.composition import Parts, open_parts
+from server.replica.damage import StoreDamaged
 
 _End: TypeAlias = Callable[[float], Awaitable[Any]]
 
@@ -70,8 +71,13 @@ async def _serve(options: argparse.Namespace, settings: config.Replica) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     parts = open_parts(options.store, settings, SystemClock(), alone=options.listen is not None)
+    if parts.store.recovered:
+        logger.error("%s", parts.store.recovered)
     if options.listen is not None:
         _own_the_catalogue(parts)
+    else:
+        # The proxy starts another process. Alone there is nobody to do so, and nobody to fill an empty store.
+        parts.store.on_damage = _end_for_damage
     end: _End | None = None
     try:
         if options.socket is not None:
@@ -117,6 +123,13 @@ def _own_the_catalogue(parts: Parts) -> None:
     """Alone there is no remote: what is here is all there is."""
     with parts.store.transaction() as tx:
         tx.set_meta(catalogue.NO_REMOTE, "1")
+
+
+def _end_for_damage(error: Exception) -> NoReturn:
+    """At once, in the midst of a transaction: nothing of it may be committed, and others wait for the next process."""
+    logger.error("the store is damaged, the next process starts with an empty one: %s", error)
+    sys.stderr.flush()
+    os._exit(StoreDamaged.exit_code)
 
 
 def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, socket: Path) -> None:

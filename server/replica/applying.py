@@ -1,14 +1,16 @@
 """Plain and filtered writes, done to an open transaction.
 
 Promises: the state afterwards is the one that Qdrant would have for the points that the replica holds; points that are
-missing are passed over (`missing_point` names the first); what was touched is noted. Writes to a collection that is
-not here raise Refusal. Does not check requests beyond what it needs to apply them: `resolving` did.
+missing are passed over (`missing_point` names the first); what was touched is noted. A filter may match every point:
+of those only keys are held in memory, and a batch of points at a time; payloads are changed without their vectors.
+Writes to a collection that is not here raise Refusal. Does not check requests beyond what it needs to apply them:
+`resolving` did.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -31,7 +33,7 @@ from server.replica.store import Transaction
 from server.replica.touched import Touched
 from server.replica.vector_forms import canonical_map, fields_of, named
 
-_PURGE_PAGE = 1000
+_PAGE_POINTS = 1000
 
 
 class Applier:
@@ -136,11 +138,10 @@ class Applier:
         self._tx.remove(collection.cid, keys)
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:
-        collection, keys = self._selected(request, request.points_selector)
-        records = self._tx.fetch(collection.cid, keys)
-        for key, record in records.items():
-            records[key] = _without_vectors(record, request.vectors.names)
-        self._put(collection, records.values())
+        collection, present = self._about_to_change(request, request.points_selector)
+        for batch in _batched(present):
+            found = self._tx.fetch(collection.cid, batch).values()
+            self._tx.put(collection.cid, [_without_vectors(record, request.vectors.names) for record in found])
 
     def _set_payload(self, request: pb.SetPayloadPoints) -> None:
         path = parse_or_refuse(request.key) if request.HasField("key") else None
@@ -173,13 +174,23 @@ class Applier:
     def _edit_payloads(
         self, request: Any, selector: pb.PointsSelector, edit: Callable[[payload_edits.Payload], None]
     ) -> None:
+        collection, present = self._about_to_change(request, selector)
+        for batch in _batched(present):
+            edited = []
+            for record in self._tx.fetch(collection.cid, batch, vectors=False).values():
+                body = pb.PointStruct.FromString(record.payload)
+                edit(body.payload)
+                edited.append(replace(record, payload=body.SerializeToString(deterministic=True)))
+            self._tx.put_payloads(collection.cid, edited)
+
+    def _about_to_change(self, request: Any, selector: pb.PointsSelector) -> tuple[Collection, list[Key]]:
+        """The points that are there of those selected, noted and kept as they are: keys only, it may be all of them."""
         collection, keys = self._selected(request, selector)
-        records = self._tx.fetch(collection.cid, keys)
-        for key, record in records.items():
-            body = pb.PointStruct.FromString(record.payload)
-            edit(body.payload)
-            records[key] = replace(record, payload=body.SerializeToString(deterministic=True))
-        self._put(collection, records.values())
+        existing = self._tx.has(collection.cid, keys)
+        present = [key for key in keys if key in existing]
+        self._touched.points(collection.cid, present, self._seq)
+        self._keep(collection, present, is_whole=False)
+        return collection, present
 
     def _selected(self, request: Any, selector: pb.PointsSelector) -> tuple[Collection, list[Key]]:
         collection = catalogue.find(self._tx, request.collection_name)
@@ -231,7 +242,7 @@ class Applier:
         self._tx.save_collection(replace(collection, config=config.SerializeToString(deterministic=True)))
         self._touched.collection(collection.cid, self._seq)
         after: Key | None = None
-        while page := self._tx.scan(collection.cid, after, _PURGE_PAGE):
+        while page := self._tx.scan(collection.cid, after, _PAGE_POINTS):
             after = page[-1].key
             self._tx.put(collection.cid, [_without_vectors(record, (request.vector_name,)) for record in page])
 
@@ -316,6 +327,11 @@ def named_keys(request: Any) -> list[Key]:
     if selector is None and isinstance(request, pb.ClearPayloadPoints):
         selector = request.points
     return keys_of(selector.points.ids) if selector is not None else []
+
+
+def _batched(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+    """`keys` in lists so short that their points can be held in memory."""
+    return (keys[start : start + _PAGE_POINTS] for start in range(0, len(keys), _PAGE_POINTS))
 
 
 def _without_vectors(record: Record, names: Iterable[str]) -> Record:

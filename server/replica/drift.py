@@ -38,6 +38,8 @@ class Drift:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._must_count = True
+        # Qdrant could not count these when they were to be counted.
+        self._uncounted: set[str] = set()
         self._asked_all = False
         self._asked: set[str] = set()
         self._spots: dict[str, bytes] = {}
@@ -94,11 +96,13 @@ class Drift:
             for name, state in known.items():
                 if state.completeness != control_pb.COMPLETENESS_COMPLETE:
                     continue
-                if must_count:
-                    agrees = await self._counts_agree(name, tools, _COMPARE_TRIES)
+                if must_count or name in self._uncounted:
+                    agrees = await self._count_if_possible(name, tools, _COMPARE_TRIES)
                 else:
                     # Writes of clients make the rough count another one all the time: then nothing is waited for.
-                    agrees = rough.get(name, state.points) == state.points or await self._counts_agree(name, tools, 1)
+                    agrees = rough.get(name, state.points) == state.points or await self._count_if_possible(
+                        name, tools, 1
+                    )
                 if not agrees:
                     await self._distrust(state, tools, "it holds another number of points")
                     differing.append(name)
@@ -106,6 +110,18 @@ class Drift:
             self._must_count = must_count
             raise
         return differing
+
+    async def _count_if_possible(self, name: str, tools: Tools, tries: int) -> bool:
+        """As `_counts_agree`; True where Qdrant cannot count this collection, which is counted another time."""
+        self._uncounted.discard(name)
+        try:
+            return await self._counts_agree(name, tools, tries)
+        except RemoteRefused as refusal:
+            if not refusal.is_of_the_collection:
+                raise
+            self._uncounted.add(name)
+            self._telemetry.log.warning(Message.HYDRATION_FAILED, collection=name, error=str(refusal))
+            return True
 
     async def _counts_agree(self, name: str, tools: Tools, tries: int) -> bool:
         """Whether both hold as many points, at one moment without writes; True when there is no such moment."""
@@ -183,6 +199,7 @@ class Drift:
             for name in [name for name in book if name not in known]:
                 del book[name]
         self._asked &= known.keys()
+        self._uncounted &= known.keys()
         for name in list(self._under_way):
             if known[name].completeness != control_pb.COMPLETENESS_COMPLETE:
                 del self._under_way[name]

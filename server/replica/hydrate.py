@@ -68,6 +68,8 @@ class Hydrator:
         self._progress: dict[str, CopyProgress] = {}
         # Here, and not in a Qdrant that holds nothing at all.
         self._kept: set[str] = set()
+        # Collections of which Qdrant cannot tell how they are, and what it says instead.
+        self._broken: dict[str, str] = {}
         self._settled = Settled(settings.settle_seconds)
         self._drift = Drift(telemetry)
         self._tools = Tools(
@@ -208,7 +210,7 @@ class Hydrator:
         # In place: a copy asks this very set.
         self._doubted.intersection_update(known)
         self._bring_progress_up_to_date(known, wanted)
-        done = True
+        done = not self._broken
         for name in wanted:
             if name in known and name not in self._kept and (name in self._asked or self._is_chosen(name)):
                 done = await self._copy(name) and done
@@ -217,7 +219,12 @@ class Hydrator:
         return await self._drift.compare(known, chosen, self._tools, self._work.is_set) and done and not self._doubted
 
     def _bring_progress_up_to_date(self, known: dict[str, control_pb.CollectionState], wanted: Sequence[str]) -> None:
+        for name, reason in self._broken.items():
+            progress = self._progress.setdefault(name, CopyProgress(name))
+            progress.state, progress.reason = CopyState.FAILED, reason
         for name, progress in list(self._progress.items()):
+            if name in self._broken:
+                continue
             if name not in known:
                 del self._progress[name]
                 self._telemetry.metrics.hydration_gone(name)
@@ -241,6 +248,10 @@ class Hydrator:
         found = await self._tools.remote.catalogue()
         self._tools.check()
         found.request.since_seq, found.request.read_seq = since, self._log.last_seq
+        for name, reason in found.broken.items():
+            if name not in self._broken:
+                self._telemetry.log.warning(Message.HYDRATION_FAILED, collection=name, error=reason)
+        self._broken = found.broken
         answer = await self._control.import_catalogue(found.request)
         self._tell_of_losses(answer)
         return list(answer.wanted), found.points

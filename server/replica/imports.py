@@ -72,7 +72,7 @@ class Imports:
         answer = control.ImportCatalogueResponse()
         with self._store.transaction() as tx:
             for remote in request.collections:
-                if not self._touched.is_name_later(remote.name, since):
+                if not remote.info_unknown and not self._touched.is_name_later(remote.name, since):
                     self._import_collection(tx, remote, answer)
             if request.whole:
                 self._drop_gone(tx, {remote.name for remote in request.collections}, since, answer)
@@ -180,7 +180,7 @@ class Imports:
         there = {record.key: record for record in map(record_of, r.parse(pb.ScrollResponse, request.page).result)}
         first = _key_in(request.first) if request.first else None
         after = _key_in(request.after) if request.after else None
-        with self._store.snapshot():
+        with self._store.watched(), self._store.snapshot():
             collection = self._store.collection(request.collection)
             if collection is None:
                 raise no_collection(request.collection)

@@ -23,6 +23,10 @@ from server.rpc import COLLECTIONS, HEALTH_CHECK, POINTS, Backend, Call, Code, M
 M = TypeVar("M", bound=Message)
 
 
+# What a Qdrant answers that is away, busy or slow as a whole.
+_OF_QDRANT = frozenset((Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED))
+
+
 class RemoteRefused(UnderstudyError):
     """Qdrant answered a question of hydration with a status."""
 
@@ -42,6 +46,11 @@ class RemoteRefused(UnderstudyError):
         return self.code is Code.NOT_FOUND
 
     @property
+    def is_of_the_collection(self) -> bool:
+        """Whether it may be for this collection only, such as one that Qdrant could not load."""
+        return not self.wants_credential and self.code not in _OF_QDRANT
+
+    @property
     def wants_credential(self) -> bool:
         """Whether another credential may help."""
         return self.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
@@ -49,10 +58,14 @@ class RemoteRefused(UnderstudyError):
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What Qdrant holds: the request that brings it into the replica, and the (rough) points of each collection."""
+    """What Qdrant holds: the request that brings it into the replica, and the (rough) points of each collection.
+
+    `broken`: collections of which Qdrant cannot tell how they are, and what it says instead.
+    """
 
     request: control_pb.ImportCatalogueRequest
     points: dict[str, int]
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +122,16 @@ class Remote:
             collections_pb2.ListCollectionsRequest(),
             collections_pb2.ListCollectionsResponse,
         )
-        collections, points, limits = [], {}, {}
+        collections, points, limits, broken = [], {}, {}, {}
         for each in listed.collections:
-            info = await self._info(each.name)
+            try:
+                info = await self._info(each.name)
+            except RemoteRefused as refusal:
+                if not refusal.is_of_the_collection:
+                    raise
+                broken[each.name] = str(refusal)
+                collections.append(control_pb.RemoteCollection(name=each.name, info_unknown=True))
+                continue
             if info is not None:
                 collections.append(control_pb.RemoteCollection(name=each.name, info=info.SerializeToString()))
                 points[each.name] = info.points_count
@@ -131,7 +151,7 @@ class Remote:
             remote_version=version.version,
             whole=True,
         )
-        return Catalogue(request, points)
+        return Catalogue(request, points, broken)
 
     async def _info(self, name: str) -> collections_pb2.CollectionInfo | None:
         """What Qdrant says of a collection; None when the collection went since it was listed."""

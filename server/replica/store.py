@@ -4,7 +4,9 @@ Promises: one transaction holds a change and the log cursor that it belongs to; 
 and everything that was committed before it began (`Store.snapshot`). Files are 0600, the directory 0700, one process
 holds it. Uses SQLite's WAL with `synchronous=NORMAL`: after a power loss the last transactions may be gone, never
 torn, and `applied_seq` steps back with them, so the log applies them again. A file that SQLite calls damaged is kept
-beside as `*.corrupted.*` and an empty store takes its place (`Store.recovered` says so).
+beside as `*.corrupted.*` and an empty store takes its place (`Store.recovered` says so): when it is opened, or, where
+a transaction or a comparison comes upon it later, at the next start, which `on_damage` is called for. Damage that only
+clients' reads come upon fails those reads: during an outage the rest of the file is worth more than an empty one.
 
 Does not promise to understand points: payloads and vectors are bytes here.
 """
@@ -15,13 +17,14 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from server.clock import Clock
 from server.errors import DataDirUnusable
+from server.replica import damage
 from server.replica.checkpoint import Checkpoint
 from server.replica.reads import Reads, batches, marks, verified_name
 from server.replica.records import Changes, Collection, Key, Record
@@ -125,6 +128,12 @@ class Transaction(Reads):
                 connection.execute("UPDATE points SET payload = ? WHERE pid = ?", (record.payload, row[0]))
                 connection.execute("UPDATE vectors SET vectors = ? WHERE pid = ?", (record.vectors, row[0]))
         self._add_points(cid, added)
+
+    def put_payloads(self, cid: int, records: Sequence[Record]) -> None:
+        """Replace the payloads of points that exist; their vectors are not written."""
+        self._touched.setdefault(cid, set()).update(record.key for record in records)
+        rows = ((record.payload, cid, record.key) for record in records)
+        self._connection.executemany("UPDATE points SET payload = ? WHERE cid = ? AND key = ?", rows)
 
     def remove(self, cid: int, keys: Iterable[Key]) -> int:
         """Delete points; returns how many there were."""
@@ -261,6 +270,8 @@ class Store(Reads):
         self._directory = directory
         self.clock = clock
         self.recovered = ""
+        # Called in the thread that came upon damage, when the next start is sure to set the file aside.
+        self.on_damage: Callable[[Exception], None] = lambda error: None
         self._write_lock = threading.RLock()
         self._local = threading.local()
         self._readers_lock = threading.Lock()
@@ -295,19 +306,27 @@ class Store(Reads):
 
     def _open_or_replace(self) -> sqlite3.Connection:
         path = self._directory / _FILE
+        self.recovered = damage.heed(path, self.clock.wall_ns())
         try:
             return self._open(path)
         except sqlite3.OperationalError as error:
             raise DataDirUnusable(f"cannot open {path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            kept = f"{_FILE}.corrupted.{self.clock.wall_ns()}"
-            path.rename(self._directory / kept)
-            for suffix in ("-wal", "-shm"):
-                with_suffix = self._directory / f"{_FILE}{suffix}"
-                if with_suffix.exists():
-                    with_suffix.rename(self._directory / f"{kept}{suffix}")
-            self.recovered = f"{path} was damaged ({error}); kept as {kept}, started empty"
+            self.recovered = damage.set_aside(path, str(error), self.clock.wall_ns())
             return self._open(path)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around work that must not fail for ever: a file that is damaged there is set aside at the next start."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if not damage.is_damage(error):
+                raise
+            path = self._directory / _FILE
+            damage.mark(path, str(error))
+            self.on_damage(error)
+            raise damage.StoreDamaged(f"{path} is damaged: {error}") from error
 
     def _open(self, path: Path) -> sqlite3.Connection:
         # SQLite gives -wal and -shm the mode of the main file, so this decides for all three.
@@ -385,8 +404,11 @@ class Store(Reads):
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """The one writer. Commits at the end of the block; an exception rolls back. Not to be nested."""
-        with self._write_lock:
+        """The one writer. Commits at the end of the block; an exception rolls back. Not to be nested.
+
+        Raises StoreDamaged where it comes upon damage.
+        """
+        with self._write_lock, self.watched():
             writer = self._writer
             writer.execute("BEGIN IMMEDIATE")
             open_transaction = Transaction(writer)
@@ -429,7 +451,7 @@ class Store(Reads):
 
     def purge(self, limit: int = 5000) -> int:
         """Delete points of dropped collections for good; returns how many went, 0 = none are left."""
-        with self._write_lock:
+        with self._write_lock, self.watched():
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 removed = self._purge(limit)

@@ -74,7 +74,7 @@ class Local:
         collection = self.store.collection(name)
         assert collection is not None
         read = {}
-        for record in self.store.scan(collection.cid):
+        for record in self.store.scan(collection.cid, limit=1_000_000):
             payload = pb.PointStruct.FromString(record.payload).payload
             vectors = pb.NamedVectors.FromString(record.vectors).vectors
             point_id = id_of(record.key)

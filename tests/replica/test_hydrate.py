@@ -19,10 +19,11 @@ from server import config
 from server.errors import ReplicaRefused, UpstreamUnreachable
 from server.replica import requests as r
 from server.replica.copying import CopyState
+from server.replica.hydrate import Hydrator
 from server.replica.points import key_of
 from server.replica.refusal import Refusal
 from server.replica.settled import Settled
-from server.rpc import HEALTH_CHECK, Call, Code, Reply
+from server.rpc import HEALTH_CHECK, METHODS, Call, Code, Reply
 from tests.faults.backends import FlakyBackend, Pass, Refused, Stall, says
 from tests.faults.clock import ManualClock
 
@@ -595,6 +596,70 @@ async def test_unreachable_errors_are_told(make: Make) -> None:
         await world.until(lambda: "hydration failed, it will be tried again" in world.lines)
         await world.until(world.is_complete)
     assert issubclass(UpstreamUnreachable, Exception)
+
+
+class Unloaded:
+    """A Qdrant that could not load one collection: it is listed, and every question about it fails inside."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self._name = name
+        self.is_broken = True
+
+    async def handle(self, call: Call) -> Reply:
+        """See rpc.Backend."""
+        request = METHODS[call.method].request.FromString(call.body) if call.method in METHODS else None
+        if self.is_broken and getattr(request, "collection_name", "") == self._name:
+            return says(Code.INTERNAL, "Service internal error: dummy shard")
+        return await self._world.remote.handle(call)
+
+
+async def test_a_collection_that_qdrant_could_not_load_holds_up_no_other(make: Make) -> None:
+    world = make()
+    fill(world, 5, "bad")
+    fill(world, 25, "good")
+    world.upstream = unloaded = Unloaded(world, "bad")
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete("good"))
+        rows = {row["collection"]: row for row in hydrator.status()}
+        assert rows["bad"]["state"] == "failed" and "dummy shard" in rows["bad"]["reason"]
+        assert world.completeness("bad") == 0
+        unloaded.is_broken = False
+        await world.until(lambda: world.is_complete("bad"))
+    assert world.differences("bad") == world.differences("good") == []
+
+
+async def test_the_local_copy_of_a_collection_that_qdrant_could_not_load_stays(make: Make) -> None:
+    """And what differs in the others is found and repaired meanwhile."""
+    world = make()
+    fill(world, 5, "bad")
+    fill(world, 25, "good")
+    world.upstream = unloaded = Unloaded(world, "bad")
+    unloaded.is_broken = False
+    rounds: list[bool] = []
+
+    async def note(is_whole: bool) -> None:
+        rounds.append(is_whole)
+
+    async with world.running() as hydrator:
+        await world.until(lambda: world.is_complete("good") and world.is_complete("bad"))
+        unloaded.is_broken = True
+        hydrator.on_round = note
+        world.remote.local.do(r.DELETE, pb.DeletePoints(collection_name="good", points=ids(3)))
+        hydrator.request_reconcile()
+        await world.until(lambda: 3 not in world.here.points("good") and world.is_complete("good"))
+        await world.until(lambda: _compared(hydrator) == {"bad": "failed", "good": "verified"})
+        assert (len(world.here.points("bad")), world.completeness("bad")) == (5, COMPLETE)
+        # The round that was under way may have seen it whole; nothing is whole from then on.
+        assert not rounds[-1]
+        unloaded.is_broken = False
+        await world.until(lambda: rounds[-1])
+        assert {row["state"] for row in hydrator.status()} == {"complete"}
+    assert world.differences("bad") == world.differences("good") == []
+
+
+def _compared(hydrator: Hydrator) -> dict[str, str]:
+    return {row["collection"]: row["state"] for row in hydrator.verification()}
 
 
 # --- any interleaving ------------------------------------------------------------------------------------------------

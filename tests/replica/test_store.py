@@ -13,7 +13,8 @@ import pytest
 
 from server.clock import SystemClock
 from server.errors import DataDirUnusable
-from server.replica import checkpoint
+from server.replica import checkpoint, damage
+from server.replica.damage import StoreDamaged
 from server.replica.store import Changes, Collection, Record, Store
 
 
@@ -293,3 +294,74 @@ def test_a_long_snapshot_is_left_alone_and_stops_no_write(
             tx.put(cid, [Record(number(value), b"p", os.urandom(10_000)) for value in range(20)])
     assert wal.stat().st_size < 2 << 20
     assert len(store.scan(cid)) == 20
+
+
+def _damage_the_middle(directory: Path) -> None:
+    file = directory / "replica.sqlite"
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2 // 8192 * 8192)
+        opened.write(b"\xa5" * 8192 * 40)
+
+
+def _large(directory: Path) -> int:
+    """A store whose file holds everything; the collection in it."""
+    store = Store(directory, SystemClock())
+    cid = make(store)
+    with store.transaction() as tx:
+        tx.put(cid, [Record(number(n), b"p" * 500, b"v" * 500) for n in range(3000)])
+    store.close()
+    return cid
+
+
+def test_damage_that_a_transaction_comes_upon_later_sets_the_file_aside_at_the_next_start(tmp_path: Path) -> None:
+    cid = _large(tmp_path)
+    store = Store(tmp_path, SystemClock())
+    told: list[Exception] = []
+    store.on_damage = told.append
+    _damage_the_middle(tmp_path)
+    assert store.recovered == ""
+    with pytest.raises(StoreDamaged), store.transaction() as tx:
+        tx.put(cid, [Record(number(n), b"new", b"new") for n in range(3000)])
+    assert len(told) == 1
+    # The process ends here: nothing is tidied up.
+    os.close(store._lock_fd)
+    again = Store(tmp_path, SystemClock())
+    assert "malformed" in again.recovered
+    assert again.collections() == []
+    kept = {path.name.rpartition(".")[2].partition("-")[2] for path in tmp_path.iterdir() if ".corrupted." in path.name}
+    assert {"", "wal"} <= kept
+    again.close()
+    once_more = Store(tmp_path, SystemClock())
+    assert once_more.recovered == ""
+    once_more.close()
+
+
+def test_what_is_no_damage_leaves_the_file_alone(tmp_path: Path) -> None:
+    """A full disk, a table that is missing, and reads of clients: an outage is no time to throw away the rest."""
+    cid = _large(tmp_path)
+    store = Store(tmp_path, SystemClock())
+    store.on_damage = lambda error: pytest.fail(f"taken for damage: {error}")
+    with pytest.raises(sqlite3.OperationalError), store.transaction() as tx:
+        tx.connection().execute("SELECT * FROM nowhere")
+    store._writer.execute(f"PRAGMA max_page_count = {store._writer.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(sqlite3.OperationalError, match="full"), store.transaction() as tx:
+        tx.put(cid, [Record(number(n), b"p" * 500) for n in range(5000, 9000)])
+    _damage_the_middle(tmp_path)
+    with pytest.raises(sqlite3.DatabaseError):
+        store.scan(cid, limit=3000)
+    store.close()
+    again = Store(tmp_path, SystemClock())
+    assert again.recovered == ""
+    again.close()
+
+
+def test_a_mark_without_a_file_is_taken_away(tmp_path: Path) -> None:
+    """A start that was cut short after it had set the file aside."""
+    damage.mark(tmp_path / "replica.sqlite", "malformed")
+    store = Store(tmp_path, SystemClock())
+    assert store.recovered == ""
+    make(store)
+    store.close()
+    again = Store(tmp_path, SystemClock())
+    assert again.recovered == "" and again.collection("c") is not None
+    again.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from generated.qdrant import collections_pb2 as collections
 from generated.qdrant import points_pb2 as pb
 from generated.qdrant import qdrant_common_pb2 as common
 from server.replica import requests as r
+from server.replica.records import Key, Record
 from server.replica.refusal import Halted, Refusal
+from server.replica.store import Transaction
 from server.rpc import Code
 from tests.replica.local_store import (
     CREATE,
@@ -604,3 +606,56 @@ def test_writes_through_an_alias(one: Local) -> None:
     assert isinstance(plain, pb.DeletePoints)
     assert plain.collection_name == "also"
     assert list(one.points("c")) == [1]
+
+
+# --- writes that match very many points -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        (r.SET_PAYLOAD, pb.SetPayloadPoints(payload=payload({"k": 1}))),
+        (r.OVERWRITE_PAYLOAD, pb.SetPayloadPoints(payload=payload({"k": 1}))),
+        (r.DELETE_PAYLOAD, pb.DeletePayloadPoints(keys=["v"])),
+        (r.CLEAR_PAYLOAD, pb.ClearPayloadPoints()),
+        (r.DELETE_VECTORS, pb.DeletePointVectors(vectors=pb.VectorsSelector(names=[""]))),
+    ],
+    ids=["set", "overwrite", "delete", "clear", "vectors"],
+)
+def test_what_matches_every_point_is_done_a_batch_at_a_time(
+    one: Local, monkeypatch: pytest.MonkeyPatch, method: str, request_: Any
+) -> None:
+    one.do(r.UPSERT, upsert(*(point(n, v=n, w=n) for n in range(2500))))
+    request_.collection_name = "c"
+    selector = request_.points if method == r.CLEAR_PAYLOAD else request_.points_selector
+    selector.filter.SetInParent()
+    fetched: list[int] = []
+    fetch = Transaction.fetch
+
+    def counted(tx: Transaction, cid: int, keys: Iterable[Key], **parts: bool) -> dict[Key, Record]:
+        found = fetch(tx, cid, keys, **parts)
+        fetched.append(len(found))
+        if method != r.DELETE_VECTORS:
+            assert not any(record.vectors for record in found.values())
+        return found
+
+    monkeypatch.setattr(Transaction, "fetch", counted)
+    written: list[str] = []
+    one.store._writer.set_trace_callback(written.append)
+    one.apply(one.store.applied_seq + 1, method, request_)
+    one.store._writer.set_trace_callback(None)
+    monkeypatch.undo()
+    assert sum(fetched) == 2500
+    assert max(fetched) <= 1000
+    rewrites_vectors = any("vectors SET" in statement for statement in written)
+    assert rewrites_vectors == (method == r.DELETE_VECTORS)
+    expected: dict[str, Callable[[int], dict[str, int]]] = {
+        r.SET_PAYLOAD: lambda n: {"v": n, "w": n, "k": 1},
+        r.OVERWRITE_PAYLOAD: lambda n: {"k": 1},
+        r.DELETE_PAYLOAD: lambda n: {"w": n},
+        r.CLEAR_PAYLOAD: lambda n: {},
+        r.DELETE_VECTORS: lambda n: {"v": n, "w": n},
+    }
+    held = one.points()
+    assert {n: payload for n, (payload, _) in held.items()} == {n: expected[method](n) for n in range(2500)}
+    assert all(bool(vectors) == (method != r.DELETE_VECTORS) for _, vectors in held.values())

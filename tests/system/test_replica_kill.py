@@ -83,3 +83,38 @@ async def test_the_replica_ends_with_the_proxy(understudy: Understudy) -> None:
     assert is_alive(replica)
     understudy.kill()
     await asyncio.to_thread(until, lambda: not is_alive(replica), 20, "the orphaned replica ends by itself")
+
+
+async def test_a_damaged_store_stops_no_write_and_is_filled_again(standin: Standin, understudy: Understudy) -> None:
+    """Pages of the replica's file go bad while it is open; Qdrant is up all the time."""
+    client = understudy.client()
+    client.create_collection("c", models.VectorParams(size=2, distance=models.Distance.DOT))
+
+    def write(turn: int) -> None:
+        for start in range(0, 3000, 500):
+            ids = range(start, start + 500)
+            points = [models.PointStruct(id=n, vector=[n, turn], payload={"text": f"{n} " * 60}) for n in ids]
+            client.upsert("c", points)
+
+    await asyncio.to_thread(write, 1)
+    await asyncio.to_thread(understudy.wait_hydrated, "c")
+    # Another process, so that everything is in the file and next to nothing of it in memory.
+    before = understudy.replica_pid()
+    os.kill(before, signal.SIGTERM)
+    await asyncio.to_thread(until, lambda: understudy.replica_pid() not in (0, before), 30, "a new replica process")
+    damaged = understudy.replica_pid()
+    file = next(understudy.data.rglob("replica.sqlite"))
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 3 // 8192 * 8192)
+        opened.write(b"\xa5" * (file.stat().st_size // 3))
+    await asyncio.wait_for(asyncio.to_thread(write, 2), 60)
+    await asyncio.to_thread(until, lambda: understudy.replica_pid() not in (0, damaged), 30, "a new replica process")
+    await asyncio.to_thread(understudy.wait_hydrated, "c")
+    assert len([path for path in file.parent.iterdir() if path.match("replica.sqlite.corrupted.*[0-9]")]) == 1
+    assert "was damaged" in understudy.log_path.read_text()
+    await asyncio.to_thread(standin.kill)
+    await asyncio.to_thread(understudy.wait_state, "local")
+    held = client.retrieve("c", list(range(0, 3000, 7)), with_vectors=True)
+    assert [point.vector for point in held] == [[n, 2] for n in range(0, 3000, 7)]
+    assert client.count("c").count == 3000
+    client.close()

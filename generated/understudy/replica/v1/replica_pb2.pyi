@@ -161,12 +161,14 @@ class ImportCatalogueRequest(_message.Message):
     def __init__(self, collections: _Optional[_Iterable[_Union[RemoteCollection, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[RemoteAlias, _Mapping]]] = ..., remote_version: _Optional[str] = ..., since_seq: _Optional[int] = ..., whole: _Optional[bool] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class RemoteCollection(_message.Message):
-    __slots__ = ("name", "info")
+    __slots__ = ("name", "info", "info_unknown")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    INFO_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     name: str
     info: bytes
-    def __init__(self, name: _Optional[str] = ..., info: _Optional[bytes] = ...) -> None: ...
+    info_unknown: bool
+    def __init__(self, name: _Optional[str] = ..., info: _Optional[bytes] = ..., info_unknown: _Optional[bool] = ...) -> None: ...
 
 class RemoteAlias(_message.Message):
     __slots__ = ("alias", "collection")
