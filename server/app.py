@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from generated.qdrant import collections_pb2, qdrant_pb2
+from generated.qdrant import qdrant_pb2
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from server.admin import Admin, Desk
+from server.aliases import learn_aliases
 from server.clock import Clock, SystemClock
 from server.config import Settings
 from server.conflict_desk import ConflictDesk
@@ -45,7 +46,7 @@ from server.replay.looking_back import LookBack
 from server.replica.hydrate import Hydrator
 from server.replica.process import ReplicaProcess
 from server.router import Parts, Router
-from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, LIST_ALIASES, WAL_KINDS, Backend, Call
+from server.rpc import ASSUMED_VERSION, HEALTH_TITLE, WAL_KINDS, Backend
 from server.scrub import Scrubber
 from server.sieve import FormerSieve, Sieve
 from server.status import Sources, entry_document, status_document
@@ -263,16 +264,7 @@ class Understudy:
             ) from error
 
     async def _learn_aliases(self) -> None:
-        await self._parts.conflicts.learn_aliases(self._replicas_aliases)
-
-    async def _replicas_aliases(self) -> dict[str, str] | None:
-        """The replica's aliases, with every change that the log has; None when it does not answer."""
-        await self._parts.mirror.caught_up(self._parts.log.last_seq)
-        reply = await self._process.backend.handle(Call(LIST_ALIASES, b""))
-        if not reply.is_ok:
-            return None
-        aliases = collections_pb2.ListAliasesResponse.FromString(reply.body).aliases
-        return {alias.alias_name: alias.collection_name for alias in aliases}
+        await learn_aliases(self._parts.conflicts, self._process.backend, self._parts.mirror, self._parts.log)
 
     async def _follow(self, upstream: Upstream) -> None:
         """Watch Qdrant; replay and hydrate while it is up."""
