@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server import config
+from server.config import Settings
 from server.cutover import CutOver
-from server.errors import UpstreamTimeout
+from server.errors import ReplicaUnavailable, UpstreamTimeout
 from server.health.detector import Verdict
 from server.health.state import State
 from server.mode import Change
@@ -74,7 +78,6 @@ async def test_who_waited_at_the_gate_goes_to_qdrant_when_the_drain_is_over(make
     assert [source(reply) for reply in replies] == ["remote"] * 5
     assert changes == [(State.DRAINING, State.REMOTE)]
     assert rig.log.pending_count == 0
-    assert rig.replica.prepared_together == []
     await until(lambda: len(rig.replica.applied) == 5)
 
 
@@ -113,3 +116,70 @@ async def test_what_qdrant_was_asked_once_is_logged_although_calls_go_there(
     assert (reply.body, source(reply)) == (b"applied", "local")
     assert len(rig.qdrant.calls) == 1
     assert [entry.maybe_applied for _, entry in await rig.entries()] == [maybe_applied]
+
+
+# --- without a replica ------------------------------------------------------------------------------------------------
+
+
+def without_replica(rig: Rig) -> Rig:
+    async def away(_: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        raise ReplicaUnavailable("no replica")
+
+    rig.replica.prepare = rig.replica.prepare_together = away  # type: ignore[method-assign]
+    return rig
+
+
+@pytest.mark.parametrize("deadline_seconds", [None, 30.0])
+async def test_a_write_that_waits_for_a_replica_that_is_away_does_not_keep_qdrant_away(
+    make_rig: MakeRig, deadline_seconds: float | None
+) -> None:
+    rig = without_replica(draining(make_rig()))
+    deadline = None if deadline_seconds is None else CLOCK.monotonic() + deadline_seconds
+    write = asyncio.create_task(rig.router.handle(replace(upsert(), deadline=deadline)))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not write.done()
+    async with asyncio.timeout(10):
+        await cut_over(rig)()
+        assert rig.mode.is_remote
+        # The replica is still away: the write has somewhere else to go.
+        assert source(await write) == "remote"
+
+
+async def test_a_write_that_is_in_the_log_does_not_keep_qdrant_away_until_the_replica_has_it(make_rig: MakeRig) -> None:
+    rig = draining(make_rig())
+    rig.replica.hold = asyncio.Event()
+    write = asyncio.create_task(rig.router.handle(replace(upsert(), deadline=None)))
+    await until(lambda: rig.log.pending_count == 1)
+
+    async def drain_now() -> bool:
+        await rig.log.mark_replayed(rig.log.last_seq)
+        return True
+
+    async with asyncio.timeout(10):
+        await cut_over(rig, drain_now)()
+    assert rig.mode.is_remote and not write.done()
+    rig.replica.hold.set()
+    assert (await write).is_ok
+
+
+async def test_a_replica_that_is_away_or_hangs_holds_up_no_write_that_qdrant_has_done(make_rig: MakeRig) -> None:
+    """Past `mirror_queue_entries`."""
+    rig = make_rig(Settings(replica=config.Replica(mirror_queue_entries=3))).online()
+    rig.replica.hold = asyncio.Event()
+    for number in range(4):
+        # The last of them waits for half of its time.
+        assert source(await rig.router.handle(replace(upsert(number), deadline=CLOCK.monotonic() + 1))) == "remote"
+    behind = asyncio.create_task(rig.router.handle(replace(upsert(9), deadline=None)))
+    await until(lambda: rig.log.last_seq == 5)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not behind.done()
+    rig.router._mirror.replica_restarted()
+    assert source(await behind) == "remote"
+    async with asyncio.timeout(10):
+        for number in range(10, 30):
+            assert source(await rig.router.handle(replace(upsert(number), deadline=None))) == "remote"
+    assert rig.log.last_seq == 25
+    rig.replica.hold.set()
+    await until(lambda: len(rig.replica.applied) >= 25)
