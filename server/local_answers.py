@@ -5,13 +5,14 @@ Promises: the warning is on every point of an answer when asked for. Does not ch
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from generated.qdrant import collections_pb2, points_pb2
-from server.rpc import METHODS, Kind, Method
+from server.rpc import COMPLETENESS, METHODS, Kind, Method, Reply
 
 WARNING = "Qdrant is away: this answer comes from the local copy"
 AS_ASKED = "This answer comes from the local copy, as asked for"
@@ -71,3 +72,11 @@ def plain_success(row: Method, request: Message, seq: int) -> bytes:
     if isinstance(request, points_pb2.UpdateBatchPoints):
         return points_pb2.UpdateBatchResponse(result=[result] * len(request.operations)).SerializeToString()
     return points_pb2.PointsOperationResponse(result=result).SerializeToString()
+
+
+def as_stale(reply: Reply) -> Reply:
+    """The same answer, not passed off as whole."""
+    trailers = dict(reply.trailers)
+    if trailers.get(COMPLETENESS) == "complete":
+        trailers[COMPLETENESS] = "stale"
+    return replace(reply, trailers=tuple(trailers.items()))

@@ -58,6 +58,8 @@ _NOT_TWICE = (
 _RETRY_PAUSE_SECONDS = 0.02
 # A read waits this long at most for writes of which Qdrant did not say what became of them.
 _SETTLE_MOST_SECONDS = 0.5
+# A write that Qdrant may have gets this long for its way into the log: else its whole collection is in doubt.
+_LOG_LEAST_SECONDS = 5.0
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
 
@@ -183,7 +185,7 @@ class Router:
         is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts
         with self._telemetry.span("replica.read", method=call.method):
             reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
-        return self._from_local(call, reply if is_settled else _as_stale(reply))
+        return self._from_local(call, reply if is_settled else local_answers.as_stale(reply))
 
     async def _let_in(self, call: Call, kind: Kind, collection: str) -> Reply | None:
         """Whether a call may be answered here; of a caller that nobody knows Qdrant is asked, if it is up."""
@@ -240,7 +242,7 @@ class Router:
                 if reply is not None:
                     return await self._acknowledged(call, row, request, reply)
                 try:
-                    reply = await self._write_local(call, row, request, sent)
+                    reply = await self._write_local(self._with_time_to_log(call), row, request, sent)
                     assert reply is not None
                     return reply
                 finally:
@@ -442,6 +444,12 @@ class Router:
         remaining = max(0.0, call.deadline - self._clock.monotonic())
         return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)
 
+    def _with_time_to_log(self, call: Call) -> Call:
+        """The same call; what Qdrant may have must get into the log although nobody may wait for it any more."""
+        if call.deadline is None:
+            return call
+        return replace(call, deadline=max(call.deadline, self._clock.monotonic() + _LOG_LEAST_SECONDS))
+
     def _half_the_time_left(self, call: Call) -> float | None:
         return None if call.deadline is None else max(0.0, call.deadline - self._clock.monotonic()) / 2
 
@@ -458,14 +466,6 @@ class Router:
 
 def _from_remote(reply: Reply) -> Reply:
     return reply.with_trailers((rpc.SOURCE, "remote"))
-
-
-def _as_stale(reply: Reply) -> Reply:
-    """The same answer, not passed off as whole."""
-    trailers = dict(reply.trailers)
-    if trailers.get(rpc.COMPLETENESS) == "complete":
-        trailers[rpc.COMPLETENESS] = "stale"
-    return replace(reply, trailers=tuple(trailers.items()))
 
 
 def _parse(row: Method, body: bytes) -> Message | Reply:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
-from server import config
+from server import config, router
 from server.config import Settings
 from server.cutover import CutOver
 from server.errors import ReplicaUnavailable, UpstreamTimeout
@@ -17,7 +17,9 @@ from server.health.detector import Verdict
 from server.health.state import State
 from server.mode import Change
 from server.pace import DrainPace
+from server.rpc import Call, Reply
 from server.telemetry import Telemetry
+from server.wal.record import EntryState
 from tests.router.test_router import CLOCK, MakeRig, Rig, make_rig, source, until, upsert
 
 __all__ = ["make_rig"]
@@ -183,3 +185,42 @@ async def test_a_replica_that_is_away_or_hangs_holds_up_no_write_that_qdrant_has
     assert rig.log.last_seq == 25
     rig.replica.hold.set()
     await until(lambda: len(rig.replica.applied) >= 25)
+
+
+# --- writes that are short of time ------------------------------------------------------------------------------------
+
+
+async def test_a_write_that_came_to_its_turn_late_is_logged_and_leaves_no_doubt(make_rig: MakeRig) -> None:
+    """Qdrant was sent it with little time left, and was cut off: the replica has no time left either."""
+    rig = make_rig().online()
+    call = replace(upsert(), deadline=CLOCK.monotonic() + 0.3)
+    cut_off = rig.qdrant.handle
+
+    async def handle(call: Call, *, reserve_seconds: float = 0.0) -> Reply:
+        rig.qdrant.answers = [UpstreamTimeout("no answer in time", maybe_applied=True)]
+        assert call.deadline is not None
+        await asyncio.sleep(call.deadline - CLOCK.monotonic() - reserve_seconds)
+        return await cut_off(call)
+
+    async def prepare(_: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        await asyncio.sleep(0.3)
+        return control_pb.PrepareResponse()
+
+    rig.qdrant.handle = handle  # type: ignore[method-assign]
+    rig.replica.prepare_together = prepare  # type: ignore[method-assign]
+    reply = await rig.router.handle(call)
+    assert (reply.body, source(reply)) == (b"applied", "local")
+    assert [(state, entry.maybe_applied) for state, entry in await rig.entries()] == [(EntryState.PENDING, True)]
+    assert rig.replica.marked == []
+
+
+async def test_a_write_that_qdrant_may_have_is_not_waited_for_for_ever(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "_LOG_LEAST_SECONDS", 0.2)
+    rig = without_replica(make_rig().online())
+    rig.qdrant.answers = [UpstreamTimeout("no answer in time", maybe_applied=True)]
+    with pytest.raises(ReplicaUnavailable):
+        await rig.router.handle(replace(upsert(), deadline=CLOCK.monotonic() + 0.1))
+    assert await rig.entries() == []
+    await until(lambda: "c" in rig.replica.marked)
