@@ -307,7 +307,7 @@ class Router:
         scrubbed = self._scrub(call)
         if scrubbed.in_filters:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
-        await self._pace.admit()
+        await self._pace.admit(self._half_the_time_left(call))
         with self._telemetry.span("replica.prepare", method=call.method):
             # Before the gate: waiting for a replica that is away must not keep the switch to Qdrant waiting.
             preparing = self._prepare(row, request, scrubbed.body)

@@ -224,3 +224,17 @@ async def test_a_write_that_qdrant_may_have_is_not_waited_for_for_ever(
         await rig.router.handle(replace(upsert(), deadline=CLOCK.monotonic() + 0.1))
     assert await rig.entries() == []
     await until(lambda: "c" in rig.replica.marked)
+
+
+async def test_a_write_is_not_held_past_its_deadline(make_rig: MakeRig) -> None:
+    """The replay stands still: each write beyond the first few is held."""
+    rig = draining(make_rig())
+    rig.router._pace = DrainPace(
+        is_draining=lambda: rig.mode.is_draining,
+        pending_count=lambda: rig.log.pending_count,
+        hold_seconds=2,
+        clock=CLOCK,
+    )
+    for number in range(32):
+        assert (await rig.router.handle(upsert(number))).is_ok
+    assert (await rig.router.handle(replace(upsert(99), deadline=CLOCK.monotonic() + 1))).is_ok
