@@ -215,6 +215,11 @@ class Replay(Section):
         60.0, le=3600, description="What Qdrant acknowledged this shortly before it was lost is looked after; 0 = off"
     )
     grace_points: PositiveInt = Field(256, le=1000, description="Points per look at what Qdrant may have lost")
+    grace_patience_seconds: Seconds = Field(
+        30.0,
+        gt=0,
+        description="With nothing pending, a look that the replica cannot take part in is put off after this",
+    )
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 
 
