@@ -215,6 +215,7 @@ class Replay(Section):
         60.0, le=3600, description="What Qdrant acknowledged this shortly before it was lost is looked after; 0 = off"
     )
     grace_points: PositiveInt = Field(256, le=1000, description="Points per look at what Qdrant may have lost")
+    grace_patience_seconds: Seconds = Field(30.0, gt=0, description="With nothing pending, such a look waits so long")
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 
 
@@ -245,9 +246,7 @@ class Replica(Section):
     read_threads: PositiveInt = Field(4, le=64, description="Local reads answered at the same time")
     start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")
     call_timeout_seconds: Seconds = Field(
-        60.0,
-        gt=0,
-        description="Time for a call of the proxy's own; a read without a deadline waits this long for a process",
+        60.0, gt=0, description="Time for one call; without a deadline, for a process"
     )
     hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
     resolved_points: PositiveInt = Field(50_000, description="Writes whose filter matches more are logged as filters")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import TypeVar
 
 from server.clock import Clock
@@ -17,6 +18,8 @@ from server.rpc import METHODS, Call, Offline
 
 T = TypeVar("T")
 
+# A write that Qdrant may have gets this long for its way into the log: else its whole collection is in doubt.
+_LOG_LEAST_SECONDS = 5.0
 _RESERVE_SHARE = 0.2
 _RESERVE_LEAST_SECONDS = 0.2
 
@@ -35,6 +38,16 @@ class Deadlines:
             return 0.0
         remaining = max(0.0, call.deadline - self._clock.monotonic())
         return min(max(_RESERVE_SHARE * remaining, _RESERVE_LEAST_SECONDS), remaining / 2)
+
+    def with_time_to_log(self, call: Call) -> Call:
+        """The same call; what Qdrant may have must get into the log although nobody may wait for it any more."""
+        if call.deadline is None:
+            return call
+        return replace(call, deadline=max(call.deadline, self._clock.monotonic() + _LOG_LEAST_SECONDS))
+
+    def half_the_time_left(self, call: Call) -> float | None:
+        """In seconds; None without a deadline."""
+        return None if call.deadline is None else max(0.0, call.deadline - self._clock.monotonic()) / 2
 
     async def within(self, call: Call, work: Awaitable[T]) -> T:
         """The result of `work`; raises ReplicaUnavailable past the client's deadline."""

@@ -4,7 +4,8 @@ Promises: the replica gets every log entry once, in order, from the entry after 
 comes back after a crash goes on where it stopped. Whoever read an acknowledgement finds the write in the replica
 after `caught_up`. What cannot be read of the log is tried again for some seconds, then stepped over: every collection
 is STALE from then on until it is copied again, so nobody waits for ever and nothing is silently different. Does not
-promise that the replica is never behind; the lag is bounded by `mirror_queue_entries`.
+promise that the replica is never behind; the lag is bounded by `mirror_queue_entries` while it runs. One that is away
+holds up no write: the log keeps what it lacks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import errno
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
@@ -107,6 +109,7 @@ class Mirror:
         """The process was replaced: ask it how far it is."""
         self._attached.clear()
         self._detached.set()
+        self._wake()
 
     async def run(self) -> None:
         """Apply until cancelled; outlives every crash of the replica."""
@@ -119,6 +122,7 @@ class Mirror:
                 pause = _FIRST_PAUSE_SECONDS
             except ReplicaUnavailable as error:
                 self._attached.clear()
+                self._wake()
                 self._telemetry.log.warning("replica is away", error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -281,10 +285,12 @@ class Mirror:
         await self.caught_up(seq)
         return self._results.pop(seq, None)
 
-    async def admit(self) -> None:
-        """Back-pressure: wait while the replica lags by more than the limit."""
-        while self.lag_entries > self._settings.mirror_queue_entries:
-            await self._moved.wait()
+    async def admit(self, limit_seconds: float | None = None) -> None:
+        """Back-pressure: wait while the replica is there and lags by more than the limit, so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self._attached.is_set() and self.lag_entries > self._settings.mirror_queue_entries:
+                    await self._moved.wait()
 
 
 def _may_pass(error: WalError) -> bool:

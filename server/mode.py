@@ -7,8 +7,10 @@ is up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from server.clock import Clock
 from server.health.callbacks import Subscribers
@@ -16,6 +18,8 @@ from server.health.detector import Verdict
 from server.health.state import Event, State, step
 from server.logs import Message
 from server.telemetry import Telemetry
+
+T = TypeVar("T")
 
 _MESSAGES = {
     State.LOCAL: Message.FALLBACK_ON,
@@ -49,6 +53,7 @@ class Mode:
         self.subscribers: Subscribers[Change] = Subscribers()
         self._sync_on_connect = sync_on_connect
         self._sync_wanted = False
+        self._remote = asyncio.Event()
         self._clock = clock
         self._telemetry = telemetry
         telemetry.metrics.state(int(self.state))
@@ -57,6 +62,16 @@ class Mode:
     def is_remote(self) -> bool:
         """Whether calls are forwarded."""
         return self.state is State.REMOTE
+
+    async def unless_remote(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`; None, with the work given up, when calls are forwarded first."""
+        working, remote = asyncio.ensure_future(work), asyncio.ensure_future(self._remote.wait())
+        try:
+            await asyncio.wait((working, remote), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            remote.cancel()
 
     @property
     def is_draining(self) -> bool:
@@ -113,6 +128,9 @@ class Mode:
         self.reason = reason
         if after is State.REMOTE:
             self._sync_wanted = False
+            self._remote.set()
+        else:
+            self._remote.clear()
         self.since_ns = self._clock.wall_ns()
         self._telemetry.metrics.state(int(after))
         self._telemetry.log.info(_MESSAGES[after], before=before.name, after=after.name, reason=reason)

@@ -1,7 +1,8 @@
 """Writes that Qdrant was sent and that are in the log neither as done nor as pending yet, and who waits for them.
 
 Promises: whoever waits, waits for the writes that were open then, not for later ones. Opening, closing and waiting take
-no longer when many are open or many wait: after a hang it is hundreds of each. Does not know how a write came out.
+no longer when many are open or many wait: after a hang it is hundreds of each. `OpenWrites` does not know how a write
+came out; `Sent` does.
 Belongs to one event loop.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class OpenWrites:
@@ -59,3 +61,22 @@ class OpenWrites:
             del self._waiting[waiter]
             if not waiter.done():
                 waiter.set_result(None)
+
+
+@dataclass(slots=True)
+class Sent:
+    """A write on its way into the log: whether Qdrant may have it, and its number once the log has it.
+
+    `was_tried`: Qdrant was asked, and is not asked again. `is_refused`: the replica, whole, lacks what the write is
+    about, so Qdrant did not do it either.
+    """
+
+    was_tried: bool = False
+    maybe_applied: bool = False
+    seq: int = 0
+    is_refused: bool = False
+
+    @property
+    def leaves_doubt(self) -> bool:
+        """Whether Qdrant may have a write that the replica will not hear of."""
+        return self.maybe_applied and not self.seq and not self.is_refused

@@ -1,8 +1,8 @@
 """Back-pressure on local writes while the log drains, so that a drain ends although clients keep writing.
 
 Promises: during a drain, at most one new write is let in for every two that Qdrant has taken, after a first few; so
-what is pending shrinks. A write is held for at most `hold_seconds`: when the replay itself stands still, writes go on
-into the log. Outside a drain it costs nothing.
+what is pending shrinks. A write is held for at most `hold_seconds`, or less if its caller has less time: when the
+replay itself stands still, writes go on into the log. Outside a drain it costs nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DrainPace:
         self._pending_at_start = 0
         self._admitted = 0
 
-    async def admit(self) -> None:
-        """Return when one more write may join the tail of the log."""
+    async def admit(self, most_seconds: float | None = None) -> None:
+        """Return when one more write may join the tail of the log, or after `most_seconds`."""
         if not self._is_draining():
             self._was_draining = False
             return
@@ -47,7 +47,8 @@ class DrainPace:
             self._was_draining = True
             self._pending_at_start = self._pending_count()
             self._admitted = 0
-        give_up_at = self._clock.monotonic() + self._hold_seconds
+        hold_seconds = self._hold_seconds if most_seconds is None else min(self._hold_seconds, most_seconds)
+        give_up_at = self._clock.monotonic() + hold_seconds
         while self._is_draining() and not self._is_due() and self._clock.monotonic() < give_up_at:
             await self._sleep(_LOOK_EVERY_SECONDS)
         self._admitted += 1

@@ -38,7 +38,7 @@ from server.gate import WriteGate
 from server.logs import Message as M
 from server.mirror import Mirror
 from server.mode import Mode
-from server.outcomes import OpenWrites
+from server.outcomes import OpenWrites, Sent
 from server.pace import DrainPace
 from server.repairs import Repairs
 from server.replay.judge import proves_refusal
@@ -102,25 +102,6 @@ class Parts:
     repairs: Repairs
     telemetry: Telemetry
     clock: Clock
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A write on its way into the log: whether Qdrant may have it, and its number once the log has it.
-
-    `was_tried`: Qdrant was asked, and is not asked again. `is_refused`: the replica, whole, lacks what the write is
-    about, so Qdrant did not do it either.
-    """
-
-    was_tried: bool = False
-    maybe_applied: bool = False
-    seq: int = 0
-    is_refused: bool = False
-
-    @property
-    def leaves_doubt(self) -> bool:
-        """Whether Qdrant may have a write that the replica will not hear of."""
-        return self.maybe_applied and not self.seq and not self.is_refused
 
 
 class Router:
@@ -238,10 +219,10 @@ class Router:
 
     async def _writes_settled(self, call: Call) -> bool:
         """Wait for the writes that Qdrant may have shown to others already; False when that takes too long."""
-        left = _SETTLE_MOST_SECONDS
-        if call.deadline is not None:
-            left = min(left, max(0.0, call.deadline - self._clock.monotonic()) / 2)
-        return await self._open_writes.settled(left)
+        half = self._deadlines.half_the_time_left(call)
+        return await self._open_writes.settled(
+            _SETTLE_MOST_SECONDS if half is None else min(half, _SETTLE_MOST_SECONDS)
+        )
 
     async def _ask_replica(self, call: Call, acknowledged_seq: int) -> Reply:
         """The replica's answer, with every write acknowledged before the call."""
@@ -271,7 +252,7 @@ class Router:
 
     async def _write_in_turn(self, call: Call, row: Method, request: Message) -> Reply:
         async with self._conflicts.hold(claim_of(row, request)):
-            sent = _Sent()
+            sent = Sent()
             if not self._mode.is_remote:
                 reply = await self._write_local(call, row, request, sent)
                 if reply is not None:
@@ -283,7 +264,7 @@ class Router:
                 if reply is not None:
                     return await self._acknowledged(call, row, request, reply)
                 try:
-                    reply = await self._write_local(call, row, request, sent)
+                    reply = await self._write_local(self._deadlines.with_time_to_log(call), row, request, sent)
                     assert reply is not None
                     return reply
                 finally:
@@ -315,7 +296,8 @@ class Router:
             else:
                 await self._log_synced(call, row, request, scrubbed.body)
             self._conflicts.note(row, request)
-            await self._mirror.admit()
+            # Not so long that the answer would come too late.
+            await self._mirror.admit(self._deadlines.half_the_time_left(call))
         elif not proves_refusal(call.method, reply):
             self._in_doubt(request, f"Qdrant may have done a write to which it answered {reply.code.name}")
         return _from_remote(reply)
@@ -336,7 +318,7 @@ class Router:
             self._telemetry.log.error(M.LOCAL_WRITE_FAILED, method=call.method, error=str(error))
             self._in_doubt(request, str(error))
 
-    async def _write_local(self, call: Call, row: Method, request: Message, sent: _Sent) -> Reply | None:
+    async def _write_local(self, call: Call, row: Method, request: Message, sent: Sent) -> Reply | None:
         """Check, prepare, log, apply; acknowledged when it is on disk and in the replica.
 
         None, with nothing done: calls go to Qdrant by now, and this one was not tried there yet.
@@ -347,13 +329,15 @@ class Router:
         scrubbed = self._scrub(call)
         if scrubbed.in_filters:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
-        await self._pace.admit()
+        await self._pace.admit(self._deadlines.half_the_time_left(call))
+        with self._telemetry.span("replica.prepare", method=call.method):
+            # Before the gate: waiting for a replica that is away must not keep the switch to Qdrant waiting.
+            preparing = self._prepare(row, request, scrubbed.body)
+            prepared = await self._within(call, preparing if sent.was_tried else self._mode.unless_remote(preparing))
         async with self._gate:
-            if self._mode.is_remote and not sent.was_tried:
+            if prepared is None or (self._mode.is_remote and not sent.was_tried):
                 # The drain ended while it waited: logged now, it would begin another one.
                 return None
-            with self._telemetry.span("replica.prepare", method=call.method):
-                prepared = await self._within(call, self._prepare(row, request, scrubbed.body))
             refused: Reply | None = None
             if prepared.code:
                 refused = refuse(Code(prepared.code), prepared.details)
@@ -376,13 +360,13 @@ class Router:
             with self._telemetry.span("wal.append", method=call.method):
                 seqs = [await self._log_pending(call, entry, sent) for entry in entries]
             self._repairs.log_is_durable()
-            with self._telemetry.span("replica.apply", seq=sent.seq):
-                try:
-                    applied = await self._within(call, self._result(row, request, seqs))
-                except BaseException:
-                    # Those behind it are not to be checked against a replica that lacks it.
-                    self._unseen_seq = max(self._unseen_seq, sent.seq)
-                    raise
+        with self._telemetry.span("replica.apply", seq=sent.seq):
+            try:
+                applied = await self._within(call, self._result(row, request, seqs))
+            except BaseException:
+                # Those behind it are not to be checked against a replica that lacks it.
+                self._unseen_seq = max(self._unseen_seq, sent.seq)
+                raise
         self._conflicts.note(row, request)
         if applied is None:
             # The replica applied it, then crashed before it could answer: the write is done, its answer is gone.
@@ -391,7 +375,7 @@ class Router:
         reply = refused or (refuse(Code(applied.code), applied.details) if applied.code else Reply(applied.reply))
         return self._from_local(call, reply.with_trailers(*trailers(applied.freshness)))
 
-    async def _log_pending(self, call: Call, entry: entry_pb2.Entry, sent: _Sent) -> int:
+    async def _log_pending(self, call: Call, entry: entry_pb2.Entry, sent: Sent) -> int:
         try:
             record = self._record(call, METHODS[entry.method], entry, EntryState.PENDING)
             sent.seq = await self._log.append(record)

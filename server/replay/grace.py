@@ -4,6 +4,8 @@ Promises: whenever the connection to Qdrant was lost, and when this process star
 Qdrant acknowledged within `grace_seconds` before; a point that such a look put back counts as acknowledged anew. Kept
 are a few numbers, whatever happens. A probe that was slow on a connection that stayed does not count.
 
+A look that is put off is owed: it is made with the next one that is due.
+
 Does not promise that anything was lost: over gRPC a restart looks like a cut of the network. After a start it counts
 everything after the entry up to which an earlier process had let go (`grace_notes`).
 """
@@ -37,6 +39,8 @@ class GraceWindow:
         self._clock = clock
         self._pause_seconds = max(1.0, grace_seconds / _SAMPLES_PER_GRACE)
         self.is_due = self.is_on
+        # A look that was due could not be made: what it is about is kept for the next one.
+        self.is_owed = False
         self.losses = 0
         self.begin(0)
 
@@ -59,7 +63,7 @@ class GraceWindow:
     def forgets_through_seq(self) -> int:
         """No look will be at entries up to here."""
         floor = self._floor()
-        return min(floor, self._since_seq) if self.is_due else floor
+        return min(floor, self._since_seq) if self.is_due or self.is_owed else floor
 
     def forgettable(self) -> int | None:
         """The same; None = nobody will ever look."""
@@ -84,8 +88,8 @@ class GraceWindow:
         if not self.is_on:
             return
         floor = self._floor()
-        self._since_seq = min(floor, self._since_seq) if self.is_due else floor
-        self.is_due = True
+        self._since_seq = min(floor, self._since_seq) if self.is_due or self.is_owed else floor
+        self.is_due, self.is_owed = True, False
         self.losses += 1
 
     def looked(self, losses: int, *, has_sent: bool) -> None:
@@ -94,6 +98,11 @@ class GraceWindow:
             self._note(self._since_seq)
         if losses == self.losses:
             self.is_due = False
+
+    def put_off(self) -> None:
+        """The look that is due is made with the next one, after a loss or a start; nothing of it is forgotten."""
+        if self.is_due:
+            self.is_due, self.is_owed = False, True
 
     def _note(self, seq: int) -> None:
         now = self._clock.monotonic()

@@ -5,6 +5,9 @@ should be: with the effect of every entry that Qdrant acknowledged, and of none 
 that somebody else has changed are left alone. A look that is cut short begins anew, in another
 process too: what has been sent again is then found as it should be.
 
+While the replica is away the look waits; with nothing pending at most `grace_patience_seconds`, then it is put off to
+the next loss of the connection or start, and Qdrant serves meanwhile.
+
 While Qdrant wants a credential and none is known, the look waits; a credential that it refuses ends it.
 
 Points of collections with custom sharding go back under the shard keys of the write that the replica saw last.
@@ -19,7 +22,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from generated.qdrant import points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
@@ -35,6 +38,8 @@ from server.replay.withheld import Withheld
 from server.replica.pages import FormerControl
 from server.rpc import POINTS, UPSERT
 from server.telemetry import Telemetry
+
+T = TypeVar("T")
 
 _DELETE = POINTS + "Delete"
 
@@ -99,6 +104,8 @@ class LookBack:
         self._settings = settings
         self._telemetry = telemetry
         self._look: _Look | None = None
+        # The replica has not answered since then.
+        self._away_since: float | None = None
 
     @property
     def is_due(self) -> bool:
@@ -127,9 +134,11 @@ class LookBack:
         if look is None or look.losses != self._window.losses:
             # What a look that was cut short has sent counts as sent all the same.
             look = self._look = await self._begin(has_sent=look is not None and look.has_sent)
-        listed = await self._control.list_former(
-            control_pb.ListFormerRequest(window=look.window, after=look.after, limit_points=self._settings.grace_points)
+        asked = control_pb.ListFormerRequest(
+            window=look.window, after=look.after, limit_points=self._settings.grace_points
         )
+        listed = await self._from_replica(self._control.list_former(asked), "does not answer")
+        self._away_since = None
         if not listed.ids:
             self._end(look)
             return Answer(Outcome.DONE)
@@ -140,13 +149,35 @@ class LookBack:
 
     async def _begin(self, *, has_sent: bool) -> _Look:
         losses = self._window.losses
-        try:
-            async with asyncio.timeout(self._settings.call_timeout_seconds):
-                await self._caught_up(self._log.last_seq)
-        except TimeoutError as error:
-            raise ReplicaUnavailable("the replica is behind the log") from error
+        await self._from_replica(self._caught_up(self._log.last_seq), "is behind the log")
         window = control_pb.FormerWindow(since_seq=self._window.since_seq, replayed_seq=self._log.replayed_seq)
         return _Look(losses, window, has_sent=has_sent)
+
+    async def _from_replica(self, work: Awaitable[T], otherwise: str) -> T:
+        limit_seconds = min(self._settings.call_timeout_seconds, self._settings.grace_patience_seconds)
+        try:
+            async with asyncio.timeout(limit_seconds):
+                return await work
+        except TimeoutError as error:
+            raise ReplicaUnavailable(f"the replica {otherwise}") from error
+
+    def put_off(self, began: float, now: float) -> bool:
+        """After a step from `began` to `now` that the replica failed: True when it was given time enough.
+
+        Qdrant then serves although it may lack something; the next look is at that, too.
+        """
+        if self._away_since is None:
+            self._away_since = began
+        if now - self._away_since < self._settings.grace_patience_seconds:
+            return False
+        self._away_since = self._look = None
+        self._window.put_off()
+        self._telemetry.log.warning(
+            "the look at what Qdrant may have lost is put off",
+            reason="the replica is away",
+            since=self._window.since_seq,
+        )
+        return True
 
     async def _look_at(
         self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, withheld: Withheld

@@ -231,10 +231,13 @@ class Stepper:
         permit = self._breaker.allow(self._clock.monotonic())
         if permit is None:
             return Standing(Step.RESTING, "the circuit breaker is open")
+        began = self._clock.monotonic()
         try:
             answer = await look_back.step(self._delivery, self._withheld)
         except ReplicaUnavailable as error:
             self._breaker.abandon(permit)
+            if not self._log.pending_count and look_back.put_off(began, self._clock.monotonic()):
+                return _ADVANCED
             self.failures += 1
             return Standing(Step.FAILED, str(error))
         except BaseException:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from server.clock import Clock
 from server.errors import DataDirUnusable
-from server.replica import damage
+from server.replica import damage, schema
 from server.replica.checkpoint import Checkpoint
 from server.replica.reads import Reads, batches, marks, verified_name
 from server.replica.records import Changes, Collection, Key, Record
@@ -38,63 +38,6 @@ _CHECKPOINT_PAGES = 4000
 _BUSY_SECONDS = 30.0
 # The name, in `meta`, of the last number that was given to a collection, see `Transaction.doubt`.
 _DOUBT_NUMBER = "doubt_number"
-
-_TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE collections (
-    cid INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    config BLOB NOT NULL,
-    info BLOB NOT NULL,
-    completeness INTEGER NOT NULL,
-    as_of_seq INTEGER NOT NULL,
-    resume_at BLOB NOT NULL,
-    expected_points INTEGER NOT NULL,
-    created_here INTEGER NOT NULL,
-    revision INTEGER NOT NULL DEFAULT 0,
-    points INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE aliases (alias TEXT PRIMARY KEY, collection TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE schemas (cid INTEGER, field TEXT, info BLOB NOT NULL, PRIMARY KEY (cid, field)) WITHOUT ROWID;
-CREATE TABLE dropped (cid INTEGER PRIMARY KEY);
--- Vectors apart from payloads, so that a filter that walks payloads does not read them from the disk.
-CREATE TABLE points (
-    pid INTEGER PRIMARY KEY, cid INTEGER NOT NULL, key BLOB NOT NULL, payload BLOB NOT NULL, UNIQUE (cid, key)
-);
-CREATE TABLE vectors (pid INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
-"""
-# Came later, and what does not know it does well without: no new format.
-_LATER_TABLES = """
--- What points were before late entries, see `former_rows`.
-CREATE TABLE IF NOT EXISTS former (
-    n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, synced INTEGER NOT NULL, cid INTEGER NOT NULL, key BLOB NOT NULL,
-    known INTEGER NOT NULL, payload BLOB, vectors BLOB
-);
-CREATE INDEX IF NOT EXISTS former_points ON former (cid, key);
--- Points as they were before the first pending write to them; `state` is of `baseline_rows`.
-CREATE TABLE IF NOT EXISTS baselines (
-    bid INTEGER PRIMARY KEY,
-    cid INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    first_seq INTEGER NOT NULL,
-    last_seq INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    until_seq INTEGER NOT NULL DEFAULT 0,
-    is_there INTEGER NOT NULL DEFAULT 0,
-    payload BLOB NOT NULL DEFAULT x'',
-    vectors BLOB NOT NULL DEFAULT x'',
-    UNIQUE (cid, key)
-);
-CREATE INDEX IF NOT EXISTS baselines_by_last ON baselines (last_seq);
-"""
-# Table, column and what it is declared as: they came after the table.
-_LATER_COLUMNS = (
-    ("collections", "doubt_number", "INTEGER NOT NULL DEFAULT 0"),
-    ("former", "whole", "INTEGER NOT NULL DEFAULT 0"),
-    ("former", "retry_of", "INTEGER NOT NULL DEFAULT 0"),
-    ("former", "given_up", "INTEGER NOT NULL DEFAULT 0"),
-    ("former", "shard_keys", "BLOB NOT NULL DEFAULT x''"),
-)
 
 
 class Transaction(Reads):
@@ -342,14 +285,14 @@ class Store(Reads):
             if version == 0:
                 # A store that takes the place of a damaged one must not count through its numbers again.
                 begin = f"INSERT INTO meta VALUES ('{_DOUBT_NUMBER}', '{self.clock.wall_ns()}');"  # noqa: S608
-                connection.executescript(f"BEGIN; {_TABLES} {begin} PRAGMA user_version = {_FORMAT}; COMMIT;")
+                connection.executescript(f"BEGIN; {schema.TABLES} {begin} PRAGMA user_version = {_FORMAT}; COMMIT;")
             elif version != _FORMAT:
                 raise DataDirUnusable(
                     f"{path} has format {version}, this version of Understudy reads {_FORMAT}",
                     hint="Use the version that wrote it, or an empty directory",
                 )
-            connection.executescript(f"BEGIN; {_LATER_TABLES} COMMIT;")
-            _add_later_columns(connection)
+            connection.executescript(f"BEGIN; {schema.LATER_TABLES} COMMIT;")
+            schema.add_later_columns(connection)
         except BaseException:
             connection.close()
             raise
@@ -472,10 +415,3 @@ class Store(Reads):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._writer.close()
             os.close(self._lock_fd)
-
-
-def _add_later_columns(connection: sqlite3.Connection) -> None:
-    for table, column, declared in _LATER_COLUMNS:
-        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if column not in present:
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declared}")

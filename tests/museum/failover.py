@@ -439,8 +439,8 @@ CUTOVER = (
         "who waited for the end of a drain begins another one",
         "a drain ends once",
         "router.py",
-        "            if self._mode.is_remote and not sent.was_tried:\n",
-        "            if False:\n",
+        "            if prepared is None or (self._mode.is_remote and not sent.was_tried):\n",
+        "            if prepared is None:\n",
         f"{_CUTOVER}::test_who_waited_at_the_gate_goes_to_qdrant_when_the_drain_is_over",
     ),
 )

@@ -463,6 +463,33 @@ async def test_a_replica_that_restarts_is_waited_for() -> None:
     assert bench.breaker.phase.name == "CLOSED"
 
 
+async def test_a_replica_that_cannot_run_does_not_keep_qdrant_away_and_the_look_is_made_later() -> None:
+    qdrant, former = Readable("c"), FormerStates({1: point(1)}, away=1000)
+    bench = Bench(MemoryLog(), former, qdrant)
+    began = bench.clock.monotonic()
+    await bench.drain()
+    waited = bench.clock.monotonic() - began
+    assert bench.settings.grace_patience_seconds <= waited <= bench.settings.grace_patience_seconds + 10
+    assert (bench.sent(), bench.look_back.is_due, bench.look_back.looks) == ([], False, 0)
+    assert [text for text in bench.lines.texts() if "put off" in text]
+    # Nothing that it is about is forgotten, however long it takes.
+    pass_time(bench.window, bench.clock, 600)
+    assert bench.window.forgets_through_seq == 0
+    former.away = 0
+    bench.drained.clear()
+    bench.window.connection_lost()
+    assert bench.window.since_seq == 0
+    await bench.drain()
+    assert bench.sent() == [("Upsert", [1])]
+
+
+async def test_while_something_is_pending_the_look_is_not_put_off() -> None:
+    former = FormerStates({1: point(1)}, away=40)
+    bench = Bench(MemoryLog(upsert(point(7))), former, Readable("c"))
+    await bench.drain()
+    assert bench.sent() == [("Upsert", [1]), ("Upsert", [7])]
+
+
 async def test_while_a_look_is_due_the_drain_is_not_over() -> None:
     bench = Bench(MemoryLog(), FormerStates({}, away=1), Readable("c"))
     bench.replayer.upstream_up = True

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
+from generated.understudy.replica.v1 import replica_pb2 as control_pb
+from server import config, router
+from server.config import Settings
 from server.cutover import CutOver
-from server.errors import UpstreamTimeout
+from server.errors import ReplicaUnavailable, UpstreamTimeout
 from server.health.detector import Verdict
 from server.health.state import State
 from server.mode import Change
 from server.pace import DrainPace
+from server.rpc import Call, Reply
 from server.telemetry import Telemetry
+from server.wal.record import EntryState
 from tests.router.test_router import CLOCK, MakeRig, Rig, make_rig, source, until, upsert
 
 __all__ = ["make_rig"]
@@ -74,7 +80,6 @@ async def test_who_waited_at_the_gate_goes_to_qdrant_when_the_drain_is_over(make
     assert [source(reply) for reply in replies] == ["remote"] * 5
     assert changes == [(State.DRAINING, State.REMOTE)]
     assert rig.log.pending_count == 0
-    assert rig.replica.prepared_together == []
     await until(lambda: len(rig.replica.applied) == 5)
 
 
@@ -113,3 +118,124 @@ async def test_what_qdrant_was_asked_once_is_logged_although_calls_go_there(
     assert (reply.body, source(reply)) == (b"applied", "local")
     assert len(rig.qdrant.calls) == 1
     assert [entry.maybe_applied for _, entry in await rig.entries()] == [maybe_applied]
+
+
+# --- without a replica ------------------------------------------------------------------------------------------------
+
+
+def without_replica(rig: Rig) -> Rig:
+    async def away(_: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        raise ReplicaUnavailable("no replica")
+
+    rig.replica.prepare = rig.replica.prepare_together = away  # type: ignore[method-assign]
+    return rig
+
+
+@pytest.mark.parametrize("deadline_seconds", [None, 30.0])
+async def test_a_write_that_waits_for_a_replica_that_is_away_does_not_keep_qdrant_away(
+    make_rig: MakeRig, deadline_seconds: float | None
+) -> None:
+    rig = without_replica(draining(make_rig()))
+    deadline = None if deadline_seconds is None else CLOCK.monotonic() + deadline_seconds
+    write = asyncio.create_task(rig.router.handle(replace(upsert(), deadline=deadline)))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not write.done()
+    async with asyncio.timeout(10):
+        await cut_over(rig)()
+        assert rig.mode.is_remote
+        # The replica is still away: the write has somewhere else to go.
+        assert source(await write) == "remote"
+
+
+async def test_a_write_that_is_in_the_log_does_not_keep_qdrant_away_until_the_replica_has_it(make_rig: MakeRig) -> None:
+    rig = draining(make_rig())
+    rig.replica.hold = asyncio.Event()
+    write = asyncio.create_task(rig.router.handle(replace(upsert(), deadline=None)))
+    await until(lambda: rig.log.pending_count == 1)
+
+    async def drain_now() -> bool:
+        await rig.log.mark_replayed(rig.log.last_seq)
+        return True
+
+    async with asyncio.timeout(10):
+        await cut_over(rig, drain_now)()
+    assert rig.mode.is_remote and not write.done()
+    rig.replica.hold.set()
+    assert (await write).is_ok
+
+
+async def test_a_replica_that_is_away_or_hangs_holds_up_no_write_that_qdrant_has_done(make_rig: MakeRig) -> None:
+    """Past `mirror_queue_entries`."""
+    rig = make_rig(Settings(replica=config.Replica(mirror_queue_entries=3))).online()
+    rig.replica.hold = asyncio.Event()
+    for number in range(4):
+        # The last of them waits for half of its time.
+        assert source(await rig.router.handle(replace(upsert(number), deadline=CLOCK.monotonic() + 1))) == "remote"
+    behind = asyncio.create_task(rig.router.handle(replace(upsert(9), deadline=None)))
+    await until(lambda: rig.log.last_seq == 5)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not behind.done()
+    rig.router._mirror.replica_restarted()
+    assert source(await behind) == "remote"
+    async with asyncio.timeout(10):
+        for number in range(10, 30):
+            assert source(await rig.router.handle(replace(upsert(number), deadline=None))) == "remote"
+    assert rig.log.last_seq == 25
+    rig.replica.hold.set()
+    await until(lambda: len(rig.replica.applied) >= 25)
+
+
+# --- writes that are short of time ------------------------------------------------------------------------------------
+
+
+async def test_a_write_that_came_to_its_turn_late_is_logged_and_leaves_no_doubt(make_rig: MakeRig) -> None:
+    """Qdrant was sent it with little time left, and was cut off: the replica has no time left either."""
+    rig = make_rig().online()
+    call = replace(upsert(), deadline=CLOCK.monotonic() + 0.3)
+    cut_off = rig.qdrant.handle
+
+    async def handle(call: Call, *, reserve_seconds: float = 0.0) -> Reply:
+        rig.qdrant.answers = [UpstreamTimeout("no answer in time", maybe_applied=True)]
+        assert call.deadline is not None
+        await asyncio.sleep(call.deadline - CLOCK.monotonic() - reserve_seconds)
+        return await cut_off(call)
+
+    async def prepare(_: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
+        assert call.deadline is not None
+        await asyncio.sleep(call.deadline + 0.05 - CLOCK.monotonic())
+        return control_pb.PrepareResponse()
+
+    rig.qdrant.handle = handle  # type: ignore[method-assign]
+    rig.replica.prepare_together = prepare  # type: ignore[method-assign]
+    reply = await rig.router.handle(call)
+    assert (reply.body, source(reply)) == (b"applied", "local")
+    assert [(state, entry.maybe_applied) for state, entry in await rig.entries()] == [(EntryState.PENDING, True)]
+    assert rig.replica.marked == []
+
+
+async def test_a_write_that_qdrant_may_have_is_not_waited_for_for_ever(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "_LOG_LEAST_SECONDS", 0.2)
+    rig = without_replica(make_rig().online())
+    rig.qdrant.answers = [UpstreamTimeout("no answer in time", maybe_applied=True)]
+    with pytest.raises(ReplicaUnavailable):
+        await rig.router.handle(replace(upsert(), deadline=CLOCK.monotonic() + 0.1))
+    assert await rig.entries() == []
+    await until(lambda: "c" in rig.replica.marked)
+
+
+async def test_a_write_is_not_held_past_its_deadline(make_rig: MakeRig) -> None:
+    """The replay stands still: each write beyond the first few is held."""
+    rig = draining(make_rig())
+    rig.router._pace = DrainPace(
+        is_draining=lambda: rig.mode.is_draining,
+        pending_count=lambda: rig.log.pending_count,
+        hold_seconds=2,
+        clock=CLOCK,
+    )
+    for number in range(32):
+        assert (await rig.router.handle(upsert(number))).is_ok
+    assert (await rig.router.handle(replace(upsert(99), deadline=CLOCK.monotonic() + 1))).is_ok

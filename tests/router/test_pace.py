@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,17 @@ async def test_writes_go_on_when_the_replay_stands_still() -> None:
         await drain.write()
     assert drain.pending == 140
     assert 7.9 <= drain.clock.monotonic() - ManualClock().monotonic() <= 8.1
+
+
+async def test_a_write_is_held_no_longer_than_its_caller_has_time() -> None:
+    drain = Drain(100, replayed_per_look=0)
+    for _ in range(32):
+        await drain.write()
+    began = drain.clock.monotonic()
+    await drain.pace.admit(0.2)
+    assert drain.clock.monotonic() - began == pytest.approx(0.2, abs=0.006)
+    await drain.pace.admit(60.0)
+    assert drain.clock.monotonic() - began == pytest.approx(1.2, abs=0.012)
 
 
 async def test_nothing_is_held_outside_a_drain_and_the_count_begins_anew() -> None:
