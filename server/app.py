@@ -185,7 +185,7 @@ class Understudy:
             forgets_through_seq=self._window.forgettable,
             in_doubt=repairs.was_in_doubt,
         )
-        replica.on_restart = mirror.replica_restarted
+        replica.on_restart, replica.on_end = mirror.replica_restarted, mirror.replica_ended
         self._run("mirror", mirror.run())
 
         self._parts = parts = Parts(

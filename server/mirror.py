@@ -88,6 +88,11 @@ class Mirror:
         self._detached.set()
         self._wake()
 
+    def replica_ended(self) -> None:
+        """The process is gone, and no other one there yet: nobody who is bounded by its lag waits for it."""
+        self._attached.clear()
+        self._wake()
+
     async def run(self) -> None:
         """Apply until cancelled; outlives every crash of the replica."""
         pause = _FIRST_PAUSE_SECONDS
