@@ -216,9 +216,7 @@ class Replay(Section):
     )
     grace_points: PositiveInt = Field(256, le=1000, description="Points per look at what Qdrant may have lost")
     grace_patience_seconds: Seconds = Field(
-        30.0,
-        gt=0,
-        description="With nothing pending, a look that the replica cannot take part in is put off after this",
+        30.0, gt=0, description="A look that lacks the replica is put off after this"
     )
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 

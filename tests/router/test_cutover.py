@@ -203,7 +203,9 @@ async def test_a_write_that_came_to_its_turn_late_is_logged_and_leaves_no_doubt(
         return await cut_off(call)
 
     async def prepare(_: control_pb.PrepareRequest) -> control_pb.PrepareResponse:
-        await asyncio.sleep(0.3)
+        assert call.deadline is not None
+        late_at = call.deadline + 0.1
+        await until(lambda: CLOCK.monotonic() > late_at)
         return control_pb.PrepareResponse()
 
     rig.qdrant.handle = handle  # type: ignore[method-assign]
