@@ -187,7 +187,7 @@ class Understudy:
             on_new_replica=self._grace.replica_is_new,
             on_gap=lambda: repairs.entries_missed(replica.control.status),
         )
-        replica.on_restart = mirror.replica_restarted
+        replica.on_restart, replica.on_end = mirror.replica_restarted, mirror.replica_ended
         self._run("mirror", mirror.run())
 
         self._parts = parts = Parts(

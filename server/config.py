@@ -215,7 +215,7 @@ class Replay(Section):
         60.0, le=3600, description="What Qdrant acknowledged this shortly before it was lost is looked after; 0 = off"
     )
     grace_points: PositiveInt = Field(256, le=1000, description="Points per look at what Qdrant may have lost")
-    grace_patience_seconds: Seconds = Field(30.0, gt=0, description="With nothing pending, such a look waits so long")
+    grace_patience_seconds: Seconds = Field(30.0, gt=0, description="A look without a replica is put off after this")
     credential_retry_seconds: Seconds = Field(30.0, gt=0, description="Pause after Qdrant refused the credential")
 
 
@@ -245,9 +245,7 @@ class Replica(Section):
     response_max_points: PositiveInt = Field(1_000_000, description="Most points in one local answer")
     read_threads: PositiveInt = Field(4, le=64, description="Local reads answered at the same time")
     start_timeout_seconds: Seconds = Field(30.0, gt=0, description="Time for the process to start and serve")
-    call_timeout_seconds: Seconds = Field(
-        60.0, gt=0, description="Time for one call; without a deadline, for a process"
-    )
+    call_timeout_seconds: Seconds = Field(60.0, gt=0, description="Time for a call, or for a process to take one")
     hang_seconds: Seconds = Field(30.0, gt=0, description="A process silent for this long is killed and replaced")
     resolved_points: PositiveInt = Field(50_000, description="Writes whose filter matches more are logged as filters")
     former_points: PositiveInt = Field(

@@ -20,7 +20,7 @@ from typing import Protocol
 from generated.understudy.replica.v1 import replica_pb2 as control_pb
 from generated.understudy.wal.v1 import entry_pb2
 from server import config
-from server.errors import ReplicaUnavailable, WalError
+from server.errors import ReplicaRefused, ReplicaUnavailable, WalError
 from server.telemetry import Telemetry
 from server.wal.log import Log
 from server.wal.record import EntryState, Record
@@ -111,6 +111,11 @@ class Mirror:
         self._detached.set()
         self._wake()
 
+    def replica_ended(self) -> None:
+        """The process is gone, and no other one there yet: nobody who is bounded by its lag waits for it."""
+        self._attached.clear()
+        self._wake()
+
     async def run(self) -> None:
         """Apply until cancelled; outlives every crash of the replica."""
         pause = _FIRST_PAUSE_SECONDS
@@ -120,7 +125,8 @@ class Mirror:
                     await self._attach()
                 await self._apply_next()
                 pause = _FIRST_PAUSE_SECONDS
-            except ReplicaUnavailable as error:
+            except (ReplicaUnavailable, ReplicaRefused) as error:
+                # Refused, it may have refused something that passes; giving up would make everybody wait for ever.
                 self._attached.clear()
                 self._wake()
                 self._telemetry.log.warning("replica is away", error=str(error))

@@ -57,6 +57,8 @@ class ReplicaProcess:
         self.pid: int | None = None
         self.restarts = 0
         self.on_restart: Callable[[], None] | None = None
+        # Called in the loop when the process has ended, before another one is started.
+        self.on_end: Callable[[], None] | None = None
         self.backend: Backend = _Patient(self, clock, settings.call_timeout_seconds)
         self.control = ReplicaControl(self.backend, clock, settings)
         self._store_dir = store_dir
@@ -163,6 +165,8 @@ class ReplicaProcess:
                 started = self._clock.monotonic()
                 if self._asking is not None:
                     await self._watch()
+                    if self.on_end is not None:
+                        self.on_end()
                 if self._clock.monotonic() - started >= _HEALTHY_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
                 await asyncio.sleep(pause)

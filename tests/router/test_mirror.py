@@ -15,8 +15,9 @@ from generated.understudy.replica.v1 import replica_pb2 as control
 from generated.understudy.wal.v1 import entry_pb2
 from server import config
 from server.clock import SystemClock
-from server.errors import ReplicaUnavailable
+from server.errors import ReplicaRefused, ReplicaUnavailable, UnderstudyError
 from server.mirror import Mirror
+from server.rpc import Code
 from server.telemetry import Telemetry
 from server.wal.files import RealDisk
 from server.wal.limits import WalLimits
@@ -47,6 +48,7 @@ class Replica:
 
     applied_seq: int = 0
     seqs: list[int] = field(default_factory=list)
+    fails: list[UnderstudyError] = field(default_factory=list)
     began: list[int] = field(default_factory=list)
 
     async def attach(self, request: control.AttachRequest) -> control.AttachResponse:
@@ -56,6 +58,8 @@ class Replica:
 
     async def apply(self, request: control.ApplyRequest) -> control.ApplyResponse:
         await asyncio.sleep(0)
+        if self.fails:
+            raise self.fails.pop()
         self.seqs += [entry.seq for entry in request.entries]
         self.applied_seq = max([self.applied_seq, *self.seqs])
         return control.ApplyResponse(applied_seq=self.applied_seq)
@@ -120,6 +124,18 @@ async def test_a_read_that_fails_now_and_then_is_done_again(tmp_path: Path) -> N
         await made.nobody_waits()
         assert made.replica.seqs == list(range(1, ENTRIES + 1))
         assert (made.gaps, len(made.replica.began)) == ([], 1)
+
+
+async def test_a_replica_that_refuses_or_is_away_is_asked_again(tmp_path: Path) -> None:
+    async with bench(tmp_path, lambda *_: None) as made:
+        made.replica.fails = [
+            ReplicaRefused("no", code=int(Code.FAILED_PRECONDITION), details="no"),
+            ReplicaUnavailable("away"),
+            ReplicaRefused("no", code=int(Code.INVALID_ARGUMENT), details="no"),
+        ]
+        await made.nobody_waits()
+        assert made.replica.seqs == list(range(1, ENTRIES + 1))
+        assert len(made.replica.began) == 4
 
 
 @pytest.fixture

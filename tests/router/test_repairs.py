@@ -110,12 +110,18 @@ async def test_a_doubt_that_comes_and_is_told_while_aliases_are_asked_for_is_not
             return Reply()
 
     understudy = Understudy(Settings(), telemetry=Telemetry.silent())
-    understudy._parts = SimpleNamespace(repairs=repairs, conflicts=Conflicts())  # type: ignore[assignment]
+    mirror, log = SimpleNamespace(caught_up=_at_once), SimpleNamespace(last_seq=0)
+    parts = SimpleNamespace(repairs=repairs, conflicts=Conflicts(), mirror=mirror, log=log)
+    understudy._parts = parts  # type: ignore[assignment]
     understudy._process = SimpleNamespace(backend=Aliases())  # type: ignore[assignment]
     await understudy._looked_at_qdrant(True)
     assert len(asked) == 1
     assert not repairs.is_unbroken()
     assert not repairs.is_log_whole("c")
+
+
+async def _at_once(seq: int) -> None:
+    """The replica is never behind."""
 
 
 async def test_a_collection_that_the_replica_does_not_hold_is_asked_for(tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from qdrant_client import QdrantClient, models
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.test_outage import create, gather
-from tests.system.understudy import Understudy, is_alive
+from tests.system.understudy import Understudy, children_of, is_alive
 from tests.system.workload import differences
 from tests.upstream.process import Standin, until
 
@@ -118,3 +122,61 @@ async def test_a_damaged_store_stops_no_write_and_is_filled_again(standin: Stand
     assert [point.vector for point in held] == [[n, 2] for n in range(0, 3000, 7)]
     assert client.count("c").count == 3000
     client.close()
+
+
+@contextlib.contextmanager
+def no_replica(understudy: Understudy) -> Iterator[None]:
+    """Whatever process the proxy starts is killed as soon as it is there."""
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.wait(0.05):
+            for pid in children_of(understudy.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        killer.join()
+
+
+def test_a_replica_that_cannot_run_is_no_error_for_clients_while_qdrant_is_up(standin: Standin, tmp_path: Path) -> None:
+    """Past `mirror_queue_entries`, and after a blip that asks for a look at what Qdrant lost."""
+    with Understudy(
+        tmp_path / "u",
+        standin.address,
+        UNDERSTUDY_REPLICA_MIRROR_QUEUE_ENTRIES="20",
+        UNDERSTUDY_REPLICA_RESTART_MAX_SECONDS="0.5",
+        UNDERSTUDY_REPLAY_GRACE_PATIENCE_SECONDS="1",
+    ) as understudy:
+        client = understudy.client()
+        client.create_collection("c", models.VectorParams(size=2, distance=models.Distance.DOT))
+
+        def put(number: int) -> None:
+            client.upsert("c", [models.PointStruct(id=number, vector=[1.0, 2.0], payload={"v": number})])
+
+        put(1)
+        understudy.wait_state("remote")
+        with no_replica(understudy):
+            for number in range(2, 60):
+                put(number)
+            standin.kill()
+            understudy.wait_state("local")
+            standin.start()
+            understudy.wait_state("remote")
+            for number in range(60, 120):
+                put(number)
+                assert [each.payload for each in client.retrieve("c", [number])] == [{"v": number}]
+        until(lambda: understudy.replica_pid() != 0, 30, "a replica that runs")
+        until(lambda: understudy.status()["grace"]["is_due"] is False, 30, "no look is due")
+        standin.kill()
+        understudy.wait_state("local")
+        assert client.count("c").count == 119
+        standin.start()
+        understudy.wait_drained()
+        assert standin.client().count("c").count == 119
+        client.close()
