@@ -3,8 +3,8 @@
 Promises: a page never replaces what an acknowledged later write put there, and no write that it may show is applied
 over it; a point that was written while it was on its way is owed, and fetched again until it holds still. Pages hold
 at most `page_points` and stay near `page_bytes`; one that is larger than the connection takes is asked for again with
-fewer points. Keeps to a rate. Works only while Qdrant is up and nothing is pending, else `Interrupted`. Gives way to
-clients: the rate is halved while the event loop runs late.
+fewer points. Keeps to a rate, with what is fetched again, too. Works only while Qdrant is up and nothing is pending,
+else `Interrupted`. Gives way to clients: the rate is halved while the event loop runs late.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _LATE_SECONDS = 0.005
 _GROWTH = 4
 # After so many pages that fitted, larger ones are tried again.
 _GOOD_PAGES = 16
+# So many pages are copied before points that did not hold still are asked for again.
+_PAGES_BETWEEN_PAYMENTS = 4
+# So often in a row points that were written meanwhile are fetched again at once.
+_VAIN_PAYMENTS = 3
 
 
 class Interrupted(UnderstudyError):
@@ -165,6 +169,14 @@ class PageSize:
         return was > 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Payment:
+    """How many owed points were asked for, and how many of them are owed no more."""
+
+    asked: int
+    paid: int
+
+
 class Pages:
     """Pages of one collection. `owed` are serialized ids to be fetched again, `changed` counts what imports changed."""
 
@@ -176,6 +188,7 @@ class Pages:
         self._rate = points_per_second
         self._size = PageSize(tools.settings.page_points, tools.settings.page_bytes)
         self._next_at = tools.clock.monotonic()
+        self._pages_to_wait = 0
 
     async def read(self, offset: bytes, limit: int = 0) -> Page:
         """Qdrant's points from `offset` on; at most `limit`, 0 = as many as are fitting."""
@@ -204,27 +217,43 @@ class Pages:
                 return page
 
     async def settle(self, *, once: bool = False) -> None:
-        """Fetch the owed points again until none is left, or once."""
-        while self.owed:
-            await self._settle_debts(rounds=1 if once else self._.settings.settle_rounds)
-            if once:
-                return
+        """Fetch the owed points again: until none is left, or `once`, for now: then no more than a page of them."""
+        if not once:
+            while self.owed:
+                await self._settle_debts(self._.settings.settle_rounds)
+        elif self.owed and self._pages_to_wait:
+            self._pages_to_wait -= 1
+        elif self.owed and not (await self._pay(await self._.since())).paid:
+            # Clients write them faster than pages settle, such as by a filter: they are not asked for at each page.
+            self._pages_to_wait = _PAGES_BETWEEN_PAYMENTS
 
-    async def _settle_debts(self, *, rounds: int) -> None:
-        """Those that never hold still are dated to the present in the last round."""
+    async def _settle_debts(self, rounds: int) -> None:
+        """Each owed point once a round. Those that never hold still are dated to the present in the last round.
+
+        Where nothing of a page held still the rest is left to the next round; in the last one it is tried again.
+        """
         for turn in range(1, rounds + 1):
-            still: dict[bytes, None] = {}
-            ids = iter(self.owed)
-            while chunk := list(islice(ids, self._size.points)):
+            is_last = turn == rounds > 1
+            left, vain = len(self.owed), 0
+            while left > 0 and vain < (_VAIN_PAYMENTS if is_last else 1):
                 since = await self._.since()
-                if turn == rounds > 1:
-                    since = self._.log.last_seq
-                still.update(dict.fromkeys(await self._fetch(chunk, since)))
-            self.owed = still
-            if not still:
+                payment = await self._pay(self._.log.last_seq if is_last else since)
+                left -= payment.paid if is_last else payment.asked
+                vain = 0 if payment.paid else vain + 1
+            if not self.owed:
                 return
             if rounds > 1:
                 await self._.sleep(max(self._.settings.settle_seconds / 2, _RETRY_PAUSE_SECONDS))
+
+    async def _pay(self, since: int) -> _Payment:
+        """Fetch the oldest debts, a page of them; what is still owed goes to the end."""
+        asked = list(islice(self.owed, self._size.points))
+        still = await self._fetch(asked, since)
+        for each in asked:
+            del self.owed[each]
+        self.owed.update(dict.fromkeys(still))
+        await self.keep_to_the_rate(len(asked))
+        return _Payment(len(asked), len(asked) - len(still))
 
     async def _fetch(self, ids: list[bytes], since: int) -> list[bytes]:
         """Bring single points in; returns those that are still owed."""

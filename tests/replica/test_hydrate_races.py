@@ -226,3 +226,42 @@ def test_a_number_of_doubts_never_comes_again(tmp_path: Path) -> None:
         (tmp_path / "store" / "replica.sqlite").write_bytes(b"not a database at all" * 1000)
         clock.advance(1.0)
     assert len(set(seen)) == len(seen) == 8
+
+
+# --- writes that touch everything -------------------------------------------------------------------------------------
+
+
+async def test_writes_by_filter_make_no_copy_quadratic(make: Make) -> None:
+    """Each of them may have changed any point, and pages are dated back beyond the last one."""
+    world = make(page_points=50, points_per_second=500)
+    fill(world, 2000)
+    copied, again = 0, 0
+
+    class Counting:
+        async def handle(self, call: Call) -> Reply:
+            nonlocal copied, again
+            reply = await world.remote.handle(call)
+            if call.method == SCROLL:
+                copied += len(pb.ScrollResponse.FromString(reply.body).result)
+            elif call.method == r.POINTS + "Get":
+                again += len(pb.GetResponse.FromString(reply.body).result)
+                world.clock.advance(0.01)
+            return reply
+
+    world.upstream = Counting()
+    began = last = world.clock.monotonic()
+
+    def client() -> None:
+        nonlocal last
+        if world.clock.monotonic() - last >= 0.5:
+            last = world.clock.monotonic()
+            nothing = pb.DeletePoints(collection_name="c", points=where("doc", "x"), wait=True)
+            world.write(r.DELETE, nothing)
+            world.mirror()
+
+    async with world.running():
+        await world.until(world.is_complete, each=client)
+    assert world.last_seq > 5
+    assert copied + again <= 3 * 2000
+    assert world.clock.monotonic() - began >= (copied + again) / 500 - 1
+    assert world.differences() == []
