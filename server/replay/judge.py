@@ -22,6 +22,7 @@ from enum import Enum
 from google.protobuf.message import DecodeError
 
 from generated.qdrant import collections_pb2, points_pb2
+from server.replica import paths
 from server.rpc import COLLECTIONS, POINTS, UPDATE_BATCH, Code, Metadata, Reply
 
 CREATE = COLLECTIONS + "Create"
@@ -216,7 +217,7 @@ def has_vector(wanted: points_pb2.CreateVectorNameRequest, found: collections_pb
 def has_index(wanted: points_pb2.CreateFieldIndexCollection, found: collections_pb2.CollectionInfo) -> bool:
     """Whether a collection has an index of that kind on the field of a CreateFieldIndex."""
     # The two enums list the same types, one begins with "unknown".
-    return found.payload_schema[wanted.field_name].data_type == wanted.field_type + 1
+    return found.payload_schema[paths.canonical(wanted.field_name)].data_type == wanted.field_type + 1
 
 
 def are_aliases_settled(wanted: collections_pb2.ChangeAliases, found: dict[str, str]) -> bool:

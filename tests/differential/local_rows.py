@@ -188,6 +188,7 @@ _REWRITES: dict[str, Rewrite] = {
     "a dense query of rows": rewrites.one_row,
     "ids that prefetches refer to": rewrites.ids_of_prefetches,
     "filters over candidates": rewrites.filters_of_candidates,
+    "MMR in a prefetch": rewrites.nearest_for_mmr,
     "what an index changes": _AN_INDEX,
     "emptiness of several values": _SEVERAL_VALUES,
 }
@@ -268,6 +269,13 @@ LOCAL_ROWS = (
         follows="the engine: only the innermost queries are filtered, by the merged filters",
         why="local mode asks each filter again over the candidates, also where merged `should` lists let more through",
         explains=_in_words(rewrites.filters_of_candidates),
+    ),
+    Difference(
+        name="MMR in a prefetch",
+        oracle="local mode",
+        follows="the engine, and the source of 1.18 to 1.20: a leaf of the plan is a search for the candidates",
+        why="in local mode MMR chooses among them",
+        explains=_in_words(rewrites.nearest_for_mmr),
     ),
     *(
         Difference(name=name, oracle="local mode", follows=follows, why=why, explains=mended)

@@ -89,9 +89,12 @@ class Queries:
     def prefetch(self, depth: int = 0) -> pb.PrefetchQuery:
         """Candidates for an outer query, perhaps with their own."""
         name = self.using()
-        inner = [self.prefetch(depth + 1)] if depth == 0 and self._chance.random() < 0.3 else []
-        query = self.query(name, in_prefetch=True, is_leaf=not inner)
-        made = pb.PrefetchQuery(query=query, using=name, limit=self._chance.randint(3, 30), prefetch=inner)
+        query = self.query(name, in_prefetch=True, is_leaf=True)
+        made = pb.PrefetchQuery(query=query, using=name, limit=self._chance.randint(3, 30))
+        if depth == 0 and self._chance.random() < 0.3:
+            made.prefetch.append(self.prefetch(depth + 1))
+            if query.HasField("nearest_with_mmr"):
+                made.query.nearest.CopyFrom(query.nearest_with_mmr.nearest)
         if self._chance.random() < 0.4:
             made.filter.CopyFrom(self._values.filter())
         if self._chance.random() < 0.15:

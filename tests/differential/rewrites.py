@@ -124,6 +124,22 @@ def one_row(words: Words, request: Any) -> bool:
     return is_changed
 
 
+def nearest_for_mmr(_: Words, request: Any) -> bool:
+    """MMR in a prefetch over nothing: its candidates, of which it chooses none."""
+    is_changed = False
+    for node, root in list(levels(request)):
+        if node is root or node.prefetch or not node.query.HasField("nearest_with_mmr"):
+            continue
+        mmr = node.query.nearest_with_mmr
+        if mmr.mmr.HasField("candidates_limit"):
+            node.limit = mmr.mmr.candidates_limit
+        nearest = pb.VectorInput()
+        nearest.CopyFrom(mmr.nearest)
+        node.query.nearest.CopyFrom(nearest)
+        is_changed = True
+    return is_changed
+
+
 def ids_of_prefetches(words: Words, request: Any) -> bool:
     """Points that any level refers to are left out of the whole result, not of that prefetch only."""
     is_changed = False

@@ -84,7 +84,7 @@ async def test_an_index_that_is_there_already_is_not_one_too_many() -> None:
 
         def _collections_get(self, request: collections_pb2.GetCollectionInfoRequest) -> Any:
             kind = collections_pb2.PayloadSchemaInfo(data_type=collections_pb2.PayloadSchemaType.Keyword)
-            info = collections_pb2.CollectionInfo(payload_schema={"there": kind})
+            info = collections_pb2.CollectionInfo(payload_schema={"there": kind, 'there."as well"': kind})
             return collections_pb2.GetCollectionInfoResponse(result=info)
 
     def index(name: str, kind: points_pb2.FieldType) -> tuple[str, Any]:
@@ -92,7 +92,8 @@ async def test_an_index_that_is_there_already_is_not_one_too_many() -> None:
         return "/qdrant.Points/CreateFieldIndex", request
 
     keyword, integer = points_pb2.FieldType.FieldTypeKeyword, points_pb2.FieldType.FieldTypeInteger
-    log = MemoryLog(index("there", keyword), index("other", keyword), index("there", integer))
+    spelt = index('"there"."as well"', keyword)
+    log = MemoryLog(index("there", keyword), index("other", keyword), index("there", integer), spelt)
     await Bench(log, Indexed("c")).drain()
     assert sorted(log.kept) == [2, 3]
 
