@@ -66,11 +66,11 @@ TAIL = """
   refused with UNAVAILABLE: they need the server's language tables.
 - A match of one text that reads as a UUID, on a field with an index of integers, floats or times: Qdrant (1.18, and the
   engine of 1.20) finds no point where its plan asks that index, and the point where it does not. The replica finds it.
-- A range with both `gt` and `gte` (or `lt` and `lte`) on a field with an index: every bound that is set holds here. Where
-  its plan asks that index alone, Qdrant's engine looks at `gt` (`lt`) only; elsewhere at all of them.
+- A range with both `gt` and `gte` (or `lt` and `lte`) on a field with an index: every bound that is set holds here.
+  Where its plan asks that index alone, the engine of Qdrant looks at `gt` (`lt`) only; elsewhere at all of them.
 - MMR that chooses among more than 16,384 points is refused with UNAVAILABLE.
 - Groups of a search without prefetches and MMR are the best of all points, in collections with no more points than
-  `replica.response_max_points`; in larger ones they are gathered in Qdrant's rounds. Qdrant gives up after ten rounds of
+  `replica.response_max_points`; in larger ones they are gathered in its rounds. Qdrant gives up after ten rounds of
   as many points as the groups can hold, and points whose field is neither a text nor a whole number come again in each:
   with few and small groups asked for it may find fewer of them.
 - A recommendation by the average of examples of several sizes is refused with INVALID_ARGUMENT. Qdrant fills up what is
