@@ -330,6 +330,7 @@ class Understudy:
         if self._window.is_on:
             monitor.on_connection_lost = self._window.connection_lost
             self._run("grace", self._grace.keep(parts.mirror))
+            self._run("owed look", look_back.take_up(parts.mode.look_is_due))
         parts.mode.on_change = self._mode_changed
         self._run("replay", replayer.run())
         if fallback.enabled:

@@ -99,6 +99,10 @@ class Mode:
         """A write went to the log: until it is replayed Qdrant's answers would be old."""
         self._step("a write went to the log", Event.WRITE_LOGGED)
 
+    def look_is_due(self) -> None:
+        """What Qdrant may have lost is looked for before calls go there again."""
+        self._step("what Qdrant may have lost is looked for", Event.LOOK_DUE)
+
     def drained(self) -> None:
         """Nothing is pending and no local write is under way."""
         self._step("nothing is pending", Event.DRAINED)

@@ -83,6 +83,7 @@ async def status_document(sources: Sources) -> dict[str, Any]:
         else None,
         "grace": {
             "is_due": sources.look_back.is_due,
+            "is_owed": sources.look_back.is_owed,
             "looks": sources.look_back.looks,
             "restored_points": sources.look_back.restored,
         }

@@ -27,6 +27,7 @@ class Event(Enum):
     UPSTREAM_UP = "Qdrant is up"
     UPSTREAM_DOWN = "Qdrant is down"
     WRITE_LOGGED = "a write went to the log"
+    LOOK_DUE = "what Qdrant may have lost can be looked for after all"
     DRAINED = "nothing is pending"
     SYNC_REFUSED = "Qdrant is up with writes pending, and sync_on_connect is off"
     SYNC_REQUESTED = "the operator asks for a sync, and Qdrant is up"
@@ -41,12 +42,15 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.REMOTE, Event.UPSTREAM_DOWN): State.LOCAL,
     # A write whose outcome at Qdrant is unknown: until it is replayed, Qdrant's answers may lack it.
     (State.REMOTE, Event.WRITE_LOGGED): State.DRAINING,
+    # A look that was put off while the replica was away.
+    (State.REMOTE, Event.LOOK_DUE): State.DRAINING,
     (State.REMOTE, Event.DRAINED): State.REMOTE,
     (State.REMOTE, Event.SYNC_REQUESTED): State.REMOTE,
     # REMOTE with SYNC_REFUSED is illegal: REMOTE has nothing pending that could be refused.
     (State.LOCAL, Event.UPSTREAM_UP): State.DRAINING,
     (State.LOCAL, Event.UPSTREAM_DOWN): State.LOCAL,
     (State.LOCAL, Event.WRITE_LOGGED): State.LOCAL,
+    (State.LOCAL, Event.LOOK_DUE): State.LOCAL,
     # The last entry was applied as the connection broke: Qdrant has to come back first.
     (State.LOCAL, Event.DRAINED): State.LOCAL,
     (State.LOCAL, Event.SYNC_REFUSED): State.LOCAL,
@@ -54,6 +58,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.DRAINING, Event.UPSTREAM_UP): State.DRAINING,
     (State.DRAINING, Event.UPSTREAM_DOWN): State.LOCAL,
     (State.DRAINING, Event.WRITE_LOGGED): State.DRAINING,
+    (State.DRAINING, Event.LOOK_DUE): State.DRAINING,
     (State.DRAINING, Event.DRAINED): State.REMOTE,
     # DRAINING with SYNC_REFUSED is illegal: a drain that was allowed is not taken back while Qdrant stays up.
     (State.DRAINING, Event.SYNC_REQUESTED): State.DRAINING,

@@ -4,7 +4,7 @@ Promises: whenever the connection to Qdrant was lost, and when this process star
 Qdrant acknowledged within `grace_seconds` before; a point that such a look put back counts as acknowledged anew. Kept
 are a few numbers, whatever happens. A probe that was slow on a connection that stayed does not count.
 
-A look that is put off is owed: it is made with the next one that is due.
+A look that is put off is owed: it is made when it is taken up, at the latest with the next one that is due.
 
 Does not promise that anything was lost: over gRPC a restart looks like a cut of the network. After a start it counts
 everything after the entry up to which an earlier process had let go (`grace_notes`).
@@ -40,7 +40,7 @@ class GraceWindow:
         self._pause_seconds = max(1.0, grace_seconds / _SAMPLES_PER_GRACE)
         self.is_due = self.is_on
         # A look that was due could not be made: what it is about is kept for the next one.
-        self.is_owed = False
+        self._owed = asyncio.Event()
         self.losses = 0
         self.begin(0)
 
@@ -53,6 +53,11 @@ class GraceWindow:
     def is_on(self) -> bool:
         """Whether anything is looked after."""
         return self._grace_seconds > 0
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a look was put off and not made since."""
+        return self._owed.is_set()
 
     @property
     def since_seq(self) -> int:
@@ -89,7 +94,8 @@ class GraceWindow:
             return
         floor = self._floor()
         self._since_seq = min(floor, self._since_seq) if self.is_due or self.is_owed else floor
-        self.is_due, self.is_owed = True, False
+        self._owed.clear()
+        self.is_due = True
         self.losses += 1
 
     def looked(self, losses: int, *, has_sent: bool) -> None:
@@ -100,9 +106,23 @@ class GraceWindow:
             self.is_due = False
 
     def put_off(self) -> None:
-        """The look that is due is made with the next one, after a loss or a start; nothing of it is forgotten."""
+        """The look that is due is made later; nothing of it is forgotten."""
         if self.is_due:
-            self.is_due, self.is_owed = False, True
+            self.is_due = False
+            self._owed.set()
+
+    async def owed(self) -> None:
+        """Wait until a look is owed."""
+        await self._owed.wait()
+
+    def take_up(self) -> bool:
+        """Make the look that is owed due again; False when none is owed any more."""
+        if not self.is_owed:
+            return False
+        self._owed.clear()
+        self.is_due = True
+        self.losses += 1
+        return True
 
     def _note(self, seq: int) -> None:
         now = self._clock.monotonic()

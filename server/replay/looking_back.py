@@ -5,8 +5,8 @@ should be: with the effect of every entry that Qdrant acknowledged, and of none 
 that somebody else has changed are left alone. A look that is cut short begins anew, in another
 process too: what has been sent again is then found as it should be.
 
-While the replica is away the look waits; with nothing pending at most `grace_patience_seconds`, then it is put off to
-the next loss of the connection or start, and Qdrant serves meanwhile.
+While the replica is away the look waits; with nothing pending at most `grace_patience_seconds`, then it is put off
+until the replica has the log again, and Qdrant serves meanwhile.
 
 While Qdrant wants a credential and none is known, the look waits; a credential that it refuses ends it.
 
@@ -112,6 +112,11 @@ class LookBack:
         """Whether Qdrant must be looked at before anything else is sent to it."""
         return self._window.is_due
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether a look was put off and not made since."""
+        return self._window.is_owed
+
     async def begin(self) -> None:
         """At a start: when nothing is kept there is nothing to look at, and calls may go to Qdrant at once."""
         window = control_pb.FormerWindow(since_seq=self._window.since_seq, replayed_seq=self._log.replayed_seq)
@@ -164,7 +169,7 @@ class LookBack:
     def put_off(self, began: float, now: float) -> bool:
         """After a step from `began` to `now` that the replica failed: True when it was given time enough.
 
-        Qdrant then serves although it may lack something; the next look is at that, too.
+        Qdrant then serves although it may lack something, until `take_up` makes the look due again.
         """
         if self._away_since is None:
             self._away_since = began
@@ -178,6 +183,14 @@ class LookBack:
             since=self._window.since_seq,
         )
         return True
+
+    async def take_up(self, on_due: Callable[[], None]) -> None:
+        """Until cancelled: when the replica has the log again, a look that was put off is due, and `on_due` told."""
+        while True:
+            await self._window.owed()
+            await self._caught_up(self._log.last_seq)
+            if self._window.take_up():
+                on_due()
 
     async def _look_at(
         self, look: _Look, listed: control_pb.ListFormerResponse, delivery: Delivery, withheld: Withheld

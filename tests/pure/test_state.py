@@ -17,18 +17,21 @@ EXPECTED = {
     (REMOTE, Event.UPSTREAM_UP): REMOTE,
     (REMOTE, Event.UPSTREAM_DOWN): LOCAL,
     (REMOTE, Event.WRITE_LOGGED): DRAINING,
+    (REMOTE, Event.LOOK_DUE): DRAINING,
     (REMOTE, Event.DRAINED): REMOTE,
     (REMOTE, Event.SYNC_REFUSED): None,
     (REMOTE, Event.SYNC_REQUESTED): REMOTE,
     (LOCAL, Event.UPSTREAM_UP): DRAINING,
     (LOCAL, Event.UPSTREAM_DOWN): LOCAL,
     (LOCAL, Event.WRITE_LOGGED): LOCAL,
+    (LOCAL, Event.LOOK_DUE): LOCAL,
     (LOCAL, Event.DRAINED): LOCAL,
     (LOCAL, Event.SYNC_REFUSED): LOCAL,
     (LOCAL, Event.SYNC_REQUESTED): DRAINING,
     (DRAINING, Event.UPSTREAM_UP): DRAINING,
     (DRAINING, Event.UPSTREAM_DOWN): LOCAL,
     (DRAINING, Event.WRITE_LOGGED): DRAINING,
+    (DRAINING, Event.LOOK_DUE): DRAINING,
     (DRAINING, Event.DRAINED): REMOTE,
     (DRAINING, Event.SYNC_REFUSED): None,
     (DRAINING, Event.SYNC_REQUESTED): DRAINING,
@@ -72,7 +75,7 @@ def test_remote_needs_that_qdrant_came_up_and_nothing_is_pending(events: list[Ev
             assert up
         if state is REMOTE and before is not REMOTE:
             assert event is Event.DRAINED
-        if event is Event.WRITE_LOGGED:
+        if event in (Event.WRITE_LOGGED, Event.LOOK_DUE):
             assert state is not REMOTE
 
 

@@ -463,7 +463,10 @@ async def test_a_replica_that_restarts_is_waited_for() -> None:
     assert bench.breaker.phase.name == "CLOSED"
 
 
-async def test_a_replica_that_cannot_run_does_not_keep_qdrant_away_and_the_look_is_made_later() -> None:
+@pytest.mark.parametrize("is_lost_again", [True, False])
+async def test_a_replica_that_cannot_run_does_not_keep_qdrant_away_and_the_look_is_made_later(
+    is_lost_again: bool,
+) -> None:
     qdrant, former = Readable("c"), FormerStates({1: point(1)}, away=1000)
     bench = Bench(MemoryLog(), former, qdrant)
     began = bench.clock.monotonic()
@@ -477,8 +480,14 @@ async def test_a_replica_that_cannot_run_does_not_keep_qdrant_away_and_the_look_
     assert bench.window.forgets_through_seq == 0
     former.away = 0
     bench.drained.clear()
-    bench.window.connection_lost()
-    assert bench.window.since_seq == 0
+    if is_lost_again:
+        bench.window.connection_lost()
+    else:
+        is_due = asyncio.Event()
+        taking_up = asyncio.create_task(bench.look_back.take_up(is_due.set))
+        await asyncio.wait_for(is_due.wait(), 5.0)
+        taking_up.cancel()
+    assert (bench.window.is_owed, bench.look_back.is_due, bench.window.since_seq) == (False, True, 0)
     await bench.drain()
     assert bench.sent() == [("Upsert", [1])]
 

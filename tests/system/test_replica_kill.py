@@ -171,8 +171,12 @@ def test_a_replica_that_cannot_run_is_no_error_for_clients_while_qdrant_is_up(st
             for number in range(60, 120):
                 put(number)
                 assert [each.payload for each in client.retrieve("c", [number])] == [{"v": number}]
+            grace = understudy.status()["grace"]
+            assert grace["is_owed"]
         until(lambda: understudy.replica_pid() != 0, 30, "a replica that runs")
-        until(lambda: understudy.status()["grace"]["is_due"] is False, 30, "no look is due")
+        until(lambda: understudy.status()["grace"]["looks"] > grace["looks"], 30, "the look that was put off is made")
+        understudy.wait_state("remote")
+        assert not understudy.status()["grace"]["is_owed"]
         standin.kill()
         understudy.wait_state("local")
         assert client.count("c").count == 119
