@@ -2,10 +2,11 @@
 
 Promises: two writes that may touch the same point never run at once, and they run in the order in which they asked;
 writes to different points do. So the order at Qdrant, in the log and in the replica is the same for every point.
-Whole-collection writes (by filter, create, delete, index) wait for all writes of the collection. A change of aliases
-waits for all writes by these aliases and to the collections that they will stand for, and keeps such writes waiting; so
-what an alias stands for does not change under a write that has its turn. Whoever waits is lined up again when it
-changes. Does not promise anything about writers that bypass this proxy. When somebody else moves an alias,
+Whole-collection writes (by filter, create, delete) wait for all writes of the collection. A payload index, which may
+take minutes to build, waits for those and for writes on a condition, not for those that just name their points. A
+change of aliases waits for all writes by these aliases and to the collections that they will stand for, and keeps such
+writes waiting; so what an alias stands for does not change under a write that has its turn. Whoever waits is lined up
+again when it changes. Does not promise anything about writers that bypass this proxy. When somebody else moves an alias,
 those that have their turn go on, at what they were sent to; nobody joins them there, nor where the alias points now.
 """
 
@@ -28,6 +29,8 @@ from server.rpc import Method, Scope
 PointKey: TypeAlias = int | str
 
 _QUESTIONS_MOST = 5
+# Stands for the payload indexes of a collection in the claims of what makes them and of what they may decide.
+_INDEXES: PointKey = "indexes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ def claim_of(row: Method, request: Message) -> Claim:
     if row.scope is Scope.ALIASES:
         return _claim_of_change(request)
     names = frozenset((request.collection_name,))  # type: ignore[attr-defined]
+    if isinstance(request, points_pb2.CreateFieldIndexCollection | points_pb2.DeleteFieldIndexCollection):
+        return Claim(names, frozenset((_INDEXES,)), followed=names)
     return Claim(names, None if row.scope is Scope.COLLECTION else _points_of(request), followed=names)
 
 
@@ -101,7 +106,7 @@ def _points_of(request: Any) -> frozenset[PointKey] | None:
     if isinstance(request, points_pb2.UpdateBatchPoints):
         return _points_of_batch(request)
     if isinstance(request, points_pb2.UpsertPoints | points_pb2.UpdatePointVectors):
-        return frozenset(point_key(point.id) for point in request.points)
+        return _points_in(request)
     if isinstance(request, points_pb2.DeletePoints | points_pb2.ClearPayloadPoints):
         return _points_of_selector(request.points)
     return _points_of_selector(request.points_selector)
@@ -115,7 +120,7 @@ def _points_of_batch(request: points_pb2.UpdateBatchPoints) -> frozenset[PointKe
             continue
         operation = getattr(update, kind)
         if kind in ("upsert", "update_vectors"):
-            named.update(point_key(point.id) for point in operation.points)
+            named |= _points_in(operation)
             continue
         selector = getattr(operation, "points_selector", None)
         if selector is None:
@@ -125,6 +130,12 @@ def _points_of_batch(request: points_pb2.UpdateBatchPoints) -> frozenset[PointKe
             return None
         named |= ids
     return frozenset(named)
+
+
+def _points_in(request: Any) -> frozenset[PointKey]:
+    """Those of an upsert or of new vectors. What meets its condition may depend on the payload indexes."""
+    named = frozenset(point_key(point.id) for point in request.points)
+    return named | {_INDEXES} if request.HasField("update_filter") else named
 
 
 def _points_of_selector(selector: points_pb2.PointsSelector) -> frozenset[PointKey] | None:

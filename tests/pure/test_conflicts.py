@@ -78,13 +78,48 @@ CLAIMS = [
         points_pb2.UpdateBatchPoints(collection_name="c", operations=[OPERATION(delete_deprecated=ids(1))]),
         claim("c"),
     ),
-    ("CreateFieldIndex", points_pb2.CreateFieldIndexCollection(collection_name="c"), claim("c")),
+    ("CreateFieldIndex", points_pb2.CreateFieldIndexCollection(collection_name="c"), claim("c", "indexes")),
+    ("DeleteFieldIndex", points_pb2.DeleteFieldIndexCollection(collection_name="c"), claim("c", "indexes")),
+    (
+        "Upsert",
+        points_pb2.UpsertPoints(collection_name="c", points=points(1), update_filter=common.Filter()),
+        claim("c", 1, "indexes"),
+    ),
+    (
+        "UpdateBatch",
+        points_pb2.UpdateBatchPoints(
+            collection_name="c",
+            operations=[
+                OPERATION(upsert=OPERATION.PointStructList(points=points(1))),
+                OPERATION(update_vectors=OPERATION.UpdateVectors(update_filter=common.Filter())),
+            ],
+        ),
+        claim("c", 1, "indexes"),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("method", "request_message", "claimed"), CLAIMS)
 def test_claim_of_points(method, request_message, claimed) -> None:
     assert claim_of(METHODS[f"/qdrant.Points/{method}"], request_message) == claimed
+
+
+async def test_an_index_that_takes_long_holds_up_conditions_and_filters_and_nobody_else() -> None:
+    conflicts, upsert = Conflicts(), METHODS["/qdrant.Points/Upsert"]
+    index = claim_of(
+        METHODS["/qdrant.Points/CreateFieldIndex"], points_pb2.CreateFieldIndexCollection(collection_name="c")
+    )
+    plain = points_pb2.UpsertPoints(collection_name="c", points=points(1))
+    conditional = points_pb2.UpsertPoints(collection_name="c", points=points(2), update_filter=common.Filter())
+    filtered = points_pb2.DeletePoints(collection_name="c", points=by_filter())
+    building = conflicts.enter(index)
+    assert building.has_turn
+    assert conflicts.enter(claim_of(upsert, plain)).has_turn
+    held = [conflicts.enter(claim_of(upsert, conditional)), conflicts.enter(index)]
+    assert [stay.has_turn for stay in held] == [False, False]
+    conflicts.leave(building)
+    assert [stay.has_turn for stay in held] == [True, False]
+    assert not conflicts.enter(claim_of(METHODS["/qdrant.Points/Delete"], filtered)).has_turn
 
 
 @pytest.mark.parametrize("spelling", [UUID.lower(), UUID.replace("-", ""), "urn:uuid:" + UUID, "{" + UUID + "}"])
