@@ -6,8 +6,9 @@ Whole-collection writes (by filter, create, delete) wait for all writes of the c
 take minutes to build, waits for those and for writes on a condition, not for those that just name their points. A
 change of aliases waits for all writes by these aliases and to the collections that they will stand for, and keeps such
 writes waiting; so what an alias stands for does not change under a write that has its turn. Whoever waits is lined up
-again when it changes. Does not promise anything about writers that bypass this proxy. When somebody else moves an alias,
-those that have their turn go on, at what they were sent to; nobody joins them there, nor where the alias points now.
+again when it changes. Does not promise anything about writers that bypass this proxy. When somebody else moves an
+alias, those that have their turn go on, at what they were sent to; nobody joins them there, nor where the alias points
+now.
 """
 
 from __future__ import annotations
