@@ -53,7 +53,7 @@ class Mode:
         self.subscribers: Subscribers[Change] = Subscribers()
         self._sync_on_connect = sync_on_connect
         self._sync_wanted = False
-        self._remote = asyncio.Event()
+        self._until_remote: set[asyncio.Timeout] = set()
         self._clock = clock
         self._telemetry = telemetry
         telemetry.metrics.state(int(self.state))
@@ -65,13 +65,21 @@ class Mode:
 
     async def unless_remote(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of `work`; None, with the work given up, when calls are forwarded first."""
-        working, remote = asyncio.ensure_future(work), asyncio.ensure_future(self._remote.wait())
+        if self.is_remote:
+            work.close()
+            return None
+        # A limit that nobody knows yet: cheaper than a task for each write.
+        limit = asyncio.timeout(None)
+        self._until_remote.add(limit)
         try:
-            await asyncio.wait((working, remote), return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
+            async with limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
         finally:
-            working.cancel()
-            remote.cancel()
+            self._until_remote.discard(limit)
 
     @property
     def is_draining(self) -> bool:
@@ -132,9 +140,9 @@ class Mode:
         self.reason = reason
         if after is State.REMOTE:
             self._sync_wanted = False
-            self._remote.set()
-        else:
-            self._remote.clear()
+            while self._until_remote:
+                # Each once: one that is expiring already cannot be told again.
+                self._until_remote.pop().reschedule(asyncio.get_running_loop().time())
         self.since_ns = self._clock.wall_ns()
         self._telemetry.metrics.state(int(after))
         self._telemetry.log.info(_MESSAGES[after], before=before.name, after=after.name, reason=reason)
