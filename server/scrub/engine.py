@@ -25,6 +25,8 @@ from server.scrub.rules import Rule
 PASSES = 4
 WHOLE = "whole-value"
 _CONTEXT_CHARS = 64
+# What is no secret is searched once more up to this length: longer, time would not be linear in the text.
+_LOOKED_INTO_BYTES = 512
 _BLANK = b" \t\r\n"
 
 
@@ -139,19 +141,15 @@ class Engine:
         return sorted(numbers)
 
     def _by_rule(self, number: int, data: bytes) -> Iterator[Find]:
-        rule = self.rules[number]
-        for match in rule.regex.finditer(data):
+        rule, at = self.rules[number], 0
+        while at <= len(data) and (match := rule.regex.search(data, at)) is not None:
             start, end = _secret(rule, match)
-            if start >= end:
-                continue
-            secret = data[start:end]
-            if rule.entropy and shannon(secret) <= rule.entropy:
-                continue
-            if rule.allowlists:
-                line = _line(data, match.start(), match.end())
-                if any(one.allows(secret, match.group(), line) for one in rule.allowlists):
-                    continue
-            yield Find(*_whole_characters(data, start, end), number)
+            at = max(match.end(), match.start() + 1)
+            if start < end and _is_secret(rule, match, data, start, end):
+                yield Find(*_whole_characters(data, start, end), number)
+            elif match.start() < start and end - start <= _LOOKED_INTO_BYTES:
+                # What looked like a value may be the name of the next one: `password: password = …`.
+                at = start
 
     def _fresh(self, data: bytes, finds: Iterable[Find]) -> list[Find]:
         """Without what is redacted already; a find that touches a redaction grows over it."""
@@ -176,6 +174,16 @@ class Engine:
             pieces += [data[at : find.start], f"[REDACTED:{self.rules[find.rule].id}]".encode()]
             at = find.end
         return b"".join([*pieces, data[at:]])
+
+
+def _is_secret(rule: Rule, match: Any, data: bytes, start: int, end: int) -> bool:
+    secret = data[start:end]
+    if rule.entropy and shannon(secret) <= rule.entropy:
+        return False
+    if not rule.allowlists:
+        return True
+    line = _line(data, match.start(), match.end())
+    return not any(one.allows(secret, match.group(), line) for one in rule.allowlists)
 
 
 def _apart(finds: Iterable[Find]) -> list[Find]:

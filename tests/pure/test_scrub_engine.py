@@ -6,7 +6,7 @@ import random
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.scrub import Scrubber
@@ -189,6 +189,7 @@ def test_scrubbing_again_changes_nothing(text: str, name: str) -> None:
 
 @settings(deadline=None)
 @given(TEXTS, st.sampled_from(SAMPLES))
+@example("PASSWORD:", ("password-assignment", 'PASSWORD = "Tr0ub4dor&36DSz"', "Tr0ub4dor&36DSz"))
 def test_a_secret_is_found_wherever_it_stands(around: str, sample: tuple[str, str, str]) -> None:
     _, text, secret = sample
     assert secret not in SCRUBBER.scrub_text(f"{around}\n{text}\n{around}")
