@@ -132,8 +132,18 @@ async def upkeep(life: Life, scale: int) -> None:
     await log.close()
 
 
+class _OneWorker(asyncio.DefaultEventLoopPolicy):
+    """Loops with one thread for what blocks: whether a second one begins is chance."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        loop = super().new_event_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1, "inner"))
+        return loop
+
+
 def _compact(life: Life, applied_seq: int) -> None:
-    """What `understudy wal compact` does."""
+    """What `understudy wal compact` does: in a loop of its own."""
+    asyncio.set_event_loop_policy(_OneWorker())
     inspect.compact(
         life.directory,
         applied_seq=applied_seq,
