@@ -124,8 +124,7 @@ class Router:
         self._repairs = parts.repairs
         self._telemetry = parts.telemetry
         self._clock = parts.clock
-        self._deadlines = deadlines = Deadlines(parts.clock, parts.settings.replica.call_timeout_seconds)
-        self._reserve_seconds, self._within = deadlines.reserve_seconds, deadlines.within
+        self._deadlines = Deadlines(parts.clock, parts.settings.replica.call_timeout_seconds)
         self._synced_seq = parts.log.last_seq
         # Up to here nobody may have waited until the replica had what was logged.
         self._unseen_seq = 0
@@ -170,7 +169,7 @@ class Router:
         assert self._upstream is not None
         try:
             with self._telemetry.span("upstream.call", method=call.method):
-                return await self._upstream.handle(call, reserve_seconds=self._reserve_seconds(call))
+                return await self._upstream.handle(call, reserve_seconds=self._deadlines.reserve_seconds(call))
         except UpstreamUnreachable as failure:
             self._repairs.upstream_failed(failure)
             return failure
@@ -203,7 +202,7 @@ class Router:
             return refuse(Code.UNAVAILABLE, _FILTER_ON_REDACTED)
         is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts
         with self._telemetry.span("replica.read", method=call.method):
-            reply = await self._within(call, self._ask_replica(call, self._log.last_seq))
+            reply = await self._deadlines.within(call, self._ask_replica(call, self._log.last_seq))
         return self._from_local(call, reply if is_settled else local_answers.as_stale(reply))
 
     async def _let_in(self, call: Call, kind: Kind, collection: str) -> Reply | None:
@@ -333,7 +332,9 @@ class Router:
         with self._telemetry.span("replica.prepare", method=call.method):
             # Before the gate: waiting for a replica that is away must not keep the switch to Qdrant waiting.
             preparing = self._prepare(row, request, scrubbed.body)
-            prepared = await self._within(call, preparing if sent.was_tried else self._mode.unless_remote(preparing))
+            prepared = await self._deadlines.within(
+                call, preparing if sent.was_tried else self._mode.unless_remote(preparing)
+            )
         async with self._gate:
             if prepared is None or (self._mode.is_remote and not sent.was_tried):
                 # The drain ended while it waited: logged now, it would begin another one.
@@ -362,7 +363,7 @@ class Router:
             self._repairs.log_is_durable()
         with self._telemetry.span("replica.apply", seq=sent.seq):
             try:
-                applied = await self._within(call, self._result(row, request, seqs))
+                applied = await self._deadlines.within(call, self._result(row, request, seqs))
             except BaseException:
                 # Those behind it are not to be checked against a replica that lacks it.
                 self._unseen_seq = max(self._unseen_seq, sent.seq)

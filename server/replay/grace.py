@@ -92,11 +92,8 @@ class GraceWindow:
         """The connection to Qdrant is gone: what it acknowledged lately may be gone with it."""
         if not self.is_on:
             return
-        floor = self._floor()
-        self._since_seq = min(floor, self._since_seq) if self.is_due or self.is_owed else floor
-        self._owed.clear()
-        self.is_due = True
-        self.losses += 1
+        self._since_seq = self.forgets_through_seq
+        self._become_due()
 
     def looked(self, losses: int, *, has_sent: bool) -> None:
         """A look that began after `losses` losses is over. `has_sent`: Qdrant got points, and may lose them too."""
@@ -119,10 +116,13 @@ class GraceWindow:
         """Make the look that is owed due again; False when none is owed any more."""
         if not self.is_owed:
             return False
+        self._become_due()
+        return True
+
+    def _become_due(self) -> None:
         self._owed.clear()
         self.is_due = True
         self.losses += 1
-        return True
 
     def _note(self, seq: int) -> None:
         now = self._clock.monotonic()

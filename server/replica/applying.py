@@ -10,7 +10,7 @@ Writes to a collection that is not here raise Refusal. Does not check requests b
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ from server.replica.baseline_rows import Keeper
 from server.replica.former_rows import Cause, FormerRows
 from server.replica.paths import parse_or_refuse
 from server.replica.points import Key, key_of, keys_of, text_of
-from server.replica.reads import Reads
+from server.replica.reads import Reads, batches
 from server.replica.records import Collection, Record
 from server.replica.resolving import Matching, Resolver, already_exists
 from server.replica.sharding import selector_of
@@ -139,7 +139,7 @@ class Applier:
 
     def _delete_vectors(self, request: pb.DeletePointVectors) -> None:
         collection, present = self._about_to_change(request, request.points_selector)
-        for batch in _batched(present):
+        for batch in batches(present, _PAGE_POINTS):
             found = self._tx.fetch(collection.cid, batch).values()
             self._tx.put(collection.cid, [_without_vectors(record, request.vectors.names) for record in found])
 
@@ -175,7 +175,7 @@ class Applier:
         self, request: Any, selector: pb.PointsSelector, edit: Callable[[payload_edits.Payload], None]
     ) -> None:
         collection, present = self._about_to_change(request, selector)
-        for batch in _batched(present):
+        for batch in batches(present, _PAGE_POINTS):
             edited = []
             for record in self._tx.fetch(collection.cid, batch, vectors=False).values():
                 body = pb.PointStruct.FromString(record.payload)
@@ -327,11 +327,6 @@ def named_keys(request: Any) -> list[Key]:
     if selector is None and isinstance(request, pb.ClearPayloadPoints):
         selector = request.points
     return keys_of(selector.points.ids) if selector is not None else []
-
-
-def _batched(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
-    """`keys` in lists so short that their points can be held in memory."""
-    return (keys[start : start + _PAGE_POINTS] for start in range(0, len(keys), _PAGE_POINTS))
 
 
 def _without_vectors(record: Record, names: Iterable[str]) -> Record:

@@ -270,9 +270,7 @@ class Table:
     def without(self, sources: Iterable[Source]) -> Table:
         """The table without some of its columns."""
         unwanted = set(sources)
-        return replace(
-            self, columns={source: self.columns[source] for source in self.columns if source not in unwanted}
-        )
+        return replace(self, columns={name: column for name, column in self.columns.items() if name not in unwanted})
 
     def missing(self, node: Node) -> list[Source]:
         """The columns that a filter needs and that are not there."""

@@ -22,10 +22,10 @@ _COLLECTION_COLUMNS = (
 )
 
 
-def batches(keys: Iterable[Key]) -> Iterator[list[Key]]:
-    """`keys` in lists short enough for one statement."""
+def batches(keys: Iterable[Key], size: int = _KEYS_PER_STATEMENT) -> Iterator[list[Key]]:
+    """`keys` in lists of `size`, short enough for one statement unless given."""
     iterator = iter(keys)
-    while batch := list(islice(iterator, _KEYS_PER_STATEMENT)):
+    while batch := list(islice(iterator, size)):
         yield batch
 
 

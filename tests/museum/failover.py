@@ -126,10 +126,10 @@ ROUTING = (
         "router.py",
         "        is_settled = await self._writes_settled(call) and not self._repairs.has_untold_doubts\n"
         '        with self._telemetry.span("replica.read", method=call.method):\n'
-        "            reply = await self._within(call, self._ask_replica(call, self._log.last_seq))\n",
+        "            reply = await self._deadlines.within(call, self._ask_replica(call, self._log.last_seq))\n",
         "        is_settled = True\n"
         '        with self._telemetry.span("replica.read", method=call.method):\n'
-        "            reply = await self._within(call, self._ask_replica(call, 0))\n",
+        "            reply = await self._deadlines.within(call, self._ask_replica(call, 0))\n",
         _HISTORIES,
     ),
 )

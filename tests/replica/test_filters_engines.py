@@ -36,6 +36,15 @@ INDEXES: list[dict[str, str]] = [
 ]
 
 
+def filled(directory: Path, points: list[m.PointStruct], indexes: dict[str, str]) -> Edge:
+    """An engine with these points, and with payload indexes by field."""
+    engine = Edge(directory / "edge", VECTORS)
+    engine.upsert(points)
+    for field, kind in indexes.items():
+        engine.index(field, kind)
+    return engine
+
+
 def is_known_difference(query: m.Filter, indexes: dict[str, str]) -> bool:
     written = query.model_dump_json()
     return "6f9619ff" in written and any(kind in NUMERIC for kind in indexes.values())
@@ -44,11 +53,8 @@ def is_known_difference(query: m.Filter, indexes: dict[str, str]) -> bool:
 @pytest.mark.parametrize(("seed", "indexes"), list(product(range(2), INDEXES)))
 def test_agrees_with_the_engine(seed: int, indexes: dict[str, str], tmp_path: Path) -> None:
     chance = random.Random(seed)
-    engine = Edge(tmp_path / "edge", VECTORS)
     points = numbered({number: workload.payload(chance) for number in range(60)})
-    engine.upsert(points)
-    for field, kind in indexes.items():
-        engine.index(field, kind)
+    engine = filled(tmp_path, points, indexes)
     fields = fields_of("1.20.0", **indexes)
     compared = 0
     for _ in range(150):
@@ -83,11 +89,8 @@ def box(left: float, top: float, right: float, bottom: float) -> m.GeoBoundingBo
 @pytest.mark.parametrize("index", [None, "geo", "keyword"])
 def test_places_off_the_earth_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
     """A geo index does not hold them."""
-    engine = Edge(tmp_path / "edge", VECTORS)
-    engine.upsert(PLACES)
     indexes = {"a": index} if index else {}
-    for field, kind in indexes.items():
-        engine.index(field, kind)
+    engine = filled(tmp_path, PLACES, indexes)
     corners = ((-179, -89), (179, -89), (179, 89), (-179, 89), (-179, -89))
     ring = m.GeoLineString(points=[m.GeoPoint(lon=lon, lat=lat) for lon, lat in corners])
     for shape in (
@@ -151,12 +154,9 @@ BOUNDS = (float("nan"), float("inf"), float("-inf"), 1e19, -1e19, 2.0**63, -(2.0
 
 @pytest.mark.parametrize("index", [None, "keyword", "integer", "float", "datetime"])
 def test_bounds_beyond_numbers_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
-    engine = Edge(tmp_path / "edge", VECTORS)
     points = numbered({number: {"a": value} for number, value in enumerate(NUMBERS)})
-    engine.upsert(points)
     indexes = {"a": index} if index else {}
-    for field, kind in indexes.items():
-        engine.index(field, kind)
+    engine = filled(tmp_path, points, indexes)
     for name, bound in product(("lt", "lte", "gt", "gte"), BOUNDS):
         if index == "float" and math.isnan(bound):
             continue  # The engine falls over it.
@@ -199,10 +199,8 @@ NO_UUIDS = (*NO_UUIDS, UUID.replace("-", "", 1), f"urn:{UUID}", f"{{{UUID}", "5-
 
 
 def test_spellings_of_a_uuid_agree_with_the_engine(tmp_path: Path) -> None:
-    engine = Edge(tmp_path / "edge", VECTORS)
     points = numbered({number: {"a": text} for number, text in enumerate((*UUIDS, *NO_UUIDS))})
-    engine.upsert(points)
-    engine.index("a", "uuid")
+    engine = filled(tmp_path, points, {"a": "uuid"})
     query = m.Filter(must=[m.FieldCondition(key="a", match=m.MatchValue(value=UUID))])
     assert passing(query, points, fields_of("1.20.0", a="uuid")) == list(range(len(UUIDS)))
     assert engine.matching(query) == list(range(len(UUIDS)))
@@ -213,11 +211,8 @@ def test_spellings_of_a_uuid_agree_with_the_engine(tmp_path: Path) -> None:
 def test_all_but_nothing_agrees_with_the_engine(index: str | None, tmp_path: Path) -> None:
     values = (UUID, UUID.upper(), "no UUID", 1, None, [UUID, "x"], ["x"], [], {"a": UUID}, True)
     points = numbered({number: {"a": value} for number, value in enumerate(values)})
-    engine = Edge(tmp_path / "edge", VECTORS)
-    engine.upsert(points)
     indexes = {"a": index} if index else {}
-    for field, kind in indexes.items():
-        engine.index(field, kind)
+    engine = filled(tmp_path, points, indexes)
     but = m.FieldCondition(key="a", match=m.MatchExcept(**{"except": []}))
     for query in (
         m.Filter(must=[but]),
@@ -236,11 +231,8 @@ FINE = ("", ".123456", ".1234567", ".123456789", ".123457", ".1234569999", ".999
 def test_times_finer_than_a_microsecond_agree_with_the_engine(index: str | None, tmp_path: Path) -> None:
     texts = [f"{second}{fine}Z" for second in (SECOND, "1969-12-31T23:59:59") for fine in FINE]
     points = numbered({number: {"a": text} for number, text in enumerate(texts)})
-    engine = Edge(tmp_path / "edge", VECTORS)
-    engine.upsert(points)
     indexes = {"a": index} if index else {}
-    for field, kind in indexes.items():
-        engine.index(field, kind)
+    engine = filled(tmp_path, points, indexes)
     for name, text in product(("lt", "lte", "gt", "gte"), texts):
         query = m.Filter(must=[m.FieldCondition(key="a", range=m.DatetimeRange(**{name: text}))])
         assert sorted(passing(query, points, fields_of("1.20.0", **indexes))) == sorted(engine.matching(query)), query

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from server.wal.ballast import Space
@@ -13,10 +14,12 @@ from server.wal.files import Disk
 from server.wal.keysource import ExternalKeys
 from server.wal.limits import WalLimits
 from server.wal.log import Log
-from server.wal.opening import Opened, open_directory
+from server.wal.opening import Opened, new_segment, open_directory
 from server.wal.quarantine import Quarantine
 from server.wal.reader import Stretch, read_entries
 from server.wal.record import SEGMENT_HEADER_BYTES, EntryState, FrameRules, NewRecord, Record
+from server.wal.scan import segment_name
+from server.wal.signing import key_id_of
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
 
@@ -110,3 +113,20 @@ def failing(
         raise OSError(code, os.strerror(code))
 
     return fail
+
+
+def forge_segment(disk: CrashDisk, key: bytes) -> None:
+    """A third segment that follows the log, by somebody who has only a key that was replaced."""
+    result, _ = recovered(disk.after_kill())
+    forged = new_segment(
+        replace(result.head, key_id=key_id_of(key)),
+        key,
+        ManualClock(),
+        Entropy("forger"),
+        number=3,
+        seq=2,
+        replayed_seq=0,
+        previous_bytes=result.survey.segments[1].size,
+        previous_mac=result.tip.mac,
+    )
+    disk.put(DIRECTORY / segment_name(3), forged.encoded)

@@ -32,7 +32,6 @@ from server.wal.keysource import CREDENTIAL_NAME, KEYS_MAX, SOURCE_BYTES_MAX, Ex
 from server.wal.keyuse import needs, prune
 from server.wal.limits import WalLimits
 from server.wal.log import Log
-from server.wal.opening import new_segment
 from server.wal.quarantine import Refused
 from server.wal.record import HEAD_BYTES, SEGMENT_HEADER_BYTES, decode_head, encode_head, peek_key_id
 from server.wal.repair import repair
@@ -48,6 +47,7 @@ from tests.wal.support import (
     bodies,
     entry,
     failing,
+    forge_segment,
     opened,
     quarantined,
     read_all,
@@ -548,21 +548,7 @@ async def _rotated() -> tuple[CrashDisk, bytes]:
 
 async def test_a_segment_added_with_a_replaced_key_is_refused() -> None:
     disk, old = await _rotated()
-    result, _ = recovered(disk.after_kill())
-    last, tip = result.survey.segments[1], result.tip
-    head = replace(result.head, key_id=key_id_of(old))
-    forged = new_segment(
-        head,
-        old,
-        ManualClock(),
-        Entropy("forger"),
-        number=3,
-        seq=2,
-        replayed_seq=0,
-        previous_bytes=last.size,
-        previous_mac=tip.mac,
-    )
-    disk.put(DIRECTORY / segment_name(3), forged.encoded)
+    forge_segment(disk, old)
     with pytest.raises(WalDamaged, match="another one had replaced"):
         recovered(disk)
 

@@ -8,7 +8,6 @@ import pytest
 
 from server.errors import WalDamaged, WalLatched
 from server.wal.keyring import KEY_SUFFIX
-from server.wal.opening import new_segment
 from server.wal.record import encode_head
 from server.wal.repair import Repaired, repair
 from server.wal.salvage import Tools
@@ -16,7 +15,7 @@ from server.wal.scan import segment_name
 from server.wal.signing import key_id_of
 from tests.faults.clock import ManualClock
 from tests.faults.crash_disk import CrashDisk
-from tests.wal.support import DIRECTORY, KINDS, Entropy, bodies, entry, failing, opened, recovered
+from tests.wal.support import DIRECTORY, KINDS, Entropy, bodies, entry, failing, forge_segment, opened, recovered
 from tests.wal.test_damage import SMALL
 from tests.wal.test_keys import key_files, signing
 
@@ -78,19 +77,7 @@ async def test_without_a_head_the_last_segment_tells() -> None:
 
 async def test_a_segment_added_with_a_replaced_key_does_not_bring_it_back() -> None:
     disk, old, new = await _rotated(is_head_signed=True)
-    result, _ = recovered(disk.after_kill())
-    forged = new_segment(
-        replace(result.head, key_id=key_id_of(old)),
-        old,
-        ManualClock(),
-        Entropy("forger"),
-        number=3,
-        seq=2,
-        replayed_seq=0,
-        previous_bytes=result.survey.segments[1].size,
-        previous_mac=result.tip.mac,
-    )
-    disk.put(DIRECTORY / segment_name(3), forged.encoded)
+    forge_segment(disk, old)
     _check_repaired(disk, new, [b"one", b"two"])
 
 
