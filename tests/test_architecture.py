@@ -104,6 +104,17 @@ def test_only_the_disk_syncs() -> None:
     assert syncers == SYNCS
 
 
+def test_signals_go_through_a_guard() -> None:
+    """`os.kill(0, …)` would end pytest, make and the shell that CI waits for, and look like a lack of memory."""
+    raw = [
+        f"{_name(path)}:{call.lineno}"
+        for path in (*SOURCES, *TESTS)
+        for name, call in _calls(path)
+        if name in {"os.kill", "os.killpg"} and ast.unparse(call.args[0]) != "os.getpid()"
+    ]
+    assert [where.partition(":")[0] for where in raw] == ["tests/processes.py"], raw
+
+
 def test_nothing_is_left_undone() -> None:
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     assert [_name(path) for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))] == []

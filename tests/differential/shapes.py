@@ -41,6 +41,11 @@ class Vector:
         return self.datatype == collections.Uint8
 
     @property
+    def is_normalised_to_halves(self) -> bool:
+        """Whether its rows are kept as float16 after they were made one long."""
+        return self.datatype == collections.Float16 and self.distance == "cosine"
+
+    @property
     def has_large_scores(self) -> bool:
         """Whether its products and distances go into the thousands: squashed into 0 to 1, many are one float32."""
         return self.is_exact or (self.is_bytes and self.distance != "cosine")

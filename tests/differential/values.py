@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from qdrant_client import models as m
 from qdrant_client.conversions.conversion import RestToGrpc, json_to_value
 
@@ -62,7 +63,10 @@ class Values:
         if vector.is_bytes:
             # What is below 0 becomes 0, so with many such numbers points would tie.
             return [self.chance.uniform(-10, 270) for _ in range(vector.size)]
-        return [self.chance.gauss(0, 1) for _ in range(vector.size)]
+        while True:
+            row = [self.chance.gauss(0, 1) for _ in range(vector.size)]
+            if not (vector.is_normalised_to_halves and is_open_to_either_half(row)):
+                return row
 
     def sparse(self) -> pb.SparseVector:
         """A sparse vector; indices in any order."""
@@ -169,6 +173,19 @@ class Values:
                 lambda: RestToGrpc.convert_condition(m.FieldCondition(key="f", range=m.Range(gte=2.5, lt=7.5))),
             )
         )()
+
+
+def is_open_to_either_half(row: Sequence[float]) -> bool:
+    """Whether a number of the normalised row lies so near the middle of two float16 that either is right.
+
+    Its last bit as a float32 depends on the order in which a processor adds squares, and so decides which one is kept.
+    """
+    numbers = np.asarray(row, dtype=np.float32).astype(np.float64)
+    numbers /= np.linalg.norm(numbers)
+    kept = numbers.astype(np.float16)
+    middles = [(kept.astype(np.float64) + np.nextafter(kept, end)) / 2 for end in np.float16([-np.inf, np.inf])]
+    away = np.min(np.abs(middles - numbers), axis=0)
+    return bool(np.any(away <= 2 * np.spacing(np.abs(numbers).astype(np.float32))))
 
 
 def _matches(key: str, match: common.Match) -> common.Condition:

@@ -31,6 +31,8 @@ from .local_store import CREATE, Local, create, entry, point, upsert
 
 EMPTY, HYDRATING = control_pb.COMPLETENESS_EMPTY, control_pb.COMPLETENESS_HYDRATING
 T = TypeVar("T")
+# More turns of the loop than a copy of a few points takes.
+_STEPS_TO_REST = 200
 
 COMPLETE, STALE = control_pb.COMPLETENESS_COMPLETE, control_pb.COMPLETENESS_STALE
 SCROLL = r.POINTS + "Scroll"
@@ -197,6 +199,17 @@ class World:
             if not condition() and self.clock.sleeping:
                 self.clock.advance(self.clock.sleeping[0])
         raise AssertionError(f"never came about: {self.lines[-5:]}")
+
+    async def pass_until(self, moment: float) -> None:
+        """Time goes on to this moment, and all that can be done by then is done."""
+        while True:
+            for _ in range(_STEPS_TO_REST):
+                await asyncio.sleep(0)
+            assert "hydration stumbled" not in self.lines
+            left = moment - self.clock.monotonic()
+            if left <= 0:
+                return
+            self.clock.advance(min([left, *self.clock.sleeping]))
 
     def completeness(self, name: str = "c") -> int:
         found = self.here.store.collection(name)

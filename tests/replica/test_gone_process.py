@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from server.errors import ReplicaUnavailable
 from server.replica.process import ReplicaProcess
 from server.rpc import HEALTH_CHECK, Call
 from server.telemetry import Telemetry
+from tests.processes import send
 
 
 async def test_a_call_without_a_deadline_ends_while_no_process_starts(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ async def test_a_call_without_a_deadline_ends_while_no_process_starts(tmp_path: 
         store.rename(aside)
         store.write_bytes(b"")
         assert replica.pid is not None
-        os.kill(replica.pid, signal.SIGKILL)
+        send(replica.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
             while replica.pid is not None:  # noqa: ASYNC110 - what it waits for has no event
                 await asyncio.sleep(0)

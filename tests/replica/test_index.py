@@ -32,6 +32,7 @@ from server.replica.search import Searcher
 from server.replica.spaces import spaces_of
 from server.replica.store import Collection, Record, Store
 from server.replica.vector_forms import Field, stored_values
+from tests.processes import send
 
 SIZE = 16
 # Chroma writes the vectors of a small collection to disk when it has so many more.
@@ -216,7 +217,7 @@ def test_killed_it_comes_back(bench: Bench) -> None:
     bench.ready()
     first = bench.index.pid
     assert first is not None
-    os.kill(first, signal.SIGKILL)
+    send(first, signal.SIGKILL)
     bench.same()
     until(lambda: bench.index.pid not in (None, first), "another process")
     bench.ready()
@@ -230,7 +231,7 @@ def test_killed_while_it_writes(bench: Bench) -> None:
     until(lambda: 0 < bench.index.lag(bench.cid) < 2000, "some are written")
     pid = bench.index.pid
     if pid is not None:
-        os.kill(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
     bench.same(3)
     bench.ready()
     bench.same()
@@ -309,7 +310,7 @@ def test_a_hung_process_is_not_waited_for(bench: Bench) -> None:
     bench.ready()
     pid = bench.index.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     bench.same(2)
     until(lambda: bench.index.pid not in (None, pid), "another process")
     bench.ready()
@@ -321,7 +322,7 @@ def test_stopped_while_it_takes_in_a_few_changes_it_is_soon_replaced(bench: Benc
     bench.ready()
     pid = bench.index.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     bench.put(1, 2, 3)
     clock = SystemClock()
     began = clock.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from generated.qdrant import points_pb2 as pb
+from tests.processes import send
 from tests.system.understudy import Understudy
 from tests.upstream.process import ROOT, Standin, until
 
@@ -180,11 +180,11 @@ def test_a_collection_made_again_alike_by_others_is_noticed(standin: Standin, tm
         with Understudy(tmp_path / "understudy", standin.address, **settings) as understudy:
             understudy.wait_hydrated("c")
             # It must not look in between: then it sees another number of points, and that is another way to notice.
-            os.kill(understudy.pid, signal.SIGSTOP)
+            send(understudy.pid, signal.SIGSTOP)
             direct.delete_collection("c")
             create(direct, "c")
             direct.upsert("c", [point(number, life=2) for number in range(400)])
-            os.kill(understudy.pid, signal.SIGCONT)
+            send(understudy.pid, signal.SIGCONT)
             until(lambda: comparison(understudy, "c").get("points_repaired") == 400, 60, "the new points are here")
             understudy.wait_hydrated("c")
             held = everything(direct, "c")

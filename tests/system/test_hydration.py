@@ -109,6 +109,11 @@ def test_with_a_new_store_nothing_older_than_the_grace_is_taken_for_lost(standin
             file.write(bytes(4096))
         understudy.start()
         understudy.wait_state("remote")
-        assert understudy.status()["grace"] == {"is_due": False, "looks": 0, "restored_points": 0}
+        assert understudy.status()["grace"] == {
+            "is_due": False,
+            "is_owed": False,
+            "looks": 0,
+            "restored_points": 0,
+        }
         assert [record.id for record in direct.scroll("c")[0]] == [1]
         direct.close()

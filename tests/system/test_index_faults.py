@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
-from tests.system.understudy import Understudy, children_of
+from tests.processes import children_of, send
+from tests.system.understudy import Understudy
 
 SIZE = 32
 STILL_POINTS = 1300
@@ -140,9 +141,18 @@ class Victim:
         self.proxy = proxy
         self.directory = proxy.data / "store" / "index"
 
+    async def present(self) -> int:
+        """The process; waits for one."""
+        await becomes(lambda: self.pid() != 0, 90, "an index process")
+        return self.pid()
+
     def pid(self) -> int:
         """The process; 0 while there is none."""
-        return _child(_child(self.proxy.pid, b"server.replica\0"), b"server.replica.index\0")
+        return _child(self.replica_pid(), b"server.replica.index\0")
+
+    def replica_pid(self) -> int:
+        """The process above it; 0 while there is none."""
+        return _child(self.proxy.pid, b"server.replica\0")
 
     def is_ready(self) -> bool:
         """Whether all is indexed."""
@@ -153,9 +163,10 @@ class Victim:
         """What Chroma wrote."""
         return sorted(path for path in (self.directory / "chroma").rglob("*") if path.is_file())
 
-    def end_replica(self) -> None:
+    async def end_replica(self) -> None:
         """SIGTERM: it closes its index and seals it, whatever happened to the files."""
-        os.kill(_child(self.proxy.pid, b"server.replica\0"), signal.SIGTERM)
+        await becomes(lambda: self.replica_pid() != 0, 90, "a replica process")
+        strike(self.replica_pid(), signal.SIGTERM)
 
 
 def _child(parent: int, module: bytes) -> int:
@@ -175,7 +186,13 @@ async def becomes(condition: Callable[[], bool], seconds: float, what: str) -> N
         await asyncio.sleep(LOOK_SECONDS)
 
 
-Fault = Callable[[Victim, random.Random], Awaitable[None]]
+Fault = Callable[[Victim, int, random.Random], Awaitable[None]]
+
+
+def strike(pid: int, number: signal.Signals) -> None:
+    """Send the signal, unless the process has ended just now, by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        send(pid, number)
 
 
 async def another(victim: Victim, pid: int) -> None:
@@ -183,50 +200,46 @@ async def another(victim: Victim, pid: int) -> None:
     await becomes(lambda: victim.pid() not in (0, pid), 90, "another index process")
 
 
-async def killed(victim: Victim, rng: random.Random) -> None:
-    os.kill(victim.pid(), signal.SIGKILL)
+async def killed(victim: Victim, pid: int, rng: random.Random) -> None:
+    strike(pid, signal.SIGKILL)
 
 
-async def killed_while_it_builds(victim: Victim, rng: random.Random) -> None:
+async def killed_while_it_builds(victim: Victim, pid: int, rng: random.Random) -> None:
     """Anywhere between its start and the end of its last flush."""
-    pid = victim.pid()
-    os.kill(pid, signal.SIGKILL)
+    strike(pid, signal.SIGKILL)
     await another(victim, pid)
     await asyncio.sleep(rng.random() * 3)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(victim.pid() or pid, signal.SIGKILL)
+    strike(victim.pid() or pid, signal.SIGKILL)
 
 
-async def killed_at_a_flush(victim: Victim, rng: random.Random) -> None:
+async def killed_at_a_flush(victim: Victim, pid: int, rng: random.Random) -> None:
     """Just when the files of a graph appear."""
-    pid = victim.pid()
-    os.kill(pid, signal.SIGKILL)
+    strike(pid, signal.SIGKILL)
     await another(victim, pid)
-    new = victim.pid()
+    new = await victim.present()
     await becomes(lambda: any(path.suffix == ".bin" for path in victim.files()) or victim.is_ready(), 90, "a flush")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(new, signal.SIGKILL)
+    strike(new, signal.SIGKILL)
 
 
-async def stopped(victim: Victim, rng: random.Random) -> None:
-    os.kill(victim.pid(), signal.SIGSTOP)
+async def stopped(victim: Victim, pid: int, rng: random.Random) -> None:
+    strike(pid, signal.SIGSTOP)
 
 
-async def removed(victim: Victim, rng: random.Random) -> None:
+async def removed(victim: Victim, pid: int, rng: random.Random) -> None:
     """The process may make files meanwhile, which keeps a directory from going at the first attempt."""
     gone = victim.directory.with_name(f"removed-{rng.getrandbits(64)}")
     victim.directory.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
-async def grown(victim: Victim, rng: random.Random) -> None:
+async def grown(victim: Victim, pid: int, rng: random.Random) -> None:
     lists = [path for path in victim.files() if path.name == "link_lists.bin"]
     path = rng.choice(lists) if lists else victim.directory / "chroma" / "link_lists.bin"
     with path.open("ab") as file:
         file.truncate(GROWN_BYTES)
 
 
-async def flipped(victim: Victim, rng: random.Random) -> None:
+async def flipped(victim: Victim, pid: int, rng: random.Random) -> None:
     """The replica is told to end afterwards: what it seals is damaged already."""
     path = rng.choice([path for path in victim.files() if path.stat().st_size])
     with path.open("r+b") as file:
@@ -236,13 +249,13 @@ async def flipped(victim: Victim, rng: random.Random) -> None:
             [old] = file.read(1)
             file.seek(at)
             file.write(bytes([old ^ (1 << rng.randrange(8))]))
-    victim.end_replica()
+    await victim.end_replica()
 
 
-async def truncated(victim: Victim, rng: random.Random) -> None:
+async def truncated(victim: Victim, pid: int, rng: random.Random) -> None:
     path = rng.choice([path for path in victim.files() if path.stat().st_size])
     os.truncate(path, rng.randrange(path.stat().st_size))
-    victim.end_replica()
+    await victim.end_replica()
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -280,9 +293,11 @@ async def test_faults_of_the_index_are_not_noticed(tmp_path: Path, count: int) -
         tasks = [asyncio.create_task(one.run()) for one in crowd]
         own = proxy.pid
         for number, fault in enumerate(chosen):
-            pid, before = victim.pid(), answers.checked
+            # What is served from may have turned out to be damaged since the last look.
+            await becomes(victim.is_ready, 90, "the index is ready")
+            pid, before = await victim.present(), answers.checked
             print(f"{number}: {fault.__name__}, {answers.checked} answers checked", flush=True)
-            await fault(victim, rng)
+            await fault(victim, pid, rng)
             await another(victim, pid)
             await becomes(victim.is_ready, 90, f"the index is back after {fault.__name__}")
             await becomes(lambda before=before: answers.checked > before + 5, 30, "answers")

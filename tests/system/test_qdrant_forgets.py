@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from qdrant_client import models
 
 from generated.qdrant import points_pb2
+from tests.processes import send
 from tests.system.test_drift import create, differences, everything, point
 from tests.system.understudy import Understudy
 from tests.upstream.process import Standin, until
@@ -62,7 +62,7 @@ def test_what_qdrant_lost_it_gets_again(standin: Standin, understudy: Understudy
     client.upsert("c", [point(200)])
     wanted = everything(client, "c")
     # Somebody else is faster than Understudy, at a point that it had written to.
-    os.kill(understudy.pid, signal.SIGSTOP)
+    send(understudy.pid, signal.SIGSTOP)
     try:
         standin.start()
         lost = everything(direct, "c")
@@ -70,7 +70,7 @@ def test_what_qdrant_lost_it_gets_again(standin: Standin, understudy: Understudy
         direct.set_payload("c", {"tag": "foreign"}, points=[4])
         foreign = everything(direct, "c")[4]
     finally:
-        os.kill(understudy.pid, signal.SIGCONT)
+        send(understudy.pid, signal.SIGCONT)
     understudy.wait_drained()
     wanted[4] = foreign
     assert differences(direct, "c", wanted) == []

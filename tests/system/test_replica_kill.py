@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
+from tests.processes import children_of, is_alive, send
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.test_outage import create, gather
-from tests.system.understudy import Understudy, children_of, is_alive
+from tests.system.understudy import Understudy
 from tests.system.workload import differences
 from tests.upstream.process import Standin, until
 
@@ -55,7 +55,7 @@ async def test_the_replica_is_killed_under_load(
     killed = []
     for _ in range(3):
         victim = await asyncio.to_thread(understudy.replica_pid)
-        os.kill(victim, signal.SIGKILL)
+        send(victim, signal.SIGKILL)
         killed.append(victim)
         await crowd.after(60)
         await asyncio.to_thread(
@@ -104,7 +104,7 @@ async def test_a_damaged_store_stops_no_write_and_is_filled_again(standin: Stand
     await asyncio.to_thread(understudy.wait_hydrated, "c")
     # Another process, so that everything is in the file and next to nothing of it in memory.
     before = understudy.replica_pid()
-    os.kill(before, signal.SIGTERM)
+    send(before, signal.SIGTERM)
     await asyncio.to_thread(until, lambda: understudy.replica_pid() not in (0, before), 30, "a new replica process")
     damaged = understudy.replica_pid()
     file = next(understudy.data.rglob("replica.sqlite"))
@@ -133,7 +133,7 @@ def no_replica(understudy: Understudy) -> Iterator[None]:
         while not stop.wait(0.05):
             for pid in children_of(understudy.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    send(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -22,6 +22,7 @@ from qdrant_client.conversions.conversion import GrpcToRest
 from generated.qdrant import points_pb2
 from server.replica.asking import Asking
 from server.rpc import Call, Reply
+from tests.processes import send
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.test_outage import Crowd, gather
@@ -153,7 +154,7 @@ async def strike(replica: Replica, crowd: Crowd, rng: random.Random) -> int:
     await crowd.after(rng.randrange(1, 25))
     await asyncio.sleep(rng.random() * 0.05)
     pid = await asyncio.to_thread(replica.pid)
-    os.kill(pid, signal.SIGKILL)
+    send(pid, signal.SIGKILL)
     kills = 1
     if rng.random() < 0.25:
         await asyncio.to_thread(until, lambda: replica.pid() not in (0, pid), CALM_SECONDS, "another process")
@@ -161,7 +162,7 @@ async def strike(replica: Replica, crowd: Crowd, rng: random.Random) -> int:
         second = await asyncio.to_thread(replica.pid)
         if second:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(second, signal.SIGKILL)
+                send(second, signal.SIGKILL)
                 kills, pid = 2, second
     await crowd.after(rng.randrange(1, 10))
     async with crowd_at_rest(crowd):

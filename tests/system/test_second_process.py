@@ -18,8 +18,9 @@ import pytest
 from qdrant_client import models
 
 from server.errors import WalLocked
+from tests.processes import children_of, send
 from tests.system.test_wal_commands import BY_HAND, sync
-from tests.system.understudy import Understudy, children_of
+from tests.system.understudy import Understudy
 from tests.upstream.process import ROOT, Standin, free_port
 
 SECONDS_MAX = 1.0
@@ -42,12 +43,12 @@ def stopped(understudy: Understudy) -> Iterator[None]:
     """Its processes stand still, so that whatever changes was changed by somebody else; they hold what they hold."""
     pids = [understudy.pid, *children_of(understudy.pid)]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
 
 
 def run(*words: str) -> tuple[subprocess.CompletedProcess[str], float, float]:

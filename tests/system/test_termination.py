@@ -6,7 +6,6 @@ With Qdrant there and without, in the middle of drains too. The seed is printed,
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from qdrant_client import models
 
+from tests.processes import send
 from tests.system import workload
 from tests.system.digits import Digits
 from tests.system.presence import QUICK_CHANNEL, Absences, Pace
@@ -96,9 +96,9 @@ def _signalled(proxy: Understudy, pause: float | None) -> tuple[int, float]:
     """Exit code, and the seconds from the last signal to the end. `pause` None = one signal only."""
     pid = proxy.pid
     began = time.monotonic()
-    os.kill(pid, signal.SIGTERM)
+    send(pid, signal.SIGTERM)
     if pause is not None and not proxy.has_ended(pause):
         began = time.monotonic()
-        os.kill(pid, signal.SIGTERM)
+        send(pid, signal.SIGTERM)
     code = proxy.wait_ended()
     return code, time.monotonic() - began

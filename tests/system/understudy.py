@@ -18,6 +18,7 @@ from typing import Any
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
+from tests.processes import children_of, send
 from tests.upstream.process import ROOT, steady_port, until
 
 READY = "understudy: listening on "
@@ -106,7 +107,7 @@ class Understudy:
             self._reap()
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+                    send(child, signal.SIGKILL)
 
     def restart(self) -> Understudy:
         """Start again on the same ports and data, killing it first if it still runs."""
@@ -237,23 +238,3 @@ def _client(kind: Any, address: str, options: dict[str, Any]) -> Any:
         return kind(
             host=host, grpc_port=int(port), port=1, prefer_grpc=True, https=False, check_compatibility=False, **options
         )
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes whose parent is `pid`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(fields[1]) == pid:
-                    found.append(int(entry.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process that is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

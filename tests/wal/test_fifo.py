@@ -7,7 +7,6 @@ wrote its own. An inversion is a neighbouring pair that is the wrong way round i
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pytest
 
 from server.wal.files import RealDisk
 from server.wal.log import Log
+from tests.processes import send
 from tests.wal.fifo_victim import LEFT_PENDING, LIMITS
 from tests.wal.nursery import Nursery
 from tests.wal.support import Entropy, opened
@@ -58,7 +58,7 @@ def live(nursery: Nursery, life: int, entries: int, kill_after: int | None, hear
                 heard.acknowledged(int(seq), int(writer), int(number))
                 count += 1
                 if count == kill_after:
-                    os.kill(pid, signal.SIGKILL)
+                    send(pid, signal.SIGKILL)
                     heard.kills += 1
             case ["gone", _, status]:
                 assert int(status) == (0 if kill_after is None else -signal.SIGKILL)

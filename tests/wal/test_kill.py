@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from server.wal.files import RealDisk
 from server.wal.log import Log
 from server.wal.record import EntryState
+from tests.processes import send
 from tests.wal.support import Entropy, opened, read_all
 from tests.wal.victim import LIMITS
 
@@ -77,7 +77,7 @@ def live_and_die(nursery: subprocess.Popen[str], seed: int, lines: int, promised
             promised.hear(line)
             said += 1
         if pid and said == lines:
-            os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
     raise AssertionError("the nursery ended")
 
 

@@ -40,6 +40,7 @@ from server.wal.reader import Stretch, read_entries
 from server.wal.record import SEGMENT_HEADER_BYTES
 from server.wal.scan import survey
 from tests.faults.clock import ManualClock
+from tests.processes import send
 from tests.wal.nursery import Nursery
 from tests.wal.support import PENDING, RULES, Entropy
 from tests.wal.syscall_victim import MAIN, WORKLOADS
@@ -235,7 +236,7 @@ class Runner:
                     gate = tid
                 case ["stopped", _]:
                     tracer = _attach(gate, [*options, "-o", str(output)])
-                    os.kill(pid, signal.SIGCONT)
+                    send(pid, signal.SIGCONT)
                 case ["thread", name]:
                     threads.add(name)
                 case ["gone", _, code]:
@@ -258,7 +259,7 @@ def _attach(tid: str, options: list[str]) -> subprocess.Popen[str]:
     assert tracer.stderr is not None
     line = tracer.stderr.readline()
     if "attached" not in line:
-        os.kill(int(tid), signal.SIGKILL)
+        send(int(tid), signal.SIGKILL)
         raise AssertionError(f"strace cannot trace: {line}")
     return tracer
 
