@@ -42,7 +42,7 @@ def test_what_qdrant_lost_it_gets_again(standin: Standin, understudy: Understudy
     client.upsert("c", [point(number) for number in range(50)])
     understudy.wait_drained()
     # A first start has nothing to look at.
-    assert grace(understudy) == {"is_due": False, "looks": 0, "restored_points": 0}
+    assert grace(understudy) == {"is_due": False, "is_owed": False, "looks": 0, "restored_points": 0}
     standin.note_sync()
 
     # Acknowledged by Qdrant, and lost.
@@ -77,7 +77,7 @@ def test_what_qdrant_lost_it_gets_again(standin: Standin, understudy: Understudy
     status = understudy.status()
     assert status["quarantine"] == 0
     # 1, 100 to 104, 3, 5, 6, 40 to 49, 7.
-    assert status["grace"] == {"is_due": False, "looks": 1, "restored_points": 20}
+    assert status["grace"] == {"is_due": False, "is_owed": False, "looks": 1, "restored_points": 20}
     (line,) = [line for line in understudy.log_path.read_text().splitlines() if "Qdrant had lost" in line]
     assert "restored=20" in line and "changed_by_others=1" in line
     arrived = [
