@@ -202,7 +202,9 @@ def _copy_state(row: dict[str, Any], copy: dict[str, Any]) -> str:
 def _grace(grace: dict[str, Any]) -> str:
     """How often Qdrant was looked at for what it may have lost, and what came of it."""
     text = f"{grace.get('restored_points', 0)} points sent again, {grace.get('looks', 0)} looks"
-    return f"{text}, one is due" if grace.get("is_due") else text
+    if grace.get("is_due"):
+        return f"{text}, one is due"
+    return f"{text}, one waits for the replica" if grace.get("is_owed") else text
 
 
 def _replay(replay: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ STATUS: dict[str, Any] = {
     "last_sync": None,
     "replay": {"state": "idle", "attempt": 0, "remaining": 0, "last_error": ""},
     "quarantine": 0,
-    "grace": {"is_due": True, "looks": 3, "restored_points": 17},
+    "grace": {"is_due": True, "is_owed": False, "looks": 3, "restored_points": 17},
     "collections": [
         {"name": "[docs]", "completeness": "complete", "points": 7, "expected_points": 7, "index_state": "ready"}
     ],

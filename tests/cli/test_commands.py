@@ -313,6 +313,10 @@ def test_status_tells_what_qdrant_had_lost() -> None:
     with serving(FakeDesk()) as address:
         text = " ".join(run("status", "--admin", address).stdout.split())
     assert "lost by Qdrant 17 points sent again, 3 looks, one is due" in text
+    put_off = {"is_due": False, "is_owed": True, "looks": 4, "restored_points": 17}
+    with serving(FakeDesk(grace=put_off)) as address:
+        text = " ".join(run("status", "--admin", address).stdout.split())
+    assert "lost by Qdrant 17 points sent again, 4 looks, one waits for the replica" in text
 
 
 def test_status_of_a_local_store() -> None:
