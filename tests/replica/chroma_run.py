@@ -21,6 +21,7 @@ class ChromaRun:
         self.directory = directory
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._client: Any = None
 
     @property
     def url(self) -> str:
@@ -28,10 +29,13 @@ class ChromaRun:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self) -> Any:
-        """A client as somebody else would have one."""
+        """A client as somebody else would have one; the same each time, for it does not close its connections."""
         import chromadb
 
-        return chromadb.HttpClient("127.0.0.1", self.port, settings=chromadb.Settings(anonymized_telemetry=False))
+        if self._client is None:
+            settings = chromadb.Settings(anonymized_telemetry=False)
+            self._client = chromadb.HttpClient("127.0.0.1", self.port, settings=settings)
+        return self._client
 
     def start(self) -> ChromaRun:
         """Start it; returns when it answers."""
