@@ -25,7 +25,7 @@ from .shapes import BY_NAME
 # With 250 calls each: 10,500 beside the engine in six shapes, 8,750 beside local mode in five.
 SEEDS = {Engine.name: range(7), LocalMode.name: range(7)}
 # What comes up seldom.
-ALSO = {Engine.name: (Workload(BY_NAME["multi"], 49),), LocalMode.name: ()}
+ALSO = {Engine.name: (Workload(BY_NAME["multi"], 49),), LocalMode.name: (Workload(BY_NAME["unnamed"], 131),)}
 SOAK_SEEDS = {Engine.name: range(100, 168), LocalMode.name: (*range(100, 180), 300)}
 CALLS_LEAST = {Engine.name: 5_500, LocalMode.name: 8_000}
 both = pytest.mark.parametrize("oracle", list(ORACLES))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from qdrant_client import models
-from qdrant_client.local import local_collection, payload_filters
+from qdrant_client.local import distances, local_collection, payload_filters
 from qdrant_client.local.payload_value_extractor import value_by_key
 
 from generated.qdrant import collections_pb2
@@ -22,6 +22,7 @@ _check_values_count = payload_filters.check_values_count
 _validate_dense_vector = local_collection.validate_dense_vector
 _reciprocal_rank_fusion = local_collection.reciprocal_rank_fusion
 _load_vectors = local_collection.LocalCollection.load_vectors
+_cosine_similarity = distances.cosine_similarity
 _indexes: Mapping[str, collections_pb2.PayloadSchemaInfo] = {}
 
 
@@ -139,6 +140,14 @@ def load_vectors(self: local_collection.LocalCollection) -> None:
             self.multivectors[name] = [multi / np.where(norm != 0, norm, 1) for multi, norm in pairs]
 
 
+def cosine_similarity(query: Any, vectors: Any) -> Any:
+    """A server leaves what it stores alone; local mode divides it by its length, which is 1 but for the last bit, again.
+
+    So an example that is wanted and unwanted scored twice, before and after.
+    """
+    return _cosine_similarity(query, vectors.copy())
+
+
 def uninstall() -> None:
     """Give local mode its own rules back, for tests that compare with it as it is."""
     payload_filters.check_values_count = _check_values_count
@@ -146,6 +155,7 @@ def uninstall() -> None:
     local_collection.validate_dense_vector = _validate_dense_vector
     local_collection.reciprocal_rank_fusion = _reciprocal_rank_fusion
     local_collection.LocalCollection.load_vectors = _load_vectors
+    distances.cosine_similarity = _cosine_similarity
 
 
 def install() -> None:
@@ -155,3 +165,4 @@ def install() -> None:
     local_collection.validate_dense_vector = validate_dense_vector
     local_collection.reciprocal_rank_fusion = reciprocal_rank_fusion
     local_collection.LocalCollection.load_vectors = load_vectors
+    distances.cosine_similarity = cosine_similarity
