@@ -141,7 +141,7 @@ def load_vectors(self: local_collection.LocalCollection) -> None:
 
 
 def cosine_similarity(query: Any, vectors: Any) -> Any:
-    """A server leaves what it stores alone; local mode divides it by its length, which is 1 but for the last bit, again.
+    """A server leaves what it stores alone; local mode divides it by its length again, which is 1 but for the last bit.
 
     So an example that is wanted and unwanted scored twice, before and after.
     """
