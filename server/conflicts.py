@@ -32,18 +32,21 @@ PointKey: TypeAlias = int | str
 _QUESTIONS_MOST = 5
 # Stands for the payload indexes of a collection in the claims of what makes them and of what they may decide.
 _INDEXES: PointKey = "indexes"
+_ON_INDEXES = frozenset((_INDEXES,))
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a write may touch, by the names in it, aliases or collections: None = everything. `points` None = all.
 
-    `followed`: those of the names at whose collection it is meant, when they are aliases.
+    `followed`: those of the names at whose collection it is meant, when they are aliases. `considers`: what it depends
+    on without touching it.
     """
 
     names: frozenset[str] | None
     points: frozenset[PointKey] | None = None
     followed: frozenset[str] = frozenset()
+    considers: frozenset[PointKey] = frozenset()
 
 
 EVERYTHING = Claim(None)
@@ -55,8 +58,11 @@ def claim_of(row: Method, request: Message) -> Claim:
         return _claim_of_change(request)
     names = frozenset((request.collection_name,))  # type: ignore[attr-defined]
     if isinstance(request, points_pb2.CreateFieldIndexCollection | points_pb2.DeleteFieldIndexCollection):
-        return Claim(names, frozenset((_INDEXES,)), followed=names)
-    return Claim(names, None if row.scope is Scope.COLLECTION else _points_of(request), followed=names)
+        return Claim(names, _ON_INDEXES, followed=names)
+    points = None if row.scope is Scope.COLLECTION else _points_of(request)
+    # What meets a condition may depend on the payload indexes.
+    considers = _ON_INDEXES if points is not None and _is_conditional(request) else frozenset()
+    return Claim(names, points, followed=names, considers=considers)
 
 
 def _claim_of_change(request: Any) -> Claim:
@@ -134,9 +140,16 @@ def _points_of_batch(request: points_pb2.UpdateBatchPoints) -> frozenset[PointKe
 
 
 def _points_in(request: Any) -> frozenset[PointKey]:
-    """Those of an upsert or of new vectors. What meets its condition may depend on the payload indexes."""
-    named = frozenset(point_key(point.id) for point in request.points)
-    return named | {_INDEXES} if request.HasField("update_filter") else named
+    """Those of an upsert or of new vectors."""
+    return frozenset(point_key(point.id) for point in request.points)
+
+
+def _is_conditional(request: Any) -> bool:
+    """Whether anything in it is done only to points that meet a condition."""
+    if isinstance(request, points_pb2.UpdateBatchPoints):
+        operations = [(update, update.WhichOneof("operation")) for update in request.operations]
+        return any(_is_conditional(getattr(update, kind)) for update, kind in operations if kind is not None)
+    return "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter")
 
 
 def _points_of_selector(selector: points_pb2.PointsSelector) -> frozenset[PointKey] | None:
@@ -186,9 +199,11 @@ class _Stay:
 
 @dataclass(slots=True)
 class _Line:
-    """Who is at one place: the last asker per point, the last one for all points, and all who came after that one."""
+    """Who is at one place: the last asker per point and those after that one who only consider it, the last one for all
+    points, and all who came after that one."""
 
     tails: dict[PointKey, _Stay] = field(default_factory=dict)
+    onlookers: dict[PointKey, set[_Stay]] = field(default_factory=dict)
     barrier: _Stay | None = None
     since: set[_Stay] = field(default_factory=set)
 
@@ -198,10 +213,15 @@ class _Line:
         points = stay.claim.points
         if points is None:
             before |= self.since
-            self.tails, self.barrier, self.since = {}, stay, set()
+            self.tails, self.onlookers, self.barrier, self.since = {}, {}, stay, set()
         else:
-            before.update(tail for key in points if (tail := self.tails.get(key)) is not None)
+            considers = stay.claim.considers - points
+            before.update(tail for key in points | considers if (tail := self.tails.get(key)) is not None)
+            for key in points & self.onlookers.keys():
+                before |= self.onlookers.pop(key)
             self.tails.update(dict.fromkeys(points, stay))
+            for key in considers:
+                self.onlookers.setdefault(key, set()).add(stay)
             self.since.add(stay)
         return before
 
@@ -213,6 +233,10 @@ class _Line:
         for key in stay.claim.points or ():
             if self.tails.get(key) is stay:
                 del self.tails[key]
+        for key in stay.claim.considers & self.onlookers.keys():
+            self.onlookers[key].discard(stay)
+            if not self.onlookers[key]:
+                del self.onlookers[key]
         return self.barrier is None and not self.since
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,11 @@ def claim(name: str, *points: PointKey) -> Claim:
     """One to these points of a collection, or to all of them."""
     names = frozenset((name,))
     return Claim(names, frozenset(points) or None, names)
+
+
+def conditional(name: str, *points: PointKey) -> Claim:
+    """One to these points under a condition."""
+    return replace(claim(name, *points), considers=frozenset(("indexes",)))
 
 
 def ids(*numbers: int) -> points_pb2.PointsSelector:
@@ -83,7 +89,7 @@ CLAIMS = [
     (
         "Upsert",
         points_pb2.UpsertPoints(collection_name="c", points=points(1), update_filter=common.Filter()),
-        claim("c", 1, "indexes"),
+        conditional("c", 1),
     ),
     (
         "UpdateBatch",
@@ -94,7 +100,7 @@ CLAIMS = [
                 OPERATION(update_vectors=OPERATION.UpdateVectors(update_filter=common.Filter())),
             ],
         ),
-        claim("c", 1, "indexes"),
+        conditional("c", 1),
     ),
 ]
 
@@ -110,16 +116,29 @@ async def test_an_index_that_takes_long_holds_up_conditions_and_filters_and_nobo
         METHODS["/qdrant.Points/CreateFieldIndex"], points_pb2.CreateFieldIndexCollection(collection_name="c")
     )
     plain = points_pb2.UpsertPoints(collection_name="c", points=points(1))
-    conditional = points_pb2.UpsertPoints(collection_name="c", points=points(2), update_filter=common.Filter())
+    on_condition = points_pb2.UpsertPoints(collection_name="c", points=points(2), update_filter=common.Filter())
     filtered = points_pb2.DeletePoints(collection_name="c", points=by_filter())
     building = conflicts.enter(index)
     assert building.has_turn
     assert conflicts.enter(claim_of(upsert, plain)).has_turn
-    held = [conflicts.enter(claim_of(upsert, conditional)), conflicts.enter(index)]
+    held = [conflicts.enter(claim_of(upsert, on_condition)), conflicts.enter(index)]
     assert [stay.has_turn for stay in held] == [False, False]
     conflicts.leave(building)
     assert [stay.has_turn for stay in held] == [True, False]
     assert not conflicts.enter(claim_of(METHODS["/qdrant.Points/Delete"], filtered)).has_turn
+
+
+async def test_conditions_on_different_points_do_not_wait_for_each_other() -> None:
+    """One that Qdrant does not answer keeps no other waiting, but an index, and those behind that."""
+    conflicts = Conflicts()
+    hanging, other = conflicts.enter(conditional("c", 1)), conflicts.enter(conditional("c", 2))
+    assert (hanging.has_turn, other.has_turn) == (True, True)
+    assert not conflicts.enter(conditional("c", 1)).has_turn
+    index, late = conflicts.enter(claim("c", "indexes")), conflicts.enter(conditional("c", 3))
+    conflicts.leave(other)
+    assert (index.has_turn, late.has_turn) == (False, False)
+    conflicts.leave(hanging)
+    assert (index.has_turn, late.has_turn) == (False, False)
 
 
 @pytest.mark.parametrize("spelling", [UUID.lower(), UUID.replace("-", ""), "urn:uuid:" + UUID, "{" + UUID + "}"])
@@ -158,7 +177,9 @@ def overlap(one: Claim, other: Claim) -> bool:
         return True
     if not one.names & other.names:
         return False
-    return one.points is None or other.points is None or bool(one.points & other.points)
+    if one.points is None or other.points is None:
+        return True
+    return bool(one.points & (other.points | other.considers) or one.considers & other.points)
 
 
 claims = st.one_of(
@@ -167,6 +188,7 @@ claims = st.one_of(
         Claim,
         st.sampled_from([frozenset("a"), frozenset("b"), frozenset("ab")]),
         st.one_of(st.none(), st.frozensets(st.integers(0, 3), min_size=1, max_size=3)),
+        considers=st.frozensets(st.integers(0, 3), max_size=2),
     ),
 )
 

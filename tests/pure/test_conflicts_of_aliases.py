@@ -60,7 +60,13 @@ class Write:
             assert self.claim.names is not None and other.claim.names is not None
             return bool(self.claim.names & other.claim.names)
         mine, others = self.claim.points, other.claim.points
-        return self.collection == other.collection and (mine is None or others is None or bool(mine & others))
+        if self.collection != other.collection:
+            return False
+        return (
+            mine is None
+            or others is None
+            or bool(mine & (others | other.claim.considers) or self.claim.considers & others)
+        )
 
 
 @dataclass
