@@ -9,16 +9,21 @@ itself where it fits.
 The search is the one of Wing and Gong with the memory of Lowe: nothing is tried twice from the same set of done steps
 and the same state. Two things are never tried, for what they could explain is explained without them. A look that
 fits now is not put off: it changes nothing. An uncertain step is not followed by a blind one: it might as well not have
-happened. Without the second rule the uncertain steps of a few kills make more orders than can be tried.
+happened. Without the second rule the uncertain steps of a few kills make more orders than can be tried. And an order
+with few uncertain steps is looked for before all orders are.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 S = TypeVar("S", bound=Hashable)
 NODES_MOST = 200_000
+# Of the short searches that come first: how many uncertain steps they may use, and their share of the steps.
+_FEW_UNCERTAIN = (0, 1, 2, 4, 8)
+_SHORT = 10
 NEVER = 1 << 60
 
 
@@ -68,6 +73,16 @@ class _Node(NamedTuple):
 
 def explain(initial: S, steps: Sequence[Step[S]], *, nodes_most: int = NODES_MOST) -> str:
     """Empty when one order explains everything, else what does not fit. `steps` are sorted by their start."""
+    for uncertain_most in (len(steps), *_FEW_UNCERTAIN):
+        # Most histories are soon explained, or with the help of few uncertain steps; nothing is refuted here.
+        with contextlib.suppress(Undecided):
+            if not _search(initial, steps, uncertain_most, nodes_most // _SHORT):
+                return ""
+    return _search(initial, steps, len(steps), nodes_most)
+
+
+def _search(initial: S, steps: Sequence[Step[S]], uncertain_most: int, nodes_most: int) -> str:
+    """What `explain` says, with no more than so many uncertain steps."""
     certain = sum(1 << at for at, step in enumerate(steps) if step.ended != NEVER)
     everything = (1 << len(steps)) - 1
     seen: set[_Node] = set()
@@ -77,7 +92,7 @@ def explain(initial: S, steps: Sequence[Step[S]], *, nodes_most: int = NODES_MOS
         node = stack.pop()
         if node.done & certain == certain:
             return ""
-        if node in seen:
+        if node in seen or (node.done & ~certain).bit_count() > uncertain_most:
             continue
         if len(seen) >= nodes_most:
             raise Undecided(f"{len(steps)} calls, more than {nodes_most} steps of the search")

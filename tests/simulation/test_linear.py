@@ -14,7 +14,8 @@ from tests.simulation.linear import NEVER, Undecided, explain
 
 @dataclass(frozen=True)
 class Call:
-    """A call on a register of numbers: `write` puts a value, `read` saw one, `add` saw what was there and adds one."""
+    """A call on a register of numbers: `write` puts a value, `read` saw one, `add` saw what was there and adds one,
+    `swap` adds one when it finds a value."""
 
     kind: str
     value: int
@@ -42,6 +43,8 @@ class Call:
             return state == self.value, state
         if self.kind == "add":
             return state == self.value, state + 1
+        if self.kind == "swap":
+            return True, state + 1 if state == self.value else state
         return True, self.value
 
 
@@ -184,6 +187,27 @@ def test_a_thousand_calls_of_eight_clients_on_one_register(seed: int) -> None:
     with_verdict = _verdict(stale)
     assert with_verdict not in ("", "undecided")
     assert time.process_time() - began < 20
+
+
+def _crowded(chance: random.Random, unanswered: int, rounds: int, clients: int) -> list[Call]:
+    """Right by its making: writes and swaps side by side, reads that saw them, behind swaps without an answer."""
+    history = [Call("swap", chance.randrange(8), began) for began in range(unanswered)]
+    began, state = unanswered, 0
+    for _ in range(rounds):
+        calls = [Call(chance.choice(("swap", "swap", "write")), chance.randrange(9), 0) for _ in range(clients)]
+        states = list(itertools.accumulate(calls, lambda left, each: each.after(left)[1], initial=state))[1:]
+        state, ended = states[-1], began + 4 * clients
+        shown = enumerate(chance.sample(calls, clients))
+        history += [replace(each, began=began + at, ended=ended + at) for at, each in shown]
+        history += [r(chance.choice(states), began + clients, ended - 2)]
+        history += [r(state, ended + clients, ended + clients + 1)]
+        began = ended + clients + 2
+    return sorted(history, key=lambda each: each.began)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_few_unanswered_calls_explain_is_decided_however_many_there_are(seed: int) -> None:
+    assert explain(0, _crowded(random.Random(seed), 24, 10, 9)) == ""
 
 
 def _verdict(history: list[Call]) -> str:
