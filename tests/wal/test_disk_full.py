@@ -539,7 +539,8 @@ def small_file_system(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True, timeout=30)
+    # Lazily: a test that failed may have left files open.
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True, timeout=30)
 
 
 async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
