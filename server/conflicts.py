@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 
 from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
+from server.replica.requests import is_conditional
 from server.rpc import Method, Scope
 
 PointKey: TypeAlias = int | str
@@ -121,11 +122,7 @@ def _points_of(request: Any) -> frozenset[PointKey] | None:
 
 def _points_of_batch(request: points_pb2.UpdateBatchPoints) -> frozenset[PointKey] | None:
     named: set[PointKey] = set()
-    for update in request.operations:
-        kind = update.WhichOneof("operation")
-        if kind is None:
-            continue
-        operation = getattr(update, kind)
+    for kind, operation in _operations_of(request):
         if kind in ("upsert", "update_vectors"):
             named |= _points_in(operation)
             continue
@@ -144,12 +141,18 @@ def _points_in(request: Any) -> frozenset[PointKey]:
     return frozenset(point_key(point.id) for point in request.points)
 
 
-def _is_conditional(request: Any) -> bool:
+def _operations_of(batch: points_pb2.UpdateBatchPoints) -> Iterator[tuple[str, Any]]:
+    for update in batch.operations:
+        kind = update.WhichOneof("operation")
+        if kind is not None:
+            yield kind, getattr(update, kind)
+
+
+def _is_conditional(request: Message) -> bool:
     """Whether anything in it is done only to points that meet a condition."""
     if isinstance(request, points_pb2.UpdateBatchPoints):
-        operations = [(update, update.WhichOneof("operation")) for update in request.operations]
-        return any(_is_conditional(getattr(update, kind)) for update, kind in operations if kind is not None)
-    return "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter")
+        return any(is_conditional(operation) for _, operation in _operations_of(request))
+    return is_conditional(request)
 
 
 def _points_of_selector(selector: points_pb2.PointsSelector) -> frozenset[PointKey] | None:

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from generated.qdrant import points_pb2
 from generated.understudy.wal.v1 import entry_pb2
-from server.replica.requests import NOBODY, parts_of
+from server.replica.requests import NOBODY, is_conditional, parts_of
 from server.rpc import METHODS, UPDATE_BATCH, Code, Method, Reply, Scope
 
 # Room for the fields of an entry beside its request.
@@ -145,7 +145,7 @@ def names_its_points(row: Method, request: Message) -> bool:
     """
     if row.scope is not Scope.POINTS or row.path == UPDATE_BATCH:
         return False
-    if "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter"):
+    if is_conditional(request):
         return False
     selectors = (getattr(request, name, None) for name in ("points_selector", "points"))
     return all(

@@ -17,6 +17,7 @@ from generated.qdrant import collections_pb2, points_pb2
 from generated.qdrant import qdrant_common_pb2 as common
 from generated.understudy.wal.v1 import entry_pb2
 from server.conflicts import point_key
+from server.replica.requests import is_conditional
 from server.rpc import METHODS
 
 Key: TypeAlias = int | str
@@ -236,7 +237,7 @@ def is_repeatable(operation: Operation) -> bool:
     request = operation.request
     if not isinstance(request, _ON_POINTS_THAT_ARE_THERE) or len(UnknownFieldSet(request)):
         return False
-    if "update_filter" in request.DESCRIPTOR.fields_by_name and request.HasField("update_filter"):
+    if is_conditional(request):
         return False
     return names_only_points(operation)
 

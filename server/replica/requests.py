@@ -25,6 +25,7 @@ __all__ = [
     "UPDATE_BATCH",
     "UPDATE_VECTORS",
     "UPSERT",
+    "is_conditional",
     "parse",
     "parts_of",
 ]
@@ -41,6 +42,11 @@ SET_PAYLOAD = POINTS + "SetPayload"
 OVERWRITE_PAYLOAD = POINTS + "OverwritePayload"
 DELETE_PAYLOAD = POINTS + "DeletePayload"
 CLEAR_PAYLOAD = POINTS + "ClearPayload"
+
+
+def is_conditional(write: Message) -> bool:
+    """Whether a write, or an operation of a batch, is done only to points that meet a condition."""
+    return "update_filter" in write.DESCRIPTOR.fields_by_name and write.HasField("update_filter")
 
 
 def parse(message: type[M], body: bytes) -> M:

@@ -73,8 +73,10 @@ class _Node(NamedTuple):
 
 def explain(initial: S, steps: Sequence[Step[S]], *, nodes_most: int = NODES_MOST) -> str:
     """Empty when one order explains everything, else what does not fit. `steps` are sorted by their start."""
-    for uncertain_most in (len(steps), *_FEW_UNCERTAIN):
-        # Most histories are soon explained, or with the help of few uncertain steps; nothing is refuted here.
+    with contextlib.suppress(Undecided):
+        return _search(initial, steps, len(steps), nodes_most // _SHORT)
+    for uncertain_most in _FEW_UNCERTAIN:
+        # Few uncertain steps may explain it; that they do not says nothing.
         with contextlib.suppress(Undecided):
             if not _search(initial, steps, uncertain_most, nodes_most // _SHORT):
                 return ""
