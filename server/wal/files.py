@@ -39,10 +39,14 @@ class FileFacts:
 
 
 class OpenFile(Protocol):
-    """A file open for appending."""
+    """A file open for appending: its end is where the last append that worked has ended."""
 
     def append(self, parts: Sequence[bytes]) -> None:
         """Write all parts at the end; OSError when not all was written."""
+        ...
+
+    def make_room(self, length: int) -> None:
+        """Write zeros behind the end, which stays where it is: once synced, appends there leave the size alone."""
         ...
 
     def sync(self) -> None:
@@ -164,12 +168,18 @@ def cut_off(disk: Disk, path: Path, offset: int) -> None:
 class _RealFile:
     """See OpenFile."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, end: int) -> None:
         self._descriptor = descriptor
+        self._end = end
 
     def append(self, parts: Sequence[bytes]) -> None:
+        end = self._end
         for start in range(0, len(parts), _BUFFERS_MAX):
-            _write_all(self._descriptor, parts[start : start + _BUFFERS_MAX])
+            end = _write_all(self._descriptor, parts[start : start + _BUFFERS_MAX], end)
+        self._end = end
+
+    def make_room(self, length: int) -> None:
+        _write_all(self._descriptor, [bytes(length)], self._end)
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
@@ -181,17 +191,20 @@ class _RealFile:
             os.close(descriptor)
 
 
-def _write_all(descriptor: int, parts: Sequence[bytes]) -> None:
-    wanted = sum(map(len, parts))
-    written = os.writev(descriptor, parts)
-    if written == wanted:
-        return
-    rest = memoryview(b"".join(parts))[written:]
+def _write_all(descriptor: int, parts: Sequence[bytes], offset: int) -> int:
+    """Returns the offset behind them."""
+    end = offset + sum(map(len, parts))
+    offset += os.pwritev(descriptor, parts, offset)
+    if offset == end:
+        return end
+    rest = memoryview(b"".join(parts))[offset - end :]
     while rest:
-        written = os.write(descriptor, rest)
+        written = os.pwrite(descriptor, rest, offset)
         if written == 0:
             raise OSError(errno.EIO, "the disk took no more bytes")
+        offset += written
         rest = rest[written:]
+    return end
 
 
 class _RealLock:
@@ -272,7 +285,7 @@ class RealDisk:
             os.close(descriptor)
 
     def create(self, path: Path) -> OpenFile:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, FILE_MODE)
         try:
             # The umask can only take bits away; an umask such as 0377 would leave a file that we cannot read back.
@@ -280,10 +293,15 @@ class RealDisk:
         except OSError:
             os.close(descriptor)
             raise
-        return _RealFile(descriptor)
+        return _RealFile(descriptor, 0)
 
     def open_append(self, path: Path) -> OpenFile:
-        return _RealFile(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC))
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return _RealFile(descriptor, os.fstat(descriptor).st_size)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def rewrite(self, path: Path, offset: int, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

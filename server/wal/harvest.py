@@ -278,6 +278,9 @@ def gather(disk: Disk, source: Source, rules: FrameRules, harvest: Harvest) -> b
         harvest.known_seq = max(harvest.known_seq, chosen.header.first_seq - 1)
     else:
         harvest.asides.append(Aside(source.path.name, 0, SEGMENT_HEADER_BYTES, Finding.UNREADABLE))
+    if found and found[-1].frame is None and not data[found[-1].start :].strip(b"\0"):
+        # Room that was made for more.
+        found.pop()
     run: Run | None = None
     for piece in found:
         run = _take(harvest, Run.blank(source.path, chosen, piece), piece, rules, run)

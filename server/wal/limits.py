@@ -20,6 +20,8 @@ class WalLimits:
     queue_entries: int = 4096
     queue_bytes: int = 64 * MIB
     cache_bytes: int = 16 * MIB
+    # Zeros are written so far ahead of small batches; a batch of a sixteenth of it or more pays for its own size.
+    room_bytes: int = MIB
     # The head is renewed after this much has been appended since the last one, or once this time has passed.
     head_bytes: int = 8 * MIB
     head_seconds: float = 1.0

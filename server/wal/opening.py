@@ -116,6 +116,7 @@ def _recover(
     for problem in found.cuts:
         mended.cuts.append(_cut(disk, found, problem, clock))
     if found.segments:
+        _take_room_away(disk, found.segments[-1])
         _make_durable(disk, found, head)
     else:
         _begin_segment(disk, found, head, clock=clock, entropy=entropy)
@@ -257,6 +258,13 @@ def _cut(disk: Disk, found: Survey, problem: Problem, clock: Clock) -> Cut:
     publish(disk, path.with_name(name), [disk.read(path, problem.offset, length)])
     cut_off(disk, path, problem.offset)
     return Cut(problem.file, problem.offset, length, name)
+
+
+def _take_room_away(disk: Disk, last: Segment) -> None:
+    """A crash came before the segment was cut to its frames. Whether the zeros are on the medium nobody knows."""
+    if last.room_bytes:
+        cut_off(disk, last.path, last.size)
+        last.room_bytes = 0
 
 
 def _sweep(disk: Disk, found: Survey) -> tuple[str, ...]:

@@ -139,6 +139,9 @@ class Writer:
         self._space = space
         # The end of what is in the file, of what a sync covered, and of what somebody was told.
         self._written = self._synced = self._settled = tip
+        # Up to where the file holds zeros that a sync covered; nothing of it is counted on after a failure.
+        self._room_end = tip.offset
+        self._is_room_refused = False
         # What was told and no sync covers yet: the renewal of the head bounds it.
         self._unsynced: list[bytes] = []
         self._generation = head.generation
@@ -265,6 +268,7 @@ class Writer:
 
     def _cut_half_written(self) -> None:
         cut_off(self._disk, self._path_of(self._written), self._written.offset)
+        self._room_end = self._written.offset
 
     def _do(self, run: Sequence[Command]) -> Tip | None:
         """Carry a run out; returns where the log goes on when that is not where it was."""
@@ -282,17 +286,51 @@ class Writer:
         return None
 
     def _write(self, writes: Sequence[Write]) -> None:
-        self._file.append([write.frame for write in writes])
+        frames = [write.frame for write in writes]
+        is_durable = any(write.is_durable for write in writes)
+        if is_durable:
+            self._make_room(sum(map(len, frames)))
+        self._file.append(frames)
         self._written = writes[-1].tip
         if self._dirty_since is None:
             self._dirty_since = self._clock.monotonic()
-        if any(write.is_durable for write in writes):
+        if is_durable:
             self._sync()
         else:
             self._unsynced += (write.frame for write in writes)
         self._settled = self._written
         if self._written.offset - self._head.tail_offset >= self._limits.head_bytes:
             self._is_head_due = True
+
+    def _make_room(self, length: int) -> None:
+        """Zeros for this batch and those to come, when they are small.
+
+        A sync of bytes that only replace others costs a file system one write; when the file has grown, it has to write
+        down the new size as well.
+        """
+        end = self._written.offset
+        room = min(self._limits.room_bytes, self._limits.segment_bytes - end)
+        is_small = length <= room and length * 16 <= self._limits.room_bytes
+        if end + length <= self._room_end or not is_small or self._is_room_refused:
+            return
+        try:
+            self._file.make_room(room)
+        except OSError as failure:
+            if failure.errno not in NO_SPACE:
+                raise
+            # What is left of the disk is for frames.
+            self._is_room_refused = True
+            self._disk.truncate(self._path_of(self._written), end)
+            return
+        self._sync_file()
+        self._synced, self._room_end = self._written, end + room
+        self._unsynced.clear()
+
+    def _take_room_away(self) -> None:
+        """A segment that is over ends with its last frame."""
+        if self._room_end > self._written.offset:
+            self._disk.truncate(self._path_of(self._written), self._written.offset)
+        self._room_end = self._written.offset
 
     def _sync(self) -> None:
         if self._synced is self._written:
@@ -310,11 +348,13 @@ class Writer:
 
     def _roll(self, tip: Tip, key: bytes) -> None:
         self._sync()
+        self._take_room_away()
         publish(self._disk, self._path_of(tip), [tip.codec.encoded])
         file = self._disk.open_append(self._path_of(tip))
         self._file.close()
         self._file = file
         self._written = self._synced = self._settled = tip
+        self._room_end, self._is_room_refused = tip.offset, False
         self._key, self._head = key, replace(self._head, key_id=tip.codec.header.key_id)
         self._is_head_due = True
 
@@ -383,6 +423,7 @@ class Writer:
         file = replace_segment(self._disk, self._path_of(tip), kept, self._rules)
         failed, self._file = self._file, file
         self._written = self._synced = tip
+        self._room_end, self._is_room_refused = tip.offset, False
         self._unsynced.clear()
         failed.close()
         self._renew_head()
@@ -405,6 +446,9 @@ class Writer:
         )
         self._file.append([frame])
         self._sync_file()
+        end = tip.offset + len(frame)
+        if self._room_end > end:
+            self._disk.truncate(self._path_of(tip), end)
 
     def _path_of(self, tip: Tip) -> Path:
         return self._directory / segment_name(tip.codec.header.number)

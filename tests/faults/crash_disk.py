@@ -177,6 +177,7 @@ class _CrashFile:
         self._disk = disk
         self._path = path
         self._inode = inode
+        self._end = len(inode.live)
         self.closed = False
         self.failed_sync = False
 
@@ -188,9 +189,21 @@ class _CrashFile:
                 self._disk.called("append", self._path)
             except OSError:
                 # A failing write may have written some of it.
-                self._inode.write(len(self._inode.live), data[: self._disk.rng.randrange(len(data) + 1)])
+                self._inode.write(self._end, data[: self._disk.rng.randrange(len(data) + 1)])
                 raise
-            self._inode.write(len(self._inode.live), data)
+            self._inode.write(self._end, data)
+            self._end += len(data)
+
+    def make_room(self, length: int) -> None:
+        with self._disk.guard:
+            assert not self.closed
+            data = bytes(length)
+            try:
+                self._disk.called("make_room", self._path)
+            except OSError:
+                self._inode.write(self._end, data[: self._disk.rng.randrange(length + 1)])
+                raise
+            self._inode.write(self._end, data)
 
     def sync(self) -> None:
         with self._disk.guard:

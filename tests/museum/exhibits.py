@@ -20,6 +20,7 @@ _RETIRE = "tests/wal/test_retire.py"
 _FAULTS = "tests/wal/test_faults.py"
 _LATCHED = f"{_FAULTS}::test_after_a_failed_write_or_sync_writers_are_refused_and_readers_served"
 _FILES = "tests/wal/test_files.py"
+_ROOM = "tests/wal/test_room.py"
 _REPLAYER = "tests/replay/test_replayer.py"
 
 _SIGNED_WHEN_WRITTEN = "mac = self.signer.mac(previous_mac, header, prefix, body)"
@@ -52,8 +53,8 @@ DURABLE = (
         "acknowledged before the sync",
         "nothing acknowledged is lost",
         "wal/writer.py",
-        "if any(write.is_durable for write in writes):",
-        "if False:",
+        "        if is_durable:\n            self._sync()\n        else:\n",
+        "        if False:\n            self._sync()\n        else:\n",
         _POWER_CUTS,
         seed=True,
     ),
@@ -73,6 +74,38 @@ DURABLE = (
         "            file.append(parts)\n            file.sync()\n        finally:\n",
         "            file.append(parts)\n        finally:\n",
         _POWER_CUTS,
+    ),
+    _bug(
+        "whatever is behind the last good frame is room",
+        "a flaw below a point known to be durable is damage",
+        "wal/scan.py",
+        'if not data.strip(b"\\0"):',
+        "if True:",
+        f"{_ROOM}::test_a_flaw_before_it_is_judged_as_without_it",
+    ),
+    _bug(
+        "a segment that is over keeps its room",
+        "a closed segment ends with its last frame",
+        "wal/writer.py",
+        "        self._sync()\n        self._take_room_away()\n        publish(",
+        "        self._sync()\n        publish(",
+        f"{_ROOM}::test_closed_segments_have_none",
+    ),
+    _bug(
+        "the rest of room that a full disk refused stays",
+        "a closed segment ends with its last frame",
+        "wal/writer.py",
+        "            self._disk.truncate(self._path_of(self._written), end)\n            return\n",
+        "            return\n",
+        f"{_ROOM}::test_without_space_for_it_the_log_goes_on_until_the_next_segment",
+    ),
+    _bug(
+        "frames are written behind room",
+        "frames follow each other without a gap",
+        "wal/files.py",
+        "        _write_all(self._descriptor, [bytes(length)], self._end)",
+        "        self._end = _write_all(self._descriptor, [bytes(length)], self._end)",
+        f"{_FILES}::test_room_is_behind_the_end_and_appends_go_into_it",
     ),
     _bug(
         "the cursor is written and not synced",

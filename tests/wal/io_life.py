@@ -37,7 +37,7 @@ AT_REST = {"export.py", "harvest.py", "inspect.py", "keysource.py", "patrol.py",
 AT_REST_FUNCTIONS = {("keyuse.py", "signing_now")}
 DISK_CALLS = {
     *("make_directory", "names", "facts", "read", "create", "open_append", "rewrite", "truncate", "rename", "remove"),
-    *("sync_directory", "allocate", "free_bytes", "lock", "append", "sync"),
+    *("sync_directory", "allocate", "free_bytes", "lock", "append", "make_room", "sync"),
 }
 RECEIVERS = {"disk", "_disk", "file", "_file"}
 # Calls on files in server/wal/files.py: functions of `os` and `fcntl`, methods of Path and DirEntry.
@@ -157,6 +157,10 @@ class _ArmedFile:
     def append(self, parts: list[bytes]) -> None:
         self._check("append", self._path)
         self._file.append(parts)
+
+    def make_room(self, length: int) -> None:
+        self._check("make_room", self._path)
+        self._file.make_room(length)
 
     def sync(self) -> None:
         self._check("sync", self._path)
@@ -279,13 +283,19 @@ class Life:
             self.put(self.directory / f"segment-{int(last[8:24], 16) + 1:016x}.wal", b"stray")
         await self._attempt(log.reopen())
         await self._keep_one(log)
-        # The disk is full: while a segment is begun, for an entry, for the head, for the ballast.
-        for operation, start in (("sync_directory", self.directory.name), ("append", "segment"), ("create", "head")):
+        # The disk is full: while a segment is begun, for room, for an entry, for the head, for the ballast.
+        for operation, start in (
+            ("sync_directory", self.directory.name),
+            ("make_room", "segment"),
+            ("append", "segment"),
+            ("create", "head"),
+            # Leaves head.tmp, which is in the way of the next one.
+            ("append", "head"),
+        ):
             self.arms.arm(operation, start, "", errno.ENOSPC)
             await self._fill(log, 4)
             self.arms.armed.clear()
             await self._attempt(log.tend())
-        self.put(self.directory / "head.tmp", b"torn")
         await self._fill(log, 6)
         self.arms.arm("append", "segment", ".wal", errno.ENOSPC)
         await self._fill(log, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -35,9 +35,9 @@ async def written(
     replayed: int = 0,
     entropy: Entropy | None = None,
 ) -> Files:
-    """Files of a log that holds BODIES, after a close or after a kill."""
+    """Files of a log that holds BODIES, after a close or after a kill, without room for more (see test_room)."""
     disk = CrashDisk()
-    log = opened(disk=disk, entropy=entropy or Entropy(seed), limits=limits)
+    log = opened(disk=disk, entropy=entropy or Entropy(seed), limits=replace(limits or WalLimits(), room_bytes=0))
     for body in BODIES:
         # One with principal and trace, two without: fewer bits, same kinds of field.
         await log.append(entry(body) if body == BODIES[1] else NewRecord(1, PENDING, body))
@@ -189,7 +189,7 @@ class SameKey(Entropy):
 async def six_in_two_segments(*, clean: bool) -> tuple[Files, bytes, bytes, Path]:
     """A log of two segments with three records each; the frames of the first may be put into the last."""
     disk = CrashDisk()
-    log = opened(disk=disk, limits=WalLimits(segment_bytes=550))
+    log = opened(disk=disk, limits=WalLimits(segment_bytes=550, room_bytes=0))
     for body in BODIES * 2:
         await log.append(NewRecord(1, PENDING, body))
     files = disk.everything()
@@ -483,7 +483,7 @@ Frames = list[tuple[FrameType, int, int, int, int]]
 async def signed(frames: Frames) -> WalError | Accepted:
     """A log whose last frames were made with the key: (type, seq, value, durable_before, head_generation)."""
     disk = CrashDisk()
-    log = opened(disk=disk)
+    log = opened(disk=disk, limits=WalLimits(room_bytes=0))
     await log.append(entry(b"one"))
     tip = log._encoder.tip
     data, mac = disk.content(FIRST), tip.mac

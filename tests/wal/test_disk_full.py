@@ -174,7 +174,7 @@ async def test_retiring_makes_room_and_the_ballast_comes_back() -> None:
 
 async def test_without_ballast_a_cursor_has_no_room_and_the_log_does_not_fail() -> None:
     disk = SmallDisk(10_000)
-    limits = WalLimits(cache_bytes=0, free_bytes_min=0, ballast_bytes=0)
+    limits = WalLimits(cache_bytes=0, free_bytes_min=0, ballast_bytes=0, room_bytes=0)
     log = opened(disk=disk, limits=limits)
     await log.tend()
     while log.why_no_writes == "" and disk.used < 10_000:
@@ -399,8 +399,10 @@ async def test_nothing_looks_at_the_disk_on_the_way_of_an_append() -> None:
     log = opened(disk=disk, limits=LIMITS)
     await log.tend()
     before = len(disk.calls)
-    await log.append(entry(b"x"))
-    assert [call for call, _ in disk.calls[before:]] == ["append", "sync", "synced"]
+    for _ in range(2):
+        await log.append(entry(b"x"))
+    made, write = ["make_room", "sync", "synced"], ["append", "sync", "synced"]
+    assert [call for call, _ in disk.calls[before:]] == made + write + write
     await log.close()
 
 
@@ -544,7 +546,9 @@ def small_file_system(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
-    limits = WalLimits(segment_bytes=200_000, cache_bytes=0, free_bytes_min=1 << 20, ballast_bytes=1 << 19)
+    limits = WalLimits(
+        segment_bytes=200_000, cache_bytes=0, free_bytes_min=1 << 20, ballast_bytes=1 << 19, room_bytes=160_000
+    )
     log = opened(small_file_system / "wal", disk=RealDisk(), limits=limits)
     await log.tend()
     await log.append(entry(b"first"))
@@ -552,8 +556,10 @@ async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
     with hog.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
+    # Room was made while there was space.
+    assert await log.append(entry(b"second")) == 2
     with pytest.raises(WalFull, match="is full"):
-        await log.append(entry(bytes(9000)))
+        await log.append(entry(bytes(170_000)))
     with pytest.raises(WalFull, match="short of space"):
         await log.append(entry(bytes(9000)))
     (record,) = await log.read_pending(1, 1000)
@@ -577,6 +583,6 @@ async def test_a_real_disk_that_is_full(small_file_system: Path) -> None:
         await log.append(entry(b"second"))
     hog.unlink()
     await log.tend()
-    assert await log.append(entry(b"second")) == 2
+    assert await log.append(entry(b"third")) == 3
     assert (log.replayed_seq, log.space.ballast, log.recovery.clean) == (1, Ballast.HELD, True)
     await log.close()

@@ -126,14 +126,30 @@ def test_a_new_file_whose_mode_cannot_be_set_is_closed(tmp_path: Path, monkeypat
 
 
 def test_append_goes_on_after_a_short_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writev, write = os.writev, os.write
-    monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [b"".join(parts)[:5]]))
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data)[:3]))
+    pwritev, pwrite = os.pwritev, os.pwrite
+    monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: pwritev(fd, [b"".join(parts)[:5]], at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, bytes(data)[:3], at))
     assert write_whole([b"abcd", b"efgh", b"ijkl"], tmp_path) == b"abcdefghijkl"
-    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
     (tmp_path / "file").unlink()
     with pytest.raises(OSError, match="no more bytes"):
         write_whole([b"abcd", b"efgh"], tmp_path)
+
+
+def test_room_is_behind_the_end_and_appends_go_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    file = RealDisk().create(path)
+    file.append([b"one"])
+    file.make_room(8)
+    file.append([b"two", b"three"])
+    file.sync()
+    assert path.read_bytes() == b"onetwothree"
+    file.make_room(4)
+    file.close()
+    again = RealDisk().open_append(path)
+    again.append([b"behind whatever is there"])
+    again.close()
+    assert path.read_bytes() == b"onetwothree\0\0\0\0behind whatever is there"
 
 
 def test_rewrite_and_read_go_on_after_short_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,12 @@ async def test_every_call_on_the_disk_fails_once(code: str) -> None:
 # --- through the system calls ----------------------------------------------------------------------------------------
 
 # By function and call: how many times it is called until it fails by itself, in every life.
-CORNERS = {("create", "os.fchmod"): 9, ("_take_lock", "os.fchmod"): 3, ("_write_all", "os.writev"): 7}
+CORNERS = {
+    ("create", "os.fchmod"): 9,
+    ("_take_lock", "os.fchmod"): 3,
+    ("_write_all", "os.pwritev"): 7,
+    ("open_append", "os.fstat"): 3,
+}
 
 
 @dataclass
@@ -121,7 +126,7 @@ class Watcher:
     again: list[str] = field(default_factory=list)
     opened: set[int] = field(default_factory=set)
     SYNCS: ClassVar = ("os.fsync", "os.fdatasync")
-    SHORT: ClassVar = ("os.write", "os.writev", "os.pwrite", "os.pread")
+    SHORT: ClassVar = ("os.pwritev", "os.pwrite", "os.pread")
 
     def call(self, text: str, function: Callable[..., Any], frame: Any, *arguments: Any, **more: Any) -> Any:
         site, line = ("files.py", frame.f_lineno), frame.f_lineno
@@ -158,9 +163,9 @@ class Watcher:
     def _short(self, text: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if text == "os.pread":
             return function(arguments[0], max(1, arguments[1] // 2), arguments[2])
-        data = b"".join(arguments[1]) if text == "os.writev" else bytes(arguments[1])
+        data = b"".join(arguments[1]) if text == "os.pwritev" else bytes(arguments[1])
         half = data[: max(1, len(data) // 2)]
-        return function(arguments[0], [half] if text == "os.writev" else half, *arguments[2:])
+        return function(arguments[0], [half] if text == "os.pwritev" else half, *arguments[2:])
 
     def module(self, real: types.ModuleType, name: str) -> Any:
         """What stands for `os` or `fcntl` in server/wal/files.py."""

@@ -116,7 +116,9 @@ async def test_a_segment_that_is_not_what_was_written_stays_shut() -> None:
 async def test_a_new_segment_or_head_that_fails(operation: str, name: str) -> None:
     """Segments of two entries: the failure may hit while a segment is begun, or the head renewed."""
     disk = CrashDisk()
-    log = opened(disk=disk, limits=WalLimits(segment_bytes=900, head_bytes=500, cache_bytes=0, ballast_bytes=0))
+    log = opened(
+        disk=disk, limits=WalLimits(segment_bytes=900, head_bytes=500, cache_bytes=0, ballast_bytes=0, room_bytes=0)
+    )
     acknowledged = []
     for number in range(40):
         if number == 7:

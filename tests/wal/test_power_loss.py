@@ -242,7 +242,7 @@ async def test_what_an_open_cut_off_does_not_come_back_in_a_later_power_cut() ->
     work = CrashDisk()
     log = opened(disk=work)
     await log.append(entry(b"first"))
-    before = len(work.content(SEGMENT))
+    before = log.total_bytes
     await asyncio.gather(*(log.append(entry(bytes(400))) for _ in range(2)))
     torn = work.after_kill()
     held = torn.content(SEGMENT)
