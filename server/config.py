@@ -170,7 +170,7 @@ class Wal(Section):
     room_bytes: int = Field(
         MIB,
         ge=0,
-        description="Zeros are written so far ahead of small batches, which makes their syncs shorter; 0 = not (btrfs, ZFS)",
+        description="So far ahead of small batches zeros are written, which makes syncs shorter; 0 = not (btrfs, ZFS)",
     )
     head_bytes: PositiveInt = Field(8 * MIB, description="The signed head is renewed after this much")
     head_seconds: Seconds = Field(1.0, gt=0, description="The signed head is renewed after this long at the latest")

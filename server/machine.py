@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from server.upstream import Upstream
 from server.wal.files import Disk, RealDisk
 from server.wal.keyring import Entropy
 from server.wal.runner import Runner, ThreadRunner
-from server.wal.writer import Command
+from server.wal.writer import Command, Outcome
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -45,7 +45,7 @@ class Machine:
     secret: Callable[[Path], bytes] = read_or_make_secret
     upstream: Callable[..., Upstream] = Upstream
     replica: Callable[..., ReplicaProcess] = ReplicaProcess
-    writer: Callable[[], Runner[Command]] = ThreadRunner
+    writer: Callable[[], Runner[Command, Sequence[Outcome]]] = ThreadRunner
     entropy: Entropy = os.urandom
     jitter: Callable[[], float] = random.random
     boot: Callable[[], bytes] = boot_of

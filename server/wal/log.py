@@ -10,7 +10,6 @@ Does not promise that a cancelled `append` left nothing: the entry may be logged
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class Log(Reading, Keeping):
         limits: WalLimits,
         entropy: Entropy,
         space: Space,
-        runner: Runner[Command],
+        runner: Runner[Command, Sequence[Outcome]],
     ) -> None:
         found, head = opened.survey, opened.head
         self._limits = limits
@@ -106,7 +105,7 @@ class Log(Reading, Keeping):
             file=opened.file,
             rules=opened.rules,
             space=space,
-            deliver=self._deliver,
+            hear=self._take,
             runner=runner,
         )
         self._writer.start()
@@ -122,7 +121,7 @@ class Log(Reading, Keeping):
         kinds: Collection[int],
         entropy: Entropy = os.urandom,
         external: ExternalKeys | None = None,
-        runner: Runner[Command] | None = None,
+        runner: Runner[Command, Sequence[Outcome]] | None = None,
     ) -> Log:
         """Lock, verify and recover a directory; blocking. `runner` drives the writer, None = a thread.
 
@@ -263,12 +262,6 @@ class Log(Reading, Keeping):
             raise WalLatched("the log is closed", hint="Understudy is stopping")
 
     # --- what the writer reports -------------------------------------------------------------------------------------
-
-    def _deliver(self, outcomes: Sequence[Outcome]) -> None:
-        """Called on the writer's thread, which has nothing to tell before the event loop has sent it something."""
-        # A closed loop has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            self._running_loop().call_soon_threadsafe(self._take, outcomes)
 
     def _take(self, outcomes: Sequence[Outcome]) -> None:
         before = self.last_seq
@@ -442,7 +435,7 @@ class Log(Reading, Keeping):
         try:
             await done
         finally:
-            await asyncio.to_thread(self._writer.join)
+            await self._writer.join()
             try:
                 self._lock.release()
             except OSError as error:

@@ -1,65 +1,114 @@
 """What drives the log's writer: a thread of its own.
 
 Promises: batches are taken up one after the other, in the order in which they were put; `step` is never run twice at
-once. Knows nothing of what a command does.
+once. What it tells is heard on the event loop, in that order. Knows nothing of what a command does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 C = TypeVar("C")
+N = TypeVar("N")
 # Carries a batch out, False = that was the last one.
 Step = Callable[[list[C]], bool]
 
 
-class Runner(Protocol[C]):
-    """Takes commands from the event loop to the writer. `start` comes first, `join` last, each once."""
+class Runner(Protocol[C, N]):
+    """Takes commands from the event loop to the writer, and its news back. `start` comes first, `join` last, each once.
 
-    def start(self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]) -> None:
+    `tell` is the writer's; everything else belongs to one event loop.
+    """
+
+    def start(
+        self,
+        step: Step[C],
+        *,
+        hear: Callable[[N], None],
+        wait_seconds: Callable[[], float | None],
+        is_last: Callable[[C], bool],
+    ) -> None:
         """Call `step` with all that waits, up to a command that `is_last`; with nothing after `wait_seconds` of rest.
 
-        `wait_seconds` None = there is no need to. Stops when `step` says so.
+        `wait_seconds` None = there is no need to. Stops when `step` says so. `hear` gets what is told.
         """
         ...
 
     def put(self, commands: Sequence[C]) -> None:
-        """Hand commands over; returns at once."""
+        """Hand commands over; returns at once. Nothing can be told before the first ones."""
         ...
 
-    def join(self) -> None:
+    def tell(self, news: N) -> None:
+        """Hand something back; returns at once."""
+        ...
+
+    async def join(self) -> None:
         """Wait until it has stopped."""
         ...
 
 
-class ThreadRunner(Runner[C]):
-    """See Runner: a daemon thread and a queue."""
+class ThreadRunner(Runner[C, N]):
+    """See Runner: a daemon thread and a queue, and an eventfd for the way back.
+
+    `call_soon_threadsafe` would do. Its socket costs a lone writer of the log one entry in ten.
+    """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Sequence[C]] = queue.SimpleQueue()
+        self._news: collections.deque[N] = collections.deque()
         self._thread: threading.Thread | None = None
+        self._hear: Callable[[N], None]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell = -1
 
-    def start(self, step: Step[C], *, wait_seconds: Callable[[], float | None], is_last: Callable[[C], bool]) -> None:
+    def start(
+        self,
+        step: Step[C],
+        *,
+        hear: Callable[[N], None],
+        wait_seconds: Callable[[], float | None],
+        is_last: Callable[[C], bool],
+    ) -> None:
         """See Runner."""
 
         def run() -> None:
             while step(self._next_batch(wait_seconds(), is_last)):
                 pass
 
+        self._hear = hear
         self._thread = threading.Thread(target=run, name="understudy-wal", daemon=True)
         self._thread.start()
 
     def put(self, commands: Sequence[C]) -> None:
         """See Runner; the caller keeps the queue within its limits."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+            self._loop.add_reader(self._bell, self._rung)
         self._queue.put(commands)
 
-    def join(self) -> None:
+    def tell(self, news: N) -> None:
         """See Runner."""
-        assert self._thread is not None
-        self._thread.join()
+        self._news.append(news)
+        os.eventfd_write(self._bell, 1)
+
+    async def join(self) -> None:
+        """See Runner."""
+        assert self._thread is not None and self._loop is not None
+        await asyncio.to_thread(self._thread.join)
+        self._loop.remove_reader(self._bell)
+        os.close(self._bell)
+
+    def _rung(self) -> None:
+        """Once for each of the news."""
+        os.eventfd_read(self._bell)
+        self._hear(self._news.popleft())
 
     def _next_batch(self, timeout: float | None, is_last: Callable[[C], bool]) -> list[C]:
         batch: list[C] = []

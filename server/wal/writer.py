@@ -108,7 +108,7 @@ class Outcome:
 
 
 class Writer:
-    """See the module. `deliver` is called on the writer's thread with the Outcomes of each batch, in order."""
+    """See the module. `hear` is called on the event loop with the Outcomes of each batch, in order."""
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class Writer:
         file: OpenFile,
         rules: FrameRules,
         space: Space,
-        deliver: Callable[[Sequence[Outcome]], None],
-        runner: Runner[Command],
+        hear: Callable[[Sequence[Outcome]], None],
+        runner: Runner[Command, Sequence[Outcome]],
     ) -> None:
         self._directory = directory
         self._disk = disk
@@ -132,7 +132,7 @@ class Writer:
         self._limits = limits
         self._key = key
         self._head = head
-        self._deliver = deliver
+        self._hear = hear
         self._runner = runner
         self._file = file
         self._rules = rules
@@ -154,25 +154,28 @@ class Writer:
     def start(self) -> None:
         """Begin to take commands."""
         self._runner.start(
-            self._step, wait_seconds=self._head_due_seconds, is_last=lambda command: isinstance(command, Stop)
+            self._step,
+            hear=self._hear,
+            wait_seconds=self._head_due_seconds,
+            is_last=lambda command: isinstance(command, Stop),
         )
 
     def put(self, commands: Sequence[Command]) -> None:
         """Queue commands; the caller keeps the queue within its limits."""
         self._runner.put(commands)
 
-    def join(self) -> None:
+    async def join(self) -> None:
         """Wait until Stop has been carried out."""
-        self._runner.join()
+        await self._runner.join()
 
     def _step(self, batch: Sequence[Command]) -> bool:
         """One batch, empty when the head is due; False after a Stop."""
         outcomes = self._carry_out(batch)
         if outcomes:
-            self._deliver(outcomes)
+            self._runner.tell(outcomes)
         renewal = self._renew_head_when_due()
         if renewal is not None:
-            self._deliver([renewal])
+            self._runner.tell([renewal])
         if not (batch and isinstance(batch[-1], Stop)):
             return True
         try:

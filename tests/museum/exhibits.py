@@ -44,7 +44,7 @@ DURABLE = (
         "            rewind_to = self._do(run)\n        except OSError",
         "            wanted = run\n"
         "            if isinstance(first, Write):\n"
-        "                self._deliver([self._outcome(run, None)])\n"
+        "                self._runner.tell([self._outcome(run, None)])\n"
         "                run = ()\n"
         "            rewind_to = self._do(wanted)\n        except OSError",
         f"{_SYSCALLS}::test_nothing_acknowledged_is_lost_when_killed_at_any_call",

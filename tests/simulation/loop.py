@@ -313,6 +313,7 @@ class LoopRunner:
         self._has_stopped = False
         self._timer: Handle | None = None
         self._step: Callable[[list[Any]], bool]
+        self._hear: Callable[[Any], None]
         self._wait_seconds: Callable[[], float | None]
         self._is_last: Callable[[Any], bool]
 
@@ -320,10 +321,11 @@ class LoopRunner:
         self,
         step: Callable[[list[Any]], bool],
         *,
+        hear: Callable[[Any], None],
         wait_seconds: Callable[[], float | None],
         is_last: Callable[[Any], bool],
     ) -> None:
-        self._step, self._wait_seconds, self._is_last = step, wait_seconds, is_last
+        self._step, self._hear, self._wait_seconds, self._is_last = step, hear, wait_seconds, is_last
 
     def put(self, commands: Any) -> None:
         self._waiting.extend(commands)
@@ -331,7 +333,10 @@ class LoopRunner:
             self._is_due = True
             self._loop.call_later(self._disk_seconds(), self._work)
 
-    def join(self) -> None:
+    def tell(self, news: Any) -> None:
+        self._loop.call_soon(self._hear, news)
+
+    async def join(self) -> None:
         assert self._has_stopped
 
     def _work(self) -> None:
