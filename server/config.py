@@ -167,11 +167,7 @@ class Wal(Section):
     queue_entries: PositiveInt = Field(4096, description="Most writers waiting for one fsync")
     queue_bytes: PositiveInt = Field(64 * MIB, description="Most bytes waiting for one fsync")
     cache_bytes: int = Field(16 * MIB, ge=0, description="Recent entries kept in memory for readers")
-    room_bytes: int = Field(
-        MIB,
-        ge=0,
-        description="So far ahead of small batches zeros are written, which makes syncs shorter; 0 = not (btrfs, ZFS)",
-    )
+    room_bytes: int = Field(MIB, ge=0, description="Zeros written ahead of small batches, for shorter syncs; 0 = none")
     head_bytes: PositiveInt = Field(8 * MIB, description="The signed head is renewed after this much")
     head_seconds: Seconds = Field(1.0, gt=0, description="The signed head is renewed after this long at the latest")
     pressure_share: float = Field(

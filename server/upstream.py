@@ -110,6 +110,8 @@ _TRANSPORT_TEXTS: tuple[tuple[frozenset[Code], str, Fault], ...] = (
     (_GONE, "Endpoint closed", Fault.LOST),
     # A gRPC core server that is shutting down.
     (_GONE, "Cancelling all calls", Fault.LOST),
+    # The same, of calls that it had not begun. Those that we cancel ourselves never come here.
+    (frozenset((Code.CANCELLED,)), "CANCELLED", Fault.LOST),
 )
 # Said by something in front of Qdrant, or by Qdrant's transport layer, with or without metadata of its own.
 _GATEWAY_TEXTS: tuple[tuple[frozenset[Code], str, Fault], ...] = (

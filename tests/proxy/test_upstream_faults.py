@@ -113,6 +113,24 @@ async def test_a_graceful_stop_fails_calls_in_flight_as_maybe_applied(peer: Grpc
         assert (await call).maybe_applied
 
 
+async def test_a_stop_fails_calls_that_it_has_not_begun_as_well(peer: GrpcPeer) -> None:
+    """A server of gRPC core says CANCELLED to those, which nobody had asked for."""
+    async with upstream_at(peer.address) as upstream:
+
+        async def call_on() -> UpstreamUnreachable:
+            while True:
+                try:
+                    reply = await upstream.handle(Call(ECHO, b"body", deadline=CLOCK.monotonic() + 60))
+                except UpstreamUnreachable as error:
+                    return error
+                assert reply.is_ok, reply
+
+        calls = [asyncio.ensure_future(call_on()) for _ in range(40)]
+        await peer.saw("echo", 200)
+        await peer.terminate()
+        assert not any(isinstance(error, UpstreamTimeout) for error in await asyncio.gather(*calls))
+
+
 async def test_a_reset_connection_means_maybe_applied(peer: GrpcPeer) -> None:
     async with toxic(peer) as (upstream, toxics):
         call = asyncio.ensure_future(unreachable(upstream, HANG))

@@ -27,6 +27,7 @@ BY_THE_TRANSPORT = [
     (Code.UNAVAILABLE, "ping timeout", Fault.LOST),
     (Code.UNAVAILABLE, "keepalive watchdog timeout", Fault.LOST),
     (Code.UNAVAILABLE, "Cancelling all calls", Fault.LOST),
+    (Code.CANCELLED, "CANCELLED", Fault.LOST),
     (Code.UNAVAILABLE, RESET.format(7), Fault.LOST),
     (Code.CANCELLED, RESET.format(8), Fault.LOST),
     (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", Fault.TIMEOUT),
@@ -53,6 +54,7 @@ BY_THE_PEER = [
     (Code.NOT_FOUND, "Not found: Collection `Socket closed` doesn't exist!"),
     (Code.INVALID_ARGUMENT, "Socket closed"),
     (Code.UNAUTHENTICATED, "Invalid API key or JWT"),
+    (Code.CANCELLED, "Cancelled by the user"),
     (Code.UNIMPLEMENTED, ""),
 ]
 
