@@ -116,7 +116,7 @@ def _recover(
     for problem in found.cuts:
         mended.cuts.append(_cut(disk, found, problem, clock))
     if found.segments:
-        _take_room_away(disk, found.segments[-1])
+        _end_at_last_frame(disk, found.segments[-1])
         _make_durable(disk, found, head)
     else:
         _begin_segment(disk, found, head, clock=clock, entropy=entropy)
@@ -260,11 +260,16 @@ def _cut(disk: Disk, found: Survey, problem: Problem, clock: Clock) -> Cut:
     return Cut(problem.file, problem.offset, length, name)
 
 
-def _take_room_away(disk: Disk, last: Segment) -> None:
-    """A crash came before the segment was cut to its frames. Whether the zeros are on the medium nobody knows."""
+def _end_at_last_frame(disk: Disk, last: Segment) -> None:
+    """Take away the room that a killed process left. Whether its zeros are on the medium nobody knows.
+
+    A cut whose sync failed looks done and may not be on the medium: so it is made again where there is nothing to cut.
+    """
     if last.room_bytes:
         cut_off(disk, last.path, last.size)
         last.room_bytes = 0
+    else:
+        disk.truncate(last.path, last.size)
 
 
 def _sweep(disk: Disk, found: Survey) -> tuple[str, ...]:

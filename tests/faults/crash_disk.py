@@ -24,6 +24,24 @@ from server.errors import WalLocked
 from server.wal.files import DIRECTORY_MODE, FILE_MODE, FileFacts
 
 SECTOR_BYTES = 512
+# Calls that change the durable image, or what may be left of it.
+CHANGING = frozenset(
+    (
+        *(
+            "append",
+            "make_room",
+            "sync",
+            "synced",
+            "rename",
+            "create",
+            "remove",
+            "sync_directory",
+            "truncate",
+            "rewrite",
+        ),
+        "mkdir",
+    )
+)
 
 
 @dataclass
@@ -209,14 +227,9 @@ class _CrashFile:
         with self._disk.guard:
             assert not self.closed
             assert not self.failed_sync, f"{self._path} was synced again after a failed sync"
-            try:
-                self._disk.called("sync", self._path)
-            except OSError:
-                self.failed_sync = True
-                self._inode.fail_to_sync(self._disk.rng)
-                raise
-            self._inode.sync()
-            self._disk.called("synced", self._path)
+            self.failed_sync = True
+            self._disk.sync_file(self._path, self._inode)
+            self.failed_sync = False
 
     def close(self) -> None:
         self.closed = True
@@ -404,17 +417,24 @@ class CrashDisk:
             there = inode.live[offset : offset + len(data)]
             assert data in (there, bytes(len(there))), "rewrite must not change a byte, except to zero"
             inode.write(offset, data)
-            self.called("sync", path)
-            inode.sync()
-            self.called("synced", path)
+            self.sync_file(path, inode)
 
     def truncate(self, path: Path, size: int) -> None:
         with self.guard:
             self.called("truncate", path)
-            self._inode(path).truncate(size)
+            inode = self._inode(path)
+            inode.truncate(size)
+            self.sync_file(path, inode)
+
+    def sync_file(self, path: Path, inode: Inode) -> None:
+        """As fsync does it, on whatever descriptor."""
+        try:
             self.called("sync", path)
-            self._inode(path).sync()
-            self.called("synced", path)
+        except OSError:
+            inode.fail_to_sync(self.rng)
+            raise
+        inode.sync()
+        self.called("synced", path)
 
     def rename(self, source: Path, target: Path) -> None:
         with self.guard:

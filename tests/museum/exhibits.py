@@ -100,6 +100,14 @@ DURABLE = (
         f"{_ROOM}::test_without_space_for_it_the_log_goes_on_until_the_next_segment",
     ),
     _bug(
+        "a cut whose sync failed is believed",
+        "what an open hands out is on the medium",
+        "wal/opening.py",
+        "    else:\n        disk.truncate(last.path, last.size)\n",
+        "",
+        f"{_ROOM}::test_a_cut_whose_sync_failed_is_made_again_by_the_next_open",
+    ),
+    _bug(
         "frames are written behind room",
         "frames follow each other without a gap",
         "wal/files.py",

@@ -39,7 +39,7 @@ from server.wal.salvage import Tools
 from server.wal.scan import segment_name
 from server.wal.signing import key_id_of
 from tests.faults.clock import ManualClock
-from tests.faults.crash_disk import CrashDisk
+from tests.faults.crash_disk import CHANGING, CrashDisk
 from tests.wal.support import (
     DIRECTORY,
     KINDS,
@@ -55,7 +55,6 @@ from tests.wal.support import (
 )
 
 SMALL = WalLimits(segment_bytes=6000, head_bytes=2500, cache_bytes=0)
-CHANGING = {"append", "sync", "synced", "rename", "create", "remove", "sync_directory", "truncate", "rewrite", "mkdir"}
 FIRST, SECOND, THIRD = (Entropy(name)(32) for name in ("first", "second", "third"))
 LONG_AFTER_NS = 10**19
 

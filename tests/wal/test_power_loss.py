@@ -19,7 +19,7 @@ from server.wal.limits import WalLimits
 from server.wal.log import Log
 from server.wal.quarantine import Refused
 from tests.faults.clock import ManualClock
-from tests.faults.crash_disk import CrashDisk
+from tests.faults.crash_disk import CHANGING, CrashDisk
 from tests.wal.support import (
     DIRECTORY,
     PENDING,
@@ -40,8 +40,6 @@ SOAK_STATES = 1_000_000
 CUTS = 3
 SMALL = WalLimits(segment_bytes=6000, head_bytes=2500, cache_bytes=0)
 SEGMENT = DIRECTORY / "segment-0000000000000001.wal"
-# Calls after which the durable image or what may survive differs.
-CHANGING = {"append", "sync", "synced", "rename", "create", "remove", "sync_directory", "truncate", "rewrite", "mkdir"}
 
 
 @dataclass
@@ -187,7 +185,10 @@ async def _shut(closing: Awaitable[None]) -> None:
 
 def check(state: CrashDisk, promised: Promised, written: Written, name: str) -> None:
     """Compare a recovered state with the promises."""
-    result, records = recovered(state)
+    try:
+        result, records = recovered(state)
+    except WalError as error:
+        raise AssertionError(f"{name}: {error}") from error
     found = {record.seq: record.body for record in records}
     first = result.survey.segments[0].first_seq
     assert list(found) == list(range(first, first + len(found))), name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests.wal.test_damage import BODIES, FIRST, Accepted, Files, frames_of, out
 from tests.wal.test_repair import repaired
 
 ROOM = WalLimits(room_bytes=16_384, cache_bytes=0)
+SHORT = WalLimits(segment_bytes=2_000, cache_bytes=0)
 
 
 def size_of(disk: CrashDisk, number: int = 1) -> int:
@@ -56,7 +59,7 @@ async def test_large_batches_and_what_needs_no_sync_make_none() -> None:
 
 async def test_closed_segments_have_none() -> None:
     disk = CrashDisk()
-    log = opened(disk=disk, limits=WalLimits(segment_bytes=2_000, cache_bytes=0))
+    log = opened(disk=disk, limits=SHORT)
     for number in range(40):
         await log.append(entry(b"%d" % number))
     killed = disk.after_kill()
@@ -159,6 +162,40 @@ async def test_without_space_for_it_the_log_goes_on_until_the_next_segment() -> 
     assert calls(disk, before).count("make_room") == 2
     assert bodies(recovered(disk.after_power_cut(None))[1]) == [b"%d" % each for each in range(number)]
     await log.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_cut_whose_sync_failed_is_made_again_by_the_next_open(seed: int) -> None:
+    """What the failed sync left on the medium would show up behind a closed segment."""
+    # The head vouches for every entry, so that the next open has no reason to write anything of the segment anew.
+    limits = replace(SHORT, head_bytes=1)
+    disk = CrashDisk(seed)
+    log = opened(disk=disk, limits=limits)
+    latest = ""
+
+    def fail_after_a_cut(operation: str, path: Path) -> None:
+        nonlocal latest
+        if (latest, operation) == ("truncate", "sync"):
+            raise OSError(errno.EIO, "no")
+        latest = operation
+
+    disk.on_call = fail_after_a_cut
+    acknowledged = 0
+    with pytest.raises(WalLatched):
+        while True:
+            await log.append(entry(b"%d" % acknowledged))
+            acknowledged += 1
+    left = disk.after_kill()
+    again = opened(disk=left, limits=limits)
+    while again.segment_count < 3:
+        await again.append(entry(b"%d" % acknowledged))
+        acknowledged += 1
+    for cut in (None, *range(8)):
+        found = bodies(recovered(left.after_power_cut(cut))[1])
+        assert found == [b"%d" % number for number in range(acknowledged)], cut
+    await again.close()
+    with pytest.raises(WalLatched):
+        await log.close()
 
 
 @pytest.mark.parametrize("operation", ["make_room", "sync"])
