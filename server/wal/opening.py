@@ -265,11 +265,7 @@ def _end_at_last_frame(disk: Disk, last: Segment) -> None:
 
     A cut whose sync failed looks done and may not be on the medium: so it is made again where there is nothing to cut.
     """
-    if last.room_bytes:
-        cut_off(disk, last.path, last.size)
-        last.room_bytes = 0
-    else:
-        disk.truncate(last.path, last.size)
+    cut_off(disk, last.path, last.size)
 
 
 def _sweep(disk: Disk, found: Survey) -> tuple[str, ...]:

@@ -12,12 +12,25 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 C = TypeVar("C")
 N = TypeVar("N")
-# Carries a batch out, False = that was the last one.
-Step = Callable[[list[C]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[C, N]):
+    """What a runner drives.
+
+    `step` gets all that waits, up to a command that `is_last`, and nothing after `wait_seconds` of rest (None = there
+    is no need to); False = that was the last batch. `hear` gets on the event loop what is told.
+    """
+
+    step: Callable[[list[C]], bool]
+    hear: Callable[[N], None]
+    wait_seconds: Callable[[], float | None]
+    is_last: Callable[[C], bool]
 
 
 class Runner(Protocol[C, N]):
@@ -26,18 +39,8 @@ class Runner(Protocol[C, N]):
     `tell` is the writer's; everything else belongs to one event loop.
     """
 
-    def start(
-        self,
-        step: Step[C],
-        *,
-        hear: Callable[[N], None],
-        wait_seconds: Callable[[], float | None],
-        is_last: Callable[[C], bool],
-    ) -> None:
-        """Call `step` with all that waits, up to a command that `is_last`; with nothing after `wait_seconds` of rest.
-
-        `wait_seconds` None = there is no need to. Stops when `step` says so. `hear` gets what is told.
-        """
+    def start(self, work: Work[C, N]) -> None:
+        """Begin; stops when `step` says so."""
         ...
 
     def put(self, commands: Sequence[C]) -> None:
@@ -67,21 +70,14 @@ class ThreadRunner(Runner[C, N]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell = -1
 
-    def start(
-        self,
-        step: Step[C],
-        *,
-        hear: Callable[[N], None],
-        wait_seconds: Callable[[], float | None],
-        is_last: Callable[[C], bool],
-    ) -> None:
+    def start(self, work: Work[C, N]) -> None:
         """See Runner."""
 
         def run() -> None:
-            while step(self._next_batch(wait_seconds(), is_last)):
+            while work.step(self._next_batch(work.wait_seconds(), work.is_last)):
                 pass
 
-        self._hear = hear
+        self._hear = work.hear
         self._thread = threading.Thread(target=run, name="understudy-wal", daemon=True)
         self._thread.start()
 

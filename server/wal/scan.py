@@ -54,7 +54,7 @@ def segment_number(name: str) -> int | None:
 
 @dataclass(slots=True)
 class Segment:
-    """A segment that opened: where its frames end and what they reach, and the zeros made for more behind them."""
+    """A segment that opened: where its frames end and what they reach."""
 
     path: Path
     codec: SegmentCodec
@@ -62,7 +62,6 @@ class Segment:
     last_seq: int
     last_wall_ns: int
     index: OffsetIndex = field(default_factory=OffsetIndex)
-    room_bytes: int = 0
 
     @property
     def number(self) -> int:
@@ -321,7 +320,7 @@ class _Walk:
             data = self._disk.read(self._segment.path, at, self._segment.size - at)
             if not data.strip(b"\0"):
                 # Room. Where frames should be, what the head promised is missing, and `run` says so.
-                self._segment.size, self._segment.room_bytes = at, len(data)
+                self._segment.size = at
                 return
             proven = max(proven, proof_after(self._segment.codec, data, 0, at))
         place = place_of(is_last=self._is_last, offset=at, proven_offset=proven)

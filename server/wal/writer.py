@@ -24,7 +24,7 @@ from server.wal.files import Disk, OpenFile, cut_off, publish
 from server.wal.limits import WalLimits
 from server.wal.record import SEGMENT_HEADER_BYTES, FrameRules, FrameType, Head, Record, SegmentCodec, encode_head
 from server.wal.reopening import Kept, probe, replace_segment
-from server.wal.runner import Runner
+from server.wal.runner import Runner, Work
 from server.wal.scan import HEAD_NAME, segment_name, segment_number
 
 _log = logging.getLogger("understudy.wal")
@@ -154,10 +154,7 @@ class Writer:
     def start(self) -> None:
         """Begin to take commands."""
         self._runner.start(
-            self._step,
-            hear=self._hear,
-            wait_seconds=self._head_due_seconds,
-            is_last=lambda command: isinstance(command, Stop),
+            Work(self._step, self._hear, self._head_due_seconds, lambda command: isinstance(command, Stop))
         )
 
     def put(self, commands: Sequence[Command]) -> None:
@@ -326,21 +323,17 @@ class Writer:
             self._disk.truncate(self._path_of(self._written), end)
             return
         self._sync_file()
-        self._synced, self._room_end = self._written, end + room
-        self._unsynced.clear()
+        self._room_end = end + room
 
-    def _take_room_away(self) -> None:
+    def _take_room_away(self, end: int) -> None:
         """A segment that is over ends with its last frame."""
-        if self._room_end > self._written.offset:
-            self._disk.truncate(self._path_of(self._written), self._written.offset)
-        self._room_end = self._written.offset
+        if self._room_end > end:
+            self._disk.truncate(self._path_of(self._written), end)
+        self._room_end = end
 
     def _sync(self) -> None:
-        if self._synced is self._written:
-            return
-        self._sync_file()
-        self._synced = self._written
-        self._unsynced.clear()
+        if self._synced is not self._written:
+            self._sync_file()
 
     def _sync_file(self) -> None:
         try:
@@ -348,18 +341,25 @@ class Writer:
         except OSError as failure:
             # Whatever the reason, a full disk included: after a failed sync nobody knows what the file holds.
             raise OSError(errno.EIO, f"sync failed: {failure.strerror}") from failure
+        self._synced = self._written
+        self._unsynced.clear()
 
     def _roll(self, tip: Tip, key: bytes) -> None:
         self._sync()
-        self._take_room_away()
+        self._take_room_away(self._written.offset)
         publish(self._disk, self._path_of(tip), [tip.codec.encoded])
         file = self._disk.open_append(self._path_of(tip))
         self._file.close()
+        self._go_on_in(file, tip)
+        self._key, self._head = key, replace(self._head, key_id=tip.codec.header.key_id)
+        self._is_head_due = True
+
+    def _go_on_in(self, file: OpenFile, tip: Tip) -> None:
+        """Another file, synced, which ends at `tip`: there is no room in it."""
         self._file = file
         self._written = self._synced = self._settled = tip
         self._room_end, self._is_room_refused = tip.offset, False
-        self._key, self._head = key, replace(self._head, key_id=tip.codec.header.key_id)
-        self._is_head_due = True
+        self._unsynced.clear()
 
     def _renew_head_when_due(self) -> Outcome | None:
         """Keep the head recent. A full disk puts it off; any other failure latches."""
@@ -424,10 +424,8 @@ class Writer:
         synced_offset = self._synced.offset if is_synced else SEGMENT_HEADER_BYTES
         kept = Kept(tip.codec, synced_offset, tuple(self._unsynced), tip.offset, tip.mac)
         file = replace_segment(self._disk, self._path_of(tip), kept, self._rules)
-        failed, self._file = self._file, file
-        self._written = self._synced = tip
-        self._room_end, self._is_room_refused = tip.offset, False
-        self._unsynced.clear()
+        failed = self._file
+        self._go_on_in(file, tip)
         failed.close()
         self._renew_head()
         self._latched = None
@@ -449,9 +447,7 @@ class Writer:
         )
         self._file.append([frame])
         self._sync_file()
-        end = tip.offset + len(frame)
-        if self._room_end > end:
-            self._disk.truncate(self._path_of(tip), end)
+        self._take_room_away(tip.offset + len(frame))
 
     def _path_of(self, tip: Tip) -> Path:
         return self._directory / segment_name(tip.codec.header.number)

@@ -25,23 +25,10 @@ from server.wal.files import DIRECTORY_MODE, FILE_MODE, FileFacts
 
 SECTOR_BYTES = 512
 # Calls that change the durable image, or what may be left of it.
-CHANGING = frozenset(
-    (
-        *(
-            "append",
-            "make_room",
-            "sync",
-            "synced",
-            "rename",
-            "create",
-            "remove",
-            "sync_directory",
-            "truncate",
-            "rewrite",
-        ),
-        "mkdir",
-    )
-)
+CHANGING = {
+    *("append", "make_room", "sync", "synced", "rename", "create", "remove", "sync_directory", "truncate", "rewrite"),
+    "mkdir",
+}
 
 
 @dataclass
@@ -200,26 +187,21 @@ class _CrashFile:
         self.failed_sync = False
 
     def append(self, parts: Sequence[bytes]) -> None:
+        data = b"".join(parts)
+        self._write("append", data)
+        self._end += len(data)
+
+    def make_room(self, length: int) -> None:
+        self._write("make_room", bytes(length))
+
+    def _write(self, operation: str, data: bytes) -> None:
         with self._disk.guard:
             assert not self.closed
-            data = b"".join(parts)
             try:
-                self._disk.called("append", self._path)
+                self._disk.called(operation, self._path)
             except OSError:
                 # A failing write may have written some of it.
                 self._inode.write(self._end, data[: self._disk.rng.randrange(len(data) + 1)])
-                raise
-            self._inode.write(self._end, data)
-            self._end += len(data)
-
-    def make_room(self, length: int) -> None:
-        with self._disk.guard:
-            assert not self.closed
-            data = bytes(length)
-            try:
-                self._disk.called("make_room", self._path)
-            except OSError:
-                self._inode.write(self._end, data[: self._disk.rng.randrange(length + 1)])
                 raise
             self._inode.write(self._end, data)
 

@@ -561,8 +561,8 @@ LOG = (
         "the log is not synced under load",
         "nothing acknowledged is lost when the power goes",
         "wal/writer.py",
-        "        self._sync_file()\n        self._synced = self._written\n",
-        "        self._synced = self._written\n",
+        "            self._sync_file()\n\n    def _sync_file(",
+        "            self._synced = self._written\n            self._unsynced.clear()\n\n    def _sync_file(",
     ),
 )
 

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+from server.wal.runner import Work
+
 _LIFE: contextvars.ContextVar[Life] = contextvars.ContextVar("life")
 START_NS = 1_700_000_000_000_000_000
 
@@ -312,48 +314,38 @@ class LoopRunner:
         self._is_due = False
         self._has_stopped = False
         self._timer: Handle | None = None
-        self._step: Callable[[list[Any]], bool]
-        self._hear: Callable[[Any], None]
-        self._wait_seconds: Callable[[], float | None]
-        self._is_last: Callable[[Any], bool]
+        self._work: Work[Any, Any]
 
-    def start(
-        self,
-        step: Callable[[list[Any]], bool],
-        *,
-        hear: Callable[[Any], None],
-        wait_seconds: Callable[[], float | None],
-        is_last: Callable[[Any], bool],
-    ) -> None:
-        self._step, self._hear, self._wait_seconds, self._is_last = step, hear, wait_seconds, is_last
+    def start(self, work: Work[Any, Any]) -> None:
+        self._work = work
 
     def put(self, commands: Any) -> None:
         self._waiting.extend(commands)
         if not self._is_due:
             self._is_due = True
-            self._loop.call_later(self._disk_seconds(), self._work)
+            self._loop.call_later(self._disk_seconds(), self._go)
 
     def tell(self, news: Any) -> None:
-        self._loop.call_soon(self._hear, news)
+        self._loop.call_soon(self._work.hear, news)
 
     async def join(self) -> None:
         assert self._has_stopped
 
-    def _work(self) -> None:
+    def _go(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._has_stopped:
             return
-        cut = next((at + 1 for at, each in enumerate(self._waiting) if self._is_last(each)), len(self._waiting))
+        cut = next((at + 1 for at, each in enumerate(self._waiting) if self._work.is_last(each)), len(self._waiting))
         batch, self._waiting = self._waiting[:cut], self._waiting[cut:]
         self._is_due = False
-        if not self._step(batch):
+        if not self._work.step(batch):
             self._has_stopped = True
             return
-        wait = self._wait_seconds()
+        wait = self._work.wait_seconds()
         if self._waiting:
             self._is_due = True
-            self._loop.call_later(self._disk_seconds(), self._work)
+            self._loop.call_later(self._disk_seconds(), self._go)
         elif wait is not None:
-            self._timer = self._loop.call_later(wait, self._work)
+            self._timer = self._loop.call_later(wait, self._go)

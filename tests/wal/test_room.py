@@ -158,7 +158,7 @@ async def test_without_space_for_it_the_log_goes_on_until_the_next_segment() -> 
     while log.segment_count == 1:
         await log.append(entry(b"%d" % number))
         number += 1
-    assert recovered(disk.after_kill())[0].survey.segments[0].room_bytes == 0
+    assert recovered(disk.after_kill())[0].survey.segments[0].size == size_of(disk)
     assert calls(disk, before).count("make_room") == 2
     assert bodies(recovered(disk.after_power_cut(None))[1]) == [b"%d" % each for each in range(number)]
     await log.close()
